@@ -1,0 +1,28 @@
+//! Where the trainer's base-model products come from: encrypted workers, or plain f32 weights.
+
+use protocol::model::{Direction, LinearId};
+
+/// Computes a base-model product for the owner's model.
+///
+/// Calls block the calling thread (a worker thread of the trainer, never an actor's).
+pub trait LinearBackend: Send + Sync + 'static {
+    /// `rows` is `tokens × inner`, row-major; returns `tokens × outer`, row-major, where inner and outer are the
+    /// dimensions of `linear` along `direction`.
+    ///
+    /// # Errors
+    /// When no worker could compute the product.
+    fn apply(&self, linear: LinearId, direction: Direction, rows: &[f32], tokens: usize)
+    -> Result<Vec<f32>, BackendError>;
+}
+
+/// Why a product could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{linear} {direction:?}: {why}")]
+pub struct BackendError {
+    /// The served matrix.
+    pub linear: LinearId,
+    /// Which way.
+    pub direction: Direction,
+    /// What happened.
+    pub why: String,
+}

@@ -1,0 +1,5 @@
+//! The actors of an owner and of a worker. They know no sockets: the network is a [`transport::Transport`].
+
+pub mod backend;
+pub mod transport;
+pub mod worker;

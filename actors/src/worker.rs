@@ -1,0 +1,1 @@
+//! A worker: [`crate::transport::WorkerService`] over its shard store and executors.

@@ -1,0 +1,16 @@
+//! The encryption scheme: column-packed module-RLWE with one-time secrets, whose matrix product is a plain
+//! integer matrix product (DESIGN of record; Bae, Cheon, Hanrot, Park, Stehlé, CRYPTO 2024).
+//!
+//! The way of one product, in the order of the modules:
+//!
+//! 1. [`params`] names a parameter set and the bytes of its answer;
+//! 2. the owner expands the public mask from a seed and encrypts its rows, keeping a one-time secret;
+//! 3. the worker expands the same mask, multiplies mask and body by its int8 weights and switches the
+//!    modulus of the result;
+//! 4. the owner decrypts the switched tiles with the only ticket there is.
+
+pub mod params;
+pub mod planes;
+
+pub use params::{ParameterSet, Precision};
+pub use planes::{Planes, ProductTile};

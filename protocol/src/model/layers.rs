@@ -1,0 +1,74 @@
+//! The layer table: which linear layers of a Llama are served, fused where they share an input.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A fused group of projections of one transformer layer: one encrypted product each way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// `q_proj | k_proj | v_proj`, concatenated along the output.
+    Qkv,
+    /// `o_proj`.
+    O,
+    /// `gate_proj | up_proj`, concatenated along the output.
+    GateUp,
+    /// `down_proj`.
+    Down,
+}
+
+impl Group {
+    /// The groups of a layer in the order of the forward pass.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+}
+
+/// One served matrix: a fused group of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LinearId {
+    /// Transformer layer, from 0.
+    pub layer: u16,
+    /// Which group of it.
+    pub group: Group,
+}
+
+impl fmt::Display for LinearId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let group = match self.group {
+            Group::Qkv => "qkv",
+            Group::O => "o",
+            Group::GateUp => "gate_up",
+            Group::Down => "down",
+        };
+        write!(f, "layer {} {group}", self.layer)
+    }
+}
+
+/// Which way a product goes: `X·W`, or `dY·Wᵀ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Activations times the weights.
+    Forward,
+    /// Output gradients times the transposed weights.
+    Backward,
+}
+
+/// Dimensions of a served matrix, `d_in × d_out`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LinearShape {
+    /// Features that go in on the forward pass.
+    pub d_in: usize,
+    /// Features that come out on the forward pass.
+    pub d_out: usize,
+}
+
+impl LinearShape {
+    /// `(inner, outer)` dimension of the product in a direction: what is summed over, what comes out.
+    pub fn along(self, direction: Direction) -> (usize, usize) {
+        match direction {
+            Direction::Forward => (self.d_in, self.d_out),
+            Direction::Backward => (self.d_out, self.d_in),
+        }
+    }
+}

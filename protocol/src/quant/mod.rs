@@ -1,0 +1,1 @@
+//! From floating point to the integers that are encrypted and multiplied, and back.

@@ -1,0 +1,167 @@
+//! Versioned messages. Small ones (offer, assign, health) are one request and one reply; a product is a stream:
+//! a [`ProductHeader`] and the body's planes one way, [`TileHeader`]s with their planes, or an error, the other.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::he::Precision;
+use crate::model::{Direction, LinearId};
+
+/// Version of every message in this module; peers of another version are refused by name.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Digest of a model: its weights and all that changes the served matrices.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ModelDigest(pub [u8; 32]);
+
+impl std::fmt::Display for ModelDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for ModelDigest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ModelDigest({self})")
+    }
+}
+
+/// What an owner asks of a worker outside of products.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// What do you serve, and how fast?
+    Offer {
+        /// [`PROTOCOL_VERSION`] of the owner.
+        version: u32,
+    },
+    /// Load these layers and serve them to me.
+    Assign {
+        /// The model that the owner means.
+        model: ModelDigest,
+        /// Contiguous transformer layers.
+        layers: Range<u16>,
+    },
+    /// How far is the loading, and what have you done?
+    Health,
+    /// I no longer need my layers.
+    Release,
+}
+
+/// A worker's answer to a [`ControlRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ControlReply {
+    /// Answer to `Offer`.
+    Offer(WorkerOffer),
+    /// Answer to `Assign`: loading has begun (or is done already); ask `Health` for its progress.
+    Assigned,
+    /// Answer to `Health`.
+    Health(WorkerHealth),
+    /// Answer to `Release`.
+    Released,
+    /// The request is refused.
+    Refused(Refusal),
+}
+
+/// What a worker offers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerOffer {
+    /// [`PROTOCOL_VERSION`] of the worker.
+    pub version: u32,
+    /// The model that it has on disk.
+    pub model: ModelDigest,
+    /// Transformer layers of that model.
+    pub layers: u16,
+    /// Where products are computed.
+    pub devices: Vec<DeviceOffer>,
+}
+
+/// One device of a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceOffer {
+    /// Its name, e.g. `cpu (avx2)`.
+    pub name: String,
+    /// Memory free for layers, bytes.
+    pub memory_bytes: u64,
+    /// Measured speed of the integer product: multiply-accumulates of a value mod 2^24 by an int8 weight, per second.
+    pub macs_per_second: f64,
+}
+
+/// How a worker does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerHealth {
+    /// Layers assigned to this owner.
+    pub layers: Range<u16>,
+    /// Layers of them that are loaded; serving begins when all are.
+    pub loaded: u16,
+    /// Why loading failed, if it did.
+    pub failure: Option<String>,
+    /// Products served so far.
+    pub calls: u64,
+    /// Seconds spent in products so far.
+    pub busy_seconds: f64,
+    /// Largest resident memory of the process so far, bytes.
+    pub peak_rss_bytes: u64,
+}
+
+/// Why a worker refuses a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Other protocol version.
+    #[error("the worker speaks protocol version {0}")]
+    Version(u32),
+    /// Other model.
+    #[error("the worker serves model {0}")]
+    Model(ModelDigest),
+    /// Layers that the model does not have, or that are not assigned, or that are still loading.
+    #[error("the worker does not serve {0}")]
+    Layers(String),
+    /// Not enough memory, too many owners, too many calls.
+    #[error("the worker has no capacity: {0}")]
+    Capacity(String),
+    /// A header that contradicts itself or the model.
+    #[error("the worker refused the request: {0}")]
+    Malformed(String),
+    /// Something failed on the worker's side.
+    #[error("the worker failed: {0}")]
+    Failed(String),
+}
+
+/// Head of an encrypted product: everything that the worker needs but the body's planes, which follow it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProductHeader {
+    /// [`PROTOCOL_VERSION`] of the owner.
+    pub version: u32,
+    /// The owner's number of this call.
+    pub call: u64,
+    /// The served matrix.
+    pub linear: LinearId,
+    /// `X·W` or `dY·Wᵀ`.
+    pub direction: Direction,
+    /// Parameter set and bytes of an output value.
+    pub precision: Precision,
+    /// Seed of the public mask.
+    pub seed: [u8; 32],
+    /// Rows of the body.
+    pub tokens: u32,
+}
+
+/// Head of one tile of a product's answer; the mask's planes and then the body's planes follow it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TileHeader {
+    /// The call that this answers.
+    pub call: u64,
+    /// First output column.
+    pub first_column: u32,
+    /// Number of output columns.
+    pub columns: u32,
+}
+
+/// What comes before each part of a product's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ProductReply {
+    /// A tile follows.
+    Tile(TileHeader),
+    /// The product is refused or failed; nothing follows.
+    Refused(Refusal),
+}

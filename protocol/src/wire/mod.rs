@@ -1,0 +1,3 @@
+//! What travels between owner and worker.
+
+pub mod messages;
