@@ -1,5 +1,6 @@
 //! The actors of an owner and of a worker. They know no sockets: the network is a [`transport::Transport`].
 
 pub mod backend;
+pub mod data;
 pub mod transport;
 pub mod worker;
