@@ -30,6 +30,9 @@ pub struct ProductRequest {
     pub header: ProductHeader,
     /// The body, `set.limbs() × tokens × inner dimension`.
     pub body: Arc<Planes>,
+    /// Columns of the answer. It does not travel: the owner knows it from the layer table, the worker from
+    /// [`WorkerService::admit`], and tiles are checked against it before anything is allocated for them.
+    pub outer: usize,
 }
 
 /// Tiles of an answer as they come; the channel ends after the last tile or after the first error.
