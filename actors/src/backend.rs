@@ -2,6 +2,8 @@
 
 use protocol::model::{Direction, LinearId};
 
+use crate::transport::Traffic;
+
 /// Computes a base-model product for the owner's model.
 ///
 /// Calls block the calling thread (a worker thread of the trainer, never an actor's).
@@ -11,8 +13,18 @@ pub trait LinearBackend: Send + Sync + 'static {
     ///
     /// # Errors
     /// When no worker could compute the product.
-    fn apply(&self, linear: LinearId, direction: Direction, rows: &[f32], tokens: usize)
-    -> Result<Vec<f32>, BackendError>;
+    fn apply(
+        &self,
+        linear: LinearId,
+        direction: Direction,
+        rows: &[f32],
+        tokens: usize,
+    ) -> Result<Vec<f32>, BackendError>;
+
+    /// Bytes exchanged with workers so far; none where products are computed by the owner itself.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
 }
 
 /// Why a product could not be had.

@@ -35,6 +35,22 @@ pub struct ProductRequest {
     pub outer: usize,
 }
 
+/// Bytes that an owner exchanged with its workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes to the workers.
+    pub up: u64,
+    /// Bytes from the workers.
+    pub down: u64,
+}
+
+impl Traffic {
+    /// What was exchanged since an earlier reading.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { up: self.up.saturating_sub(earlier.up), down: self.down.saturating_sub(earlier.down) }
+    }
+}
+
 /// Tiles of an answer as they come; the channel ends after the last tile or after the first error.
 pub type TileStream<E> = mpsc::Receiver<Result<ProductTile, E>>;
 
@@ -80,6 +96,9 @@ pub trait Transport: Send + Sync + 'static {
         worker: &PeerName,
         request: ProductRequest,
     ) -> Result<TileStream<TransportError>, TransportError>;
+
+    /// Bytes exchanged so far, headers included.
+    fn traffic(&self) -> Traffic;
 }
 
 /// A worker as the network sees it: what serves the two protocols.

@@ -60,9 +60,7 @@ impl Planes {
 
     /// The value at `(row, column)` as an unsigned integer.
     pub fn value(&self, row: usize, column: usize) -> u64 {
-        (0..self.limbs)
-            .map(|limb| u64::from(self.plane(limb)[row * self.columns + column]) << (8 * limb))
-            .sum()
+        (0..self.limbs).map(|limb| u64::from(self.plane(limb)[row * self.columns + column]) << (8 * limb)).sum()
     }
 
     /// Sets the value at `(row, column)` to `value mod 2^(8·limbs)`.
