@@ -1,1 +1,3 @@
-//! x
+//! The velum node as a library: what the binary `node` runs, one module a job.
+
+pub mod report;

@@ -1,0 +1,152 @@
+//! What a training run leaves behind for its owner besides the adapter: `report.json`, `loss.svg`, and the figures
+//! about this process that go into them.
+//!
+//! Both files appear whole or not at all, so that a run that is killed while it writes leaves the last good ones.
+
+mod atomic;
+mod plot;
+mod process;
+
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::Context;
+use protocol::he::ParameterSet;
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use atomic::write_atomically;
+pub use plot::loss_svg;
+pub use process::{cpu_seconds, peak_rss_bytes, peak_rss_bytes_of};
+
+/// File name of the report in the output folder.
+pub const REPORT_FILE: &str = "report.json";
+/// File name of the plot in the output folder.
+pub const PLOT_FILE: &str = "loss.svg";
+
+/// All that a run measured, as `report.json` holds it. A loss that is not finite is `null` there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this program.
+    pub velum_version: String,
+    /// Name of the model, for people.
+    pub model: String,
+    /// Digest of the model in hexadecimal: what owner and workers agree on.
+    pub model_digest: String,
+    /// `encrypted` or `plain`.
+    pub backend: String,
+    /// Parameter sets in use, cheapest first; none with the plain backend.
+    pub parameter_sets: Vec<ParameterSet>,
+    /// Seed of adapters, data order and dropout.
+    pub seed: u64,
+    /// Mean loss per token on the held-out examples before the first step; `None` without held-out examples.
+    pub eval_loss_before: Option<f64>,
+    /// The same after the last step.
+    pub eval_loss_after: Option<f64>,
+    /// Every evaluation, the first and the last included.
+    pub evaluations: Vec<EvaluationReport>,
+    /// Every optimiser step.
+    pub steps: Vec<StepReport>,
+    /// Where the seconds of all steps went.
+    pub time: TimeBreakdown,
+    /// The workers that served; empty with the plain backend.
+    pub workers: Vec<WorkerReport>,
+    /// Largest resident memory of the owner's process, bytes.
+    pub owner_peak_rss_bytes: u64,
+    /// User and system time of the owner's process, seconds over all cores.
+    pub owner_cpu_seconds: f64,
+}
+
+/// One optimiser step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Number of the step, from 1.
+    pub step: u32,
+    /// Mean training loss per scored token.
+    #[serde(deserialize_with = "loss")]
+    pub loss: f64,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// Tokens that went through the model, scored or not.
+    pub tokens: u64,
+    /// Bytes sent to workers.
+    pub bytes_up: u64,
+    /// Bytes received from workers.
+    pub bytes_down: u64,
+}
+
+/// The loss on the held-out examples after some number of steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationReport {
+    /// Steps done before it; 0 is the untouched model.
+    pub step: u32,
+    /// Mean loss per scored token.
+    #[serde(deserialize_with = "loss")]
+    pub loss: f64,
+}
+
+/// Seconds of the run by activity. With several micro-batches in flight the activities overlap, so that their sum may
+/// exceed the wall clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimeBreakdown {
+    /// Encoding and encryption.
+    pub encrypt_seconds: f64,
+    /// From handing a ciphertext to the transport until its product is back whole.
+    pub transport_and_multiply_seconds: f64,
+    /// The part of the former in which workers multiplied, as they say themselves.
+    pub multiply_seconds: f64,
+    /// Decryption and decoding.
+    pub decrypt_seconds: f64,
+    /// The owner's own arithmetic: norms, attention, adapters, head, loss, optimiser.
+    pub own_seconds: f64,
+}
+
+/// What one worker did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Its libp2p peer id.
+    pub peer_id: String,
+    /// Transformer layers that it served.
+    pub layers: Range<u16>,
+    /// The device that computed, as the worker names it.
+    pub device: String,
+    /// Products that it served.
+    pub calls: u64,
+    /// Seconds that it spent in products, as it says itself.
+    pub busy_seconds: f64,
+    /// Its process's largest resident memory in bytes, as it says itself.
+    pub peak_rss_bytes: u64,
+}
+
+impl Report {
+    /// Writes `report.json` and `loss.svg` into the existing folder `out`.
+    ///
+    /// # Errors
+    /// When a file cannot be written; the message names it. A file that was there before is then still there.
+    pub fn write(&self, out: &Path) -> anyhow::Result<()> {
+        let mut json = serde_json::to_vec_pretty(self).context("report.json")?;
+        json.push(b'\n');
+        write_atomically(&out.join(REPORT_FILE), &json)?;
+        let training: Vec<_> = self.steps.iter().map(|step| (step.step, step.loss)).collect();
+        let evaluation: Vec<_> = self.evaluations.iter().map(|eval| (eval.step, eval.loss)).collect();
+        let title = format!("{} ({} backend)", self.model, self.backend);
+        write_atomically(&out.join(PLOT_FILE), loss_svg(&title, &training, &evaluation)?.as_bytes())
+    }
+
+    /// Reads the report in the folder `out`.
+    ///
+    /// # Errors
+    /// When there is none or it is not a report.
+    pub fn read(out: &Path) -> anyhow::Result<Self> {
+        let path = out.join(REPORT_FILE);
+        let json = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        serde_json::from_slice(&json).with_context(|| format!("{} is not a report", path.display()))
+    }
+}
+
+/// JSON has no NaN: a loss that is not finite is written as `null` and read back as NaN.
+fn loss<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests;

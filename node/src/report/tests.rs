@@ -1,0 +1,130 @@
+//! The files as a reader sees them.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+
+fn report() -> Report {
+    let steps = (1..=3).map(|step| StepReport {
+        step,
+        loss: 3.0 / f64::from(step),
+        seconds: 4.5,
+        tokens: 1024,
+        bytes_up: 7_000_000_000,
+        bytes_down: 5,
+    });
+    Report {
+        velum_version: "0.1.0".into(),
+        model: "A <model> & \"more\"".into(),
+        model_digest: "ab".repeat(32),
+        backend: "encrypted".into(),
+        parameter_sets: vec![ParameterSet::P24, ParameterSet::P32],
+        seed: u64::MAX,
+        eval_loss_before: Some(3.1),
+        eval_loss_after: None,
+        evaluations: vec![EvaluationReport { step: 0, loss: 3.1 }],
+        steps: steps.collect(),
+        time: TimeBreakdown { encrypt_seconds: 1.0, ..TimeBreakdown::default() },
+        workers: vec![WorkerReport {
+            peer_id: "12D3".into(),
+            layers: 0..10,
+            device: "cpu (avx2)".into(),
+            calls: 12,
+            busy_seconds: 0.5,
+            peak_rss_bytes: 1 << 30,
+        }],
+        owner_peak_rss_bytes: 1 << 31,
+        owner_cpu_seconds: 6.5,
+    }
+}
+
+#[test]
+fn json_has_the_documented_fields() {
+    let out = tempfile::tempdir().unwrap();
+    report().write(out.path()).unwrap();
+    let text = std::fs::read_to_string(out.path().join("report.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        json["steps"][1],
+        serde_json::json!({"step": 2, "loss": 1.5, "seconds": 4.5, "tokens": 1024, "bytes_up": 7_000_000_000_u64,
+                           "bytes_down": 5})
+    );
+    assert_eq!(json["parameter_sets"], serde_json::json!(["p24", "p32"]));
+    assert_eq!(json["eval_loss_before"], 3.1);
+    assert!(json["eval_loss_after"].is_null());
+    assert_eq!(json["evaluations"], serde_json::json!([{"step": 0, "loss": 3.1}]));
+    assert_eq!(json["seed"], u64::MAX);
+    let worker = &json["workers"][0];
+    assert_eq!(worker["layers"], serde_json::json!({"start": 0, "end": 10}));
+    for field in ["peer_id", "device", "calls", "busy_seconds", "peak_rss_bytes"] {
+        assert!(!worker[field].is_null(), "{field}");
+    }
+    for field in ["velum_version", "model", "model_digest", "backend", "owner_peak_rss_bytes", "owner_cpu_seconds"] {
+        assert!(!json[field].is_null(), "{field}");
+    }
+    for activity in ["encrypt", "transport_and_multiply", "multiply", "decrypt", "own"] {
+        assert!(json["time"][format!("{activity}_seconds")].is_number(), "{activity}");
+    }
+    assert_eq!(Report::read(out.path()).unwrap(), report());
+}
+
+#[test]
+fn a_diverged_run_can_still_be_written_and_read() {
+    let out = tempfile::tempdir().unwrap();
+    let mut diverged = report();
+    diverged.steps[2].loss = f64::NAN;
+    diverged.evaluations[0].loss = f64::INFINITY;
+    diverged.write(out.path()).unwrap();
+    let read = Report::read(out.path()).unwrap();
+    assert!(read.steps[2].loss.is_nan() && read.evaluations[0].loss.is_nan());
+    assert_eq!(read.steps[..2], report().steps[..2]);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_leaves_the_last_one() {
+    let out = tempfile::tempdir().unwrap();
+    report().write(out.path()).unwrap();
+    // The rename onto a folder fails, and so does the temporary file in a folder that is not there.
+    std::fs::remove_file(out.path().join(PLOT_FILE)).unwrap();
+    std::fs::create_dir(out.path().join(PLOT_FILE)).unwrap();
+    let error = report().write(out.path()).unwrap_err();
+    assert!(error.to_string().contains("loss.svg"), "{error}");
+    let mut names: Vec<_> = std::fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["loss.svg", "report.json"], "a temporary file was left behind");
+    assert_eq!(Report::read(out.path()).unwrap(), report());
+    assert!(report().write(&out.path().join("missing")).unwrap_err().to_string().contains("report.json"));
+}
+
+#[test]
+fn plot_draws_both_curves_and_escapes_its_title() {
+    let training: Vec<_> = (1..=20).map(|step| (step, 2.0 - 0.03 * f64::from(step))).collect();
+    let svg = loss_svg("<model> & more", &training, &[(0, 2.1), (20, 1.5)]).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    assert!(svg.contains("&lt;model&gt; &amp; more") && !svg.contains("<model>"));
+    for text in ["optimiser step", "mean loss per token", "training", "evaluation (held out)"] {
+        assert!(svg.contains(text), "{text}");
+    }
+    // One marker a point, and one in the legend for each curve.
+    assert_eq!(svg.matches("<circle").count(), 20 + 2 + 2);
+}
+
+#[test]
+fn plot_leaves_out_what_is_not_a_number() {
+    let svg = loss_svg("t", &[(1, f64::NAN), (2, 1.0), (3, f64::INFINITY), (4, f64::NEG_INFINITY)], &[]).unwrap();
+    assert_eq!(svg.matches("<circle").count(), 1 + 1);
+    assert!(!svg.contains("NaN") && !svg.contains("inf"));
+    assert!(!svg.contains("evaluation"));
+}
+
+#[test]
+fn plot_of_nothing_says_so_and_any_single_point_is_drawn() {
+    assert!(loss_svg("t", &[], &[]).unwrap().contains("no step was finished"));
+    assert!(loss_svg("t", &[(1, f64::NAN)], &[]).unwrap().contains("no step was finished"));
+    for loss in [0.0, 1e-30, -1.0, 2.5, 1e30, f64::MAX, f64::MIN] {
+        let svg = loss_svg("t", &[(1, loss)], &[]).unwrap();
+        assert_eq!(svg.matches("<circle").count(), 2, "{loss}");
+        assert!(!svg.contains("NaN") && !svg.contains("inf"), "{loss}");
+    }
+    assert_eq!(loss_svg("t", &[(0, f64::MAX), (u32::MAX, f64::MIN)], &[]).unwrap().matches("<circle").count(), 3);
+}
