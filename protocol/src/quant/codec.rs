@@ -1,0 +1,165 @@
+//! The owner's two ends of a product: rows to what is encrypted, decrypted values to outputs.
+//!
+//! Forward, `Y = X·W`: rotate by `Q_in`, choose steps, (encrypt, multiply, decrypt,) multiply by the column scales,
+//! un-rotate by `Q_outᵀ`. Backward, `dX = dY·Wᵀ`: rotate by `Q_out`, multiply by the scales, which belong to rotated
+//! columns, choose steps, (…,) un-rotate by `Q_inᵀ`.
+//!
+//! Each row is first brought to a largest magnitude in [1, 2) by a power of two, which is exact and is taken back
+//! at the very end. Thus rows of denormals or of 1e38 neither vanish nor overflow inside the transforms.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::encoding::{not_finite, room_for, step_of};
+use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
+use crate::he::Precision;
+use crate::model::Direction;
+
+/// Values that are worth a task of their own.
+const VALUES_PER_TASK: usize = 1 << 14;
+
+/// Turns rows into what is encrypted, and decrypted values into outputs, for one served matrix in one direction.
+/// Cheap to keep: rotations are shared.
+#[derive(Clone, Debug)]
+pub struct ProductCodec {
+    direction: Direction,
+    inner: Arc<Rotation>,
+    outer: Arc<Rotation>,
+    /// The matrix's scales over `2^scale_exponent`, so that the largest is in [1, 2).
+    scales: Vec<f32>,
+    scale_exponent: i32,
+    max_norm: f64,
+    room: f64,
+}
+
+/// Rows ready to be encrypted.
+#[derive(Debug)]
+pub struct Prepared {
+    /// `tokens × inner`, row-major: rotated and scaled rows.
+    pub rows: Vec<f32>,
+    /// κ of each of these rows: the message is `round(κ·row)` in f64, and a decrypted value over κ is a value of the
+    /// product. 0 for a row of zeros.
+    pub steps: Vec<f64>,
+    /// What [`ProductCodec::finish`] needs to know of the rows.
+    pub scales: RowScales,
+}
+
+/// The power of two that was taken out of each row; 0 for a row of zeros, whose result is exact zeros.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowScales(Vec<f64>);
+
+impl RowScales {
+    /// Rows that they belong to.
+    pub fn tokens(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl ProductCodec {
+    /// The codec of one served matrix in one direction at one precision.
+    ///
+    /// # Errors
+    /// Metadata that contradicts itself, or a precision that leaves no room for a message.
+    pub fn new(meta: &LinearMeta, direction: Direction, precision: Precision) -> Result<Self, QuantError> {
+        let (inner, outer) = meta.shape.along(direction);
+        if inner == 0 || outer == 0 {
+            return Err(QuantError::Metadata("a dimension is zero"));
+        }
+        if meta.scales.len() != meta.shape.d_out {
+            let (found, expected) = (meta.scales.len(), meta.shape.d_out);
+            return Err(QuantError::Length { what: "the scales", found, expected });
+        }
+        if meta.scales.iter().any(|scale| !(scale.is_finite() && *scale >= 0.0)) {
+            return Err(QuantError::Metadata("a scale is negative or no finite number"));
+        }
+        let max_norm = meta.max_norm(direction);
+        let room = room_for(precision, inner, max_norm)?;
+        let scale_exponent = exponent(largest_magnitude(&meta.scales));
+        let down = power_of_two(-scale_exponent);
+        let scales = meta.scales.iter().map(|&scale| (f64::from(scale) * down) as f32).collect();
+        let (inner, outer) = (Rotation::cached(inner), Rotation::cached(outer));
+        Ok(Self { direction, inner, outer, scales, scale_exponent, max_norm, room })
+    }
+
+    /// `rows` (`tokens × inner` row-major) to what is encrypted.
+    ///
+    /// # Errors
+    /// A length other than `tokens·inner`; a row with NaN or an infinity, by its number.
+    pub fn prepare(&self, rows: &[f32], tokens: usize) -> Result<Prepared, QuantError> {
+        let inner = self.inner.dimension();
+        check_length("the rows", rows.len(), tokens, inner)?;
+        let mut prepared = vec![0.0_f32; rows.len()];
+        let steps_and_scales: Vec<(f64, f64)> = prepared
+            .par_chunks_mut(inner)
+            .zip(rows.par_chunks(inner))
+            .enumerate()
+            .with_min_len((VALUES_PER_TASK / inner).max(1))
+            .map(|(row, (to, from))| self.prepare_row(from, to).ok_or_else(|| not_finite(row, from)))
+            .collect::<Result<_, _>>()?;
+        let (steps, scales) = steps_and_scales.into_iter().unzip();
+        Ok(Prepared { rows: prepared, steps, scales: RowScales(scales) })
+    }
+
+    /// Step and scale of a row, which goes to `to`; `None` if it is not finite.
+    fn prepare_row(&self, from: &[f32], to: &mut [f32]) -> Option<(f64, f64)> {
+        let top = largest_magnitude(from);
+        if !top.is_finite() {
+            return None;
+        }
+        if top == 0.0 {
+            return Some((0.0, 0.0));
+        }
+        let taken = exponent(top);
+        let down = power_of_two(-taken);
+        to.iter_mut().zip(from).for_each(|(to, &from)| *to = (f64::from(from) * down) as f32);
+        self.inner.rotate(to);
+        if self.direction == Direction::Backward {
+            to.iter_mut().zip(&self.scales).for_each(|(value, scale)| *value *= scale);
+        }
+        let step = step_of(to, self.max_norm, self.room)?;
+        Some((step, if step == 0.0 { 0.0 } else { power_of_two(taken + self.scale_exponent) }))
+    }
+
+    /// Decrypted values over κ (`tokens × outer` row-major) to the product's outputs, in place.
+    ///
+    /// # Errors
+    /// A length other than `tokens·outer`.
+    pub fn finish(&self, out: &mut [f32], scales: &RowScales) -> Result<(), QuantError> {
+        let outer = self.outer.dimension();
+        check_length("the product", out.len(), scales.tokens(), outer)?;
+        out.par_chunks_mut(outer)
+            .zip(&scales.0)
+            .with_min_len((VALUES_PER_TASK / outer).max(1))
+            .for_each(|(row, &row_scale)| self.finish_row(row, row_scale));
+        Ok(())
+    }
+
+    fn finish_row(&self, row: &mut [f32], row_scale: f64) {
+        if row_scale == 0.0 {
+            row.fill(0.0);
+            return;
+        }
+        if self.direction == Direction::Forward {
+            row.iter_mut().zip(&self.scales).for_each(|(value, scale)| *value *= scale);
+        }
+        self.outer.rotate_back(row);
+        row.iter_mut().for_each(|value| *value = (f64::from(*value) * row_scale) as f32);
+    }
+}
+
+fn check_length(what: &'static str, found: usize, tokens: usize, width: usize) -> Result<(), QuantError> {
+    let expected = tokens.checked_mul(width).unwrap_or(usize::MAX);
+    if found == expected { Ok(()) } else { Err(QuantError::Length { what, found, expected }) }
+}
+
+/// `⌊log2 v⌋` of a positive number, 0 of zero.
+fn exponent(v: f32) -> i32 {
+    // Every positive f32, denormals too, is a normal f64.
+    if v == 0.0 { 0 } else { (f64::from(v).to_bits() >> 52) as i32 - 1023 }
+}
+
+/// `2^e`, `|e| ≤ 1022`.
+fn power_of_two(e: i32) -> f64 {
+    f64::from_bits(((1023 + e) as u64) << 52)
+}

@@ -1,0 +1,128 @@
+//! The finest integer step that cannot wrap.
+//!
+//! A row `x` of `d` features is encrypted as the integers `m = round(κ·x)`, and the product with an int8 column
+//! `w` is known mod `q` only, so it must stay within ±q/2 with all the noise it picks up. A finer step κ means a
+//! smaller relative error; [`encoding_steps`] returns the finest one for which *no* row, column, error, mask or
+//! secret leads to a wrap.
+//!
+//! # Why no output wraps
+//!
+//! Let `M ≥ ‖w_j‖₂` for every column `w_j`, `n = k·N` the mask's rows, and `d_s` the bits that the worker's modulus
+//! switching drops. The decrypted value of column `j`, as an integer before reduction mod `q`, is
+//!
+//! ```text
+//! v = Σ_i (m_i + e_i)·w_ij + 2^d_s·(δ_b − Σ_{r<n} δ_r·s_r)
+//! ```
+//!
+//! with fresh errors `|e_i| ≤ η` (centred binomial), rounding errors `|δ| ≤ ½` and secrets `s_r ∈ {−1, 0, 1}`.
+//! `m_i` differs from `κ·x_i` by at most ½ for the rounding and `2^-53·|κ·x_i| ≤ 2^-6` for the product in f64, together
+//! less than [`ROUNDING`]. By Cauchy–Schwarz, and since `‖w‖₁ ≤ √d·‖w‖₂`,
+//!
+//! ```text
+//! |v| ≤ κ·‖x‖₂·M + (η + ROUNDING)·√d·M + 2^(d_s−1)·(n + 1)
+//! ```
+//!
+//! (no last term if nothing is dropped). With one unit to spare, the last two terms are [`noise_margin`], and
+//! `κ = (q/2 − margin)/(‖x‖₂·M)` gives `|v| ≤ q/2 − 1`. The norms are computed in f64 over at most
+//! [`MAX_INNER`] terms, each operation exact to `2^-53`; [`FLOAT_SLACK`] is far larger than what they can lose.
+//! Squares of f32 numbers neither overflow nor vanish in f64: from `2^-298` to `2^256`.
+//!
+//! The same κ bounds the message itself: `M ≥ 1` for a matrix with any non-zero entry, and is taken as 1
+//! for one without, so `|m_i| ≤ κ·‖x‖₂ + ROUNDING < q/2`. It takes f64 to compute `m`: f32 is exact to 24 bits only.
+
+use rayon::prelude::*;
+
+use super::QuantError;
+use crate::he::Precision;
+
+/// Largest inner dimension that the proof covers.
+pub const MAX_INNER: usize = 1 << 20;
+
+/// Bound of `|round(κ·x) − κ·x|`, the product and the rounding both done in f64.
+const ROUNDING: f64 = 0.5625;
+
+/// Relative safety on the norms; a sum of `2^20` squares in f64 is exact to `2^-32`, its root to `2^-33`.
+const FLOAT_SLACK: f64 = 1.0 / (1_u64 << 30) as f64;
+
+/// What the worst noise of a product can add to an output, in units of the modulus before switching: errors of
+/// encryption and rounding times any column of norm `max_norm` or less, modulus switching, and one unit to spare.
+pub fn noise_margin(precision: Precision, inner: usize, max_norm: f64) -> f64 {
+    let fresh = f64::from(precision.set.error_eta()) + ROUNDING;
+    let multiplied = fresh * (inner as f64).sqrt() * max_norm.max(1.0) * (1.0 + FLOAT_SLACK);
+    let switched = match precision.dropped_bits() {
+        0 => 0.0,
+        bits => f64::from(bits - 1).exp2() * (precision.set.mask_rows() + 1) as f64,
+    };
+    multiplied + switched + 1.0
+}
+
+/// `q/2 − margin`: the largest output that a message may lead to by itself. Not positive if the noise alone can wrap.
+pub fn message_room(precision: Precision, inner: usize, max_norm: f64) -> f64 {
+    f64::from(precision.set.modulus_bits() - 1).exp2() - noise_margin(precision, inner, max_norm)
+}
+
+/// The step κ of each row: the message of row `t` is `round(κ_t·x_t)`, computed in f64. A row of zeros has step 0.
+///
+/// `rows` is `tokens × inner` row-major; `max_norm` is the largest 2-norm of the int8 columns that the rows meet in
+/// this direction of the product. The module's head proves that no output wraps.
+///
+/// # Errors
+/// A row with NaN or an infinity, a length that is no multiple of `tokens`, an inner dimension above [`MAX_INNER`],
+/// or a precision whose noise leaves no room.
+pub fn encoding_steps(
+    rows: &[f32],
+    tokens: usize,
+    max_norm: f64,
+    precision: Precision,
+) -> Result<Vec<f64>, QuantError> {
+    if tokens == 0 || rows.is_empty() || !rows.len().is_multiple_of(tokens) {
+        return Err(QuantError::Length { what: "the rows", found: rows.len(), expected: tokens });
+    }
+    let inner = rows.len() / tokens;
+    let room = room_for(precision, inner, max_norm)?;
+    rows.par_chunks(inner)
+        .enumerate()
+        .with_min_len((1 << 15) / inner + 1)
+        .map(|(row, x)| step_of(x, max_norm, room).ok_or_else(|| not_finite(row, x)))
+        .collect()
+}
+
+/// [`message_room`], if there is any, for sizes and norms that the proof covers.
+pub(super) fn room_for(precision: Precision, inner: usize, max_norm: f64) -> Result<f64, QuantError> {
+    if !(max_norm.is_finite() && max_norm >= 0.0) {
+        return Err(QuantError::Metadata("the largest norm is no finite number"));
+    }
+    let room = message_room(precision, inner, max_norm);
+    if precision.is_valid() && inner <= MAX_INNER && room > 0.0 {
+        Ok(room)
+    } else {
+        Err(QuantError::NoRoom { precision, inner })
+    }
+}
+
+/// κ of one row, 0 for zeros, `None` for NaN and infinities.
+pub(super) fn step_of(x: &[f32], max_norm: f64, room: f64) -> Option<f64> {
+    let square = sum_of_squares(x);
+    if square == 0.0 {
+        return Some(0.0);
+    }
+    square.is_finite().then(|| room * (1.0 - FLOAT_SLACK) / (square.sqrt() * max_norm.max(1.0)))
+}
+
+/// The error that names the first value of a row that is not finite.
+pub(super) fn not_finite(row: usize, x: &[f32]) -> QuantError {
+    let feature = x.iter().position(|value| !value.is_finite()).unwrap_or(0);
+    QuantError::NotFiniteRow { row, feature, value: x.get(feature).copied().unwrap_or(f32::NAN) }
+}
+
+/// Sum of squares in f64, in eight lanes so that it vectorises.
+fn sum_of_squares(x: &[f32]) -> f64 {
+    let (chunks, rest) = x.as_chunks::<8>();
+    let mut lanes = [0.0_f64; 8];
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>()
+}

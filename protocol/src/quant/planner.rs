@@ -1,0 +1,120 @@
+//! The precision planner: what a parameter set does to a product, and which set is the cheapest that is good enough.
+//!
+//! All errors here are relative: root mean square of the error over that of the exact product, for rows that
+//! look Gaussian, as rotated rows do. Two things spoil a product, and they are independent:
+//!
+//! - int8 weights, whose error was measured when the matrix was made ([`LinearMeta::weight_error`]);
+//! - the ciphertext. A message has norm `‖m‖ = (q/2 − margin)/M`, `M` the largest norm of the int8 vectors; per unit
+//!   of `‖w‖²` it gathers `η/2` from encryption and `1/12` from rounding, and per output the variance of modulus
+//!   switching.
+//!
+//! Forward, output `j` has power `‖m‖²·‖w_j‖²/d_in` and noise `(1/12 + η/2)·‖w_j‖² + V`, and the owner multiplies it
+//! by its scale. Summed over outputs with weights `scale²`, whose weighted mean of `‖w_j‖²` is `C²`:
+//!
+//! ```text
+//! error² = (1/12 + η/2 + V/C²)·d_in / ‖m‖²
+//! ```
+//!
+//! Backward, the scales are in the rows, so that message feature `j` has a power in proportion to its scale squared
+//! and the outputs have `‖m‖²·C²/d_in` on average, while the noise meets the rows of the matrix, of mean square `R²`:
+//!
+//! ```text
+//! error² = ((1/12 + η/2)·R² + V)·d_in / (‖m‖²·C²)
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use super::LinearMeta;
+use super::encoding::message_room;
+use crate::he::{ParameterSet, Precision};
+use crate::model::Direction;
+
+/// A precision that misses the target is still preferred to a dearer one whose error is less than this much smaller.
+const WORTHWHILE: f64 = 1.05;
+
+/// How good a product has to be, and what may be used for it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrecisionTarget {
+    /// Largest relative error, as a multiple of that of plain 8-bit activations and weights.
+    pub factor: f64,
+    /// Use this set, whatever its error; only the bytes of its answer are planned then.
+    pub set: Option<ParameterSet>,
+}
+
+impl Default for PrecisionTarget {
+    fn default() -> Self {
+        Self { factor: 1.0, set: None }
+    }
+}
+
+/// Relative error of an encrypted product, int8 weights included; infinite where the noise alone fills the modulus.
+pub fn predicted_relative_error(precision: Precision, meta: &LinearMeta, direction: Direction) -> f64 {
+    meta.weight_error.hypot(ciphertext_error(precision, meta, direction))
+}
+
+/// Relative error of a product due to encryption, rounding of the message and modulus switching.
+fn ciphertext_error(precision: Precision, meta: &LinearMeta, direction: Direction) -> f64 {
+    let (inner, _) = meta.shape.along(direction);
+    let max_norm = meta.max_norm(direction).max(1.0);
+    let room = message_room(precision, inner, max_norm);
+    if room <= 0.0 || !precision.is_valid() {
+        return f64::INFINITY;
+    }
+    if meta.rms_column_norm == 0.0 {
+        return 0.0;
+    }
+    let message = (room / max_norm).powi(2);
+    let output = message * meta.rms_column_norm.powi(2) / meta.shape.d_in as f64;
+    let met = match direction {
+        Direction::Forward => meta.rms_column_norm,
+        Direction::Backward => meta.rms_row_norm,
+    };
+    let per_weight = 1.0 / 12.0 + f64::from(precision.set.error_eta()) / 2.0;
+    ((per_weight * met * met + switching_variance(precision)) / output).sqrt()
+}
+
+/// Variance of an output value due to modulus switching, for a secret with two thirds of its coefficients not zero.
+fn switching_variance(precision: Precision) -> f64 {
+    match precision.dropped_bits() {
+        0 => 0.0,
+        bits => f64::from(2 * bits).exp2() / 12.0 * (1.0 + 2.0 * precision.set.mask_rows() as f64 / 3.0),
+    }
+}
+
+/// Relative error of the same product in plain int8: the rows quantised symmetrically to ±127 per token, the weights
+/// as they are served, no encryption. It is what inference in 8 bits is content with, and so the default target.
+pub fn plain_w8a8_error(meta: &LinearMeta, direction: Direction) -> f64 {
+    let (inner, _) = meta.shape.along(direction);
+    let step = expected_gaussian_maximum(inner) / 127.0;
+    meta.weight_error.hypot(step / 12.0_f64.sqrt())
+}
+
+/// Expected largest magnitude of `count` standard normal numbers: that of `2·count` of them without the magnitude, by
+/// the extreme-value limit.
+fn expected_gaussian_maximum(count: usize) -> f64 {
+    const EULER_GAMMA: f64 = 0.577_215_664_901_532_9;
+    let log = (2.0 * count.max(2) as f64).ln();
+    let root = (2.0 * log).sqrt();
+    root - (log.ln() + (4.0 * std::f64::consts::PI).ln()) / (2.0 * root) + EULER_GAMMA / root
+}
+
+/// The cheapest precision whose predicted error is within the target: least work for the worker first, which is
+/// `L·(1 + n/tokens)` products and ranks the sets alike for any number of tokens, then fewest bytes of an answer.
+///
+/// Where none is within the target, the cheapest whose error is within 5 % of the smallest one to be had.
+pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -> Precision {
+    let candidates: Vec<(Precision, f64)> = ParameterSet::ALL
+        .into_iter()
+        .filter(|set| target.set.is_none_or(|forced| forced == *set))
+        .flat_map(|set| (1..=set.limbs() as u8).map(move |output_limbs| Precision { set, output_limbs }))
+        .map(|precision| (precision, predicted_relative_error(precision, meta, direction)))
+        .collect();
+    let smallest = candidates.iter().map(|(_, error)| *error).fold(f64::INFINITY, f64::min);
+    let allowed = (target.factor * plain_w8a8_error(meta, direction)).max(0.0);
+    let limit = if smallest <= allowed { allowed } else { smallest * WORTHWHILE };
+    candidates
+        .into_iter()
+        .find_map(|(precision, error)| (error <= limit).then_some(precision))
+        .unwrap_or(Precision::standard(target.set.unwrap_or(ParameterSet::P48)))
+}
