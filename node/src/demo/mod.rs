@@ -1,0 +1,3 @@
+//! The demo: a real model, an owner and three workers on one machine, with nothing to prepare.
+
+pub mod fetch;
