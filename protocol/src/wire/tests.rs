@@ -1,0 +1,327 @@
+//! The wire's bytes: golden ones, every message there and back, and bytes that nobody meant.
+#![allow(clippy::unwrap_used)]
+
+use std::ops::Range;
+
+use proptest::prelude::*;
+
+use super::messages::*;
+use super::*;
+use crate::he::{ParameterSet, Planes, Precision, ProductTile};
+use crate::model::{Direction, Group, LinearId};
+
+const DIGEST: ModelDigest = ModelDigest([0xd5; 32]);
+
+fn header() -> ProductHeader {
+    ProductHeader {
+        version: PROTOCOL_VERSION,
+        call: 300,
+        linear: LinearId { layer: 7, group: Group::GateUp },
+        direction: Direction::Backward,
+        precision: Precision::standard(ParameterSet::P32),
+        seed: [0x5e; 32],
+        tokens: 70_000,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Asserts the frame of a message, without the version that every frame begins with.
+fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, length_and_payload: &str) {
+    let frame = encode(&message).unwrap();
+    assert_eq!(hex(&frame), format!("01000000{}", length_and_payload.replace(' ', "")), "{message:?}");
+    let (prefix, payload) = frame.split_at(PREFIX_BYTES);
+    assert_eq!(payload_length(prefix.try_into().unwrap()).unwrap(), payload.len());
+    assert_eq!(decode::<M>(payload).unwrap(), message);
+}
+
+#[test]
+fn golden_bytes() {
+    let (d5, seed) = ("d5".repeat(32), "5e".repeat(32));
+    golden(ControlRequest::Offer { version: 1 }, "02000000 00 01");
+    golden(ControlRequest::Assign { model: DIGEST, layers: 3..400 }, &format!("25000000 01 {d5} 03 fb9001"));
+    golden(ControlRequest::Health, "01000000 02");
+    golden(ControlRequest::Release, "01000000 03");
+
+    let device = DeviceOffer { name: "cpu".into(), memory_bytes: 1 << 33, macs_per_second: 1.0 };
+    let offer = WorkerOffer { version: 1, model: DIGEST, layers: 30, devices: vec![device] };
+    let bytes = format!("39000000 00 01 {d5} 1e 01 03637075 fd0000000002000000 000000000000f03f");
+    golden(ControlReply::Offer(offer), &bytes);
+    golden(ControlReply::Assigned, "01000000 01");
+    let health = WorkerHealth {
+        layers: 0..10,
+        loaded: 4,
+        failure: Some("no".into()),
+        calls: 251,
+        busy_seconds: 0.5,
+        peak_rss_bytes: 250,
+    };
+    golden(ControlReply::Health(health), "14000000 02 00 0a 04 01 026e6f fbfb00 000000000000e03f fa");
+    golden(ControlReply::Released, "01000000 03");
+    golden(ControlReply::Refused(Refusal::Version(2)), "03000000 04 00 02");
+    golden(ControlReply::Refused(Refusal::Model(DIGEST)), &format!("22000000 04 01 {d5}"));
+    golden(ControlReply::Refused(Refusal::Layers("7".into())), "04000000 04 02 0137");
+    golden(ControlReply::Refused(Refusal::Capacity("7".into())), "04000000 04 03 0137");
+    golden(ControlReply::Refused(Refusal::Malformed("7".into())), "04000000 04 04 0137");
+    golden(ControlReply::Refused(Refusal::Failed("7".into())), "04000000 04 05 0137");
+
+    golden(header(), &format!("2e000000 01 fb2c01 07 02 01 01 03 {seed} fc70110100"));
+    let tile = TileHeader { call: 300, first_column: 64, columns: 32 };
+    golden(ProductReply::Tile(tile), "06000000 00 fb2c01 40 20");
+    golden(ProductReply::Refused(Refusal::Version(3)), "03000000 01 00 03");
+}
+
+#[test]
+fn a_foreign_version_or_a_length_beyond_the_limit_is_refused_by_its_prefix() {
+    assert_eq!(payload_length([2, 0, 0, 0, 1, 0, 0, 0]), Err(FrameError::Version { theirs: 2 }));
+    assert_eq!(payload_length([1, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
+    assert_eq!(payload_length([1, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
+    assert_eq!(payload_length([1, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
+    assert!(matches!(decode::<ControlReply>(&vec![0; MAX_PAYLOAD_BYTES + 1]), Err(FrameError::TooLong { .. })));
+    let long = ControlReply::Refused(Refusal::Failed("x".repeat(MAX_PAYLOAD_BYTES)));
+    assert!(matches!(encode(&long), Err(FrameError::TooLong { .. })));
+}
+
+#[test]
+fn lengths_inside_of_a_payload_are_not_believed() {
+    // A refusal whose text claims 2^62 bytes, and an offer that claims 2^40 devices.
+    let mut text = vec![4, 5, 253];
+    text.extend((1u64 << 62).to_le_bytes());
+    assert!(matches!(decode::<ControlReply>(&text), Err(FrameError::Malformed { .. })));
+    let mut devices = vec![0, 1];
+    devices.extend([0; 32]);
+    devices.extend([30, 253]);
+    devices.extend((1u64 << 40).to_le_bytes());
+    assert!(matches!(decode::<ControlReply>(&devices), Err(FrameError::Malformed { .. })));
+}
+
+#[test]
+fn trailing_bytes_and_contradictions_are_refused() {
+    let mut payload = encode(&ControlRequest::Health).unwrap().split_off(PREFIX_BYTES);
+    payload.push(0);
+    assert!(matches!(decode::<ControlRequest>(&payload), Err(FrameError::Trailing { count: 1, .. })));
+
+    let refused = |result: Result<Vec<u8>, FrameError>| matches!(result, Err(FrameError::Contradiction { .. }));
+    assert!(refused(encode(&ControlRequest::Assign { model: DIGEST, layers: 4..4 })));
+    assert!(refused(encode(&ProductHeader { tokens: 0, ..header() })));
+    let precision = Precision { set: ParameterSet::P24, output_limbs: 4 };
+    assert!(refused(encode(&ProductHeader { precision, ..header() })));
+    assert!(refused(encode(&ProductReply::Tile(TileHeader { call: 1, first_column: 0, columns: 0 }))));
+    let device = DeviceOffer { name: String::new(), memory_bytes: 0, macs_per_second: f64::NAN };
+    let offer = WorkerOffer { version: 1, model: DIGEST, layers: 1, devices: vec![device] };
+    assert!(refused(encode(&ControlReply::Offer(offer))));
+    // The same through decoding: `Assign` of layers 9..3.
+    let mut backwards = vec![1];
+    backwards.extend([0; 32]);
+    backwards.extend([9, 3]);
+    assert!(matches!(decode::<ControlRequest>(&backwards), Err(FrameError::Contradiction { .. })));
+}
+
+#[test]
+fn shapes_are_checked_before_anything_is_allocated() {
+    let limit = 1 << 30;
+    assert_eq!(PlanesShape::new(3, 10, 20, 600).unwrap().bytes(), 600);
+    assert!(PlanesShape::new(3, 10, 20, 599).is_err());
+    assert!(PlanesShape::new(3, 0, 20, limit).is_err());
+    assert!(PlanesShape::new(3, usize::MAX, 2, limit).is_err());
+    assert!(PlanesShape::new(3, usize::MAX / 3, 3, usize::MAX).is_err());
+    let huge = ProductHeader { tokens: u32::MAX, ..header() };
+    assert!(PlanesShape::of_body(&huge, 8192, limit).is_err());
+    let body = PlanesShape::of_body(&header(), 10, limit).unwrap();
+    assert!(body.fits(&Planes::zeros(4, 70_000, 10)) && !body.fits(&Planes::zeros(4, 10, 70_000)));
+}
+
+#[test]
+fn a_ledger_takes_every_column_once() {
+    let header = ProductHeader { tokens: 5, ..header() };
+    let tile = |first_column, columns| TileHeader { call: 300, first_column, columns };
+    let mut ledger = TileLedger::new(&header, 100, 1 << 20);
+    let shapes = ledger.accept(&tile(40, 20)).unwrap();
+    assert_eq!((shapes.mask.bytes(), shapes.body.bytes(), ledger.left()), (3 * 1280 * 20, 3 * 5 * 20, 80));
+    let other = TileHeader { call: 301, ..tile(0, 10) };
+    assert!(matches!(ledger.accept(&other), Err(TileError::OtherCall { ours: 300, theirs: 301 })));
+    assert!(matches!(ledger.accept(&tile(90, 11)), Err(TileError::OutOfRange { .. })));
+    assert!(matches!(ledger.accept(&tile(u32::MAX, u32::MAX)), Err(TileError::OutOfRange { .. })));
+    assert!(matches!(ledger.accept(&tile(10, 0)), Err(TileError::OutOfRange { .. })));
+    assert!(matches!(ledger.accept(&tile(0, 41)), Err(TileError::Twice(40))));
+    assert_eq!(ledger.left(), 80);
+    ledger.accept(&tile(0, 40)).unwrap();
+    ledger.accept(&tile(60, 40)).unwrap();
+    assert_eq!(ledger.left(), 0);
+    let mut small = TileLedger::new(&header, 100, 3 * 1280 * 20 - 1);
+    assert!(matches!(small.accept(&tile(0, 20)), Err(TileError::TooLarge(_))));
+}
+
+#[test]
+fn a_worker_announces_only_tiles_of_the_products_shape() {
+    let header = ProductHeader { tokens: 5, ..header() };
+    let mut ledger = TileLedger::new(&header, 100, 1 << 20);
+    let mask = Planes::zeros(3, 1280, 8);
+    let good = ProductTile { first_column: 8, mask: mask.clone(), body: Planes::zeros(3, 5, 8) };
+    assert_eq!(ledger.announce(&good).unwrap(), TileHeader { call: 300, first_column: 8, columns: 8 });
+    let bad = ProductTile { first_column: 16, mask, body: Planes::zeros(3, 6, 8) };
+    assert_eq!(ledger.announce(&bad), Err(TileError::OtherShape(16)));
+}
+
+fn text() -> impl Strategy<Value = String> {
+    ".{0,200}"
+}
+
+fn refusal() -> impl Strategy<Value = Refusal> {
+    prop_oneof![
+        any::<u32>().prop_map(Refusal::Version),
+        any::<[u8; 32]>().prop_map(|digest| Refusal::Model(ModelDigest(digest))),
+        text().prop_map(Refusal::Layers),
+        text().prop_map(Refusal::Capacity),
+        text().prop_map(Refusal::Malformed),
+        text().prop_map(Refusal::Failed),
+    ]
+}
+
+fn layers() -> impl Strategy<Value = Range<u16>> {
+    (0..u16::MAX).prop_flat_map(|start| (Just(start), start + 1..=u16::MAX)).prop_map(|(start, end)| start..end)
+}
+
+fn request() -> impl Strategy<Value = ControlRequest> {
+    prop_oneof![
+        any::<u32>().prop_map(|version| ControlRequest::Offer { version }),
+        (any::<[u8; 32]>(), layers())
+            .prop_map(|(digest, layers)| ControlRequest::Assign { model: ModelDigest(digest), layers }),
+        Just(ControlRequest::Health),
+        Just(ControlRequest::Release),
+    ]
+}
+
+fn reply() -> impl Strategy<Value = ControlReply> {
+    let device = (text(), any::<u64>(), 0.0..1e18).prop_map(|(name, memory_bytes, macs_per_second)| DeviceOffer {
+        name,
+        memory_bytes,
+        macs_per_second,
+    });
+    let offer = (any::<u32>(), any::<[u8; 32]>(), any::<u16>(), prop::collection::vec(device, 0..8)).prop_map(
+        |(version, digest, layers, devices)| WorkerOffer { version, model: ModelDigest(digest), layers, devices },
+    );
+    let health = (layers(), prop::option::of(text()), any::<u64>(), 0.0..1e9, any::<u64>()).prop_map(
+        |(layers, failure, calls, busy_seconds, peak_rss_bytes)| {
+            let loaded = layers.len() as u16 / 2;
+            WorkerHealth { layers, loaded, failure, calls, busy_seconds, peak_rss_bytes }
+        },
+    );
+    prop_oneof![
+        offer.prop_map(ControlReply::Offer),
+        health.prop_map(ControlReply::Health),
+        refusal().prop_map(ControlReply::Refused),
+        Just(ControlReply::Assigned),
+        Just(ControlReply::Released),
+    ]
+}
+
+fn product_header() -> impl Strategy<Value = ProductHeader> {
+    let precision = (0usize..3, 1u8..=6)
+        .prop_map(|(set, output_limbs)| Precision { set: ParameterSet::ALL[set], output_limbs })
+        .prop_filter("a number of limbs that the set has", |precision| precision.is_valid());
+    let linear = (any::<u16>(), 0usize..4).prop_map(|(layer, group)| LinearId { layer, group: Group::ALL[group] });
+    (any::<(u32, u64, bool, [u8; 32])>(), linear, precision, 1..u32::MAX).prop_map(
+        |((version, call, forward, seed), linear, precision, tokens)| {
+            let direction = if forward { Direction::Forward } else { Direction::Backward };
+            ProductHeader { version, call, linear, direction, precision, seed, tokens }
+        },
+    )
+}
+
+fn product_reply() -> impl Strategy<Value = ProductReply> {
+    prop_oneof![
+        (any::<(u64, u32)>(), 1..u32::MAX).prop_map(|((call, first_column), columns)| ProductReply::Tile(TileHeader {
+            call,
+            first_column,
+            columns
+        })),
+        refusal().prop_map(ProductReply::Refused),
+    ]
+}
+
+/// There and back; cut anywhere, the bytes are refused; with bytes changed, they are refused or are another
+/// message that may be sent.
+fn survives<M: Message + PartialEq + std::fmt::Debug>(
+    message: &M,
+    cut: prop::sample::Index,
+    changes: &[(prop::sample::Index, u8)],
+) -> Result<(), TestCaseError> {
+    let frame = encode(message).unwrap();
+    let (prefix, payload) = frame.split_at(PREFIX_BYTES);
+    prop_assert_eq!(payload_length(prefix.try_into().unwrap()), Ok(payload.len()));
+    prop_assert_eq!(&decode::<M>(payload).unwrap(), message);
+
+    prop_assert!(decode::<M>(&payload[..cut.index(payload.len())]).is_err());
+    let mut mutated = payload.to_vec();
+    for (at, byte) in changes {
+        mutated[at.index(payload.len())] = *byte;
+    }
+    if let Ok(other) = decode::<M>(&mutated) {
+        prop_assert!(encode(&other).is_ok());
+    }
+    Ok(())
+}
+
+fn changes() -> impl Strategy<Value = Vec<(prop::sample::Index, u8)>> {
+    prop::collection::vec(any::<(prop::sample::Index, u8)>(), 1..6)
+}
+
+proptest! {
+    #[test]
+    fn requests_survive(message in request(), cut: prop::sample::Index, changes in changes()) {
+        survives(&message, cut, &changes)?;
+    }
+
+    #[test]
+    fn replies_survive(message in reply(), cut: prop::sample::Index, changes in changes()) {
+        survives(&message, cut, &changes)?;
+    }
+
+    #[test]
+    fn product_headers_survive(message in product_header(), cut: prop::sample::Index, changes in changes()) {
+        survives(&message, cut, &changes)?;
+    }
+
+    #[test]
+    fn product_replies_survive(message in product_reply(), cut: prop::sample::Index, changes in changes()) {
+        survives(&message, cut, &changes)?;
+    }
+
+    #[test]
+    fn random_bytes_are_refused_or_valid(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(decode::<ControlRequest>(&bytes).is_err_or_encodes());
+        prop_assert!(decode::<ControlReply>(&bytes).is_err_or_encodes());
+        prop_assert!(decode::<ProductHeader>(&bytes).is_err_or_encodes());
+        prop_assert!(decode::<ProductReply>(&bytes).is_err_or_encodes());
+    }
+
+    /// However a peer cuts the columns, the ledger agrees with a plain set of columns.
+    #[test]
+    fn ledgers_agree_with_a_set(tiles in prop::collection::vec((0u32..70, 0u32..70), 0..30), outer in 1usize..64) {
+        let header = ProductHeader { tokens: 2, ..header() };
+        let mut ledger = TileLedger::new(&header, outer, 1 << 30);
+        let mut set = std::collections::BTreeSet::new();
+        for (first_column, columns) in tiles {
+            let range = first_column..first_column + columns;
+            let fits = columns > 0 && range.end as usize <= outer && range.clone().all(|column| !set.contains(&column));
+            prop_assert_eq!(ledger.accept(&TileHeader { call: 300, first_column, columns }).is_ok(), fits);
+            if fits {
+                set.extend(range);
+            }
+            prop_assert_eq!(ledger.left(), outer - set.len());
+        }
+    }
+}
+
+trait ErrOrEncodes {
+    fn is_err_or_encodes(&self) -> bool;
+}
+
+impl<M: Message> ErrOrEncodes for Result<M, FrameError> {
+    fn is_err_or_encodes(&self) -> bool {
+        self.as_ref().map_or(true, |message| encode(message).is_ok())
+    }
+}

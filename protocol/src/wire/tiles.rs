@@ -1,0 +1,144 @@
+//! The book that an owner keeps of one product's answer: which output columns have come, and how large the next
+//! tile may be.
+
+use super::messages::{ProductHeader, TileHeader};
+use super::shape::{PlanesShape, ShapeError};
+use crate::he::{Planes, Precision, ProductTile};
+
+/// Why a tile is not part of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TileError {
+    /// It answers another call.
+    #[error("a tile of call {theirs} in the answer to call {ours}")]
+    OtherCall {
+        /// The call that was asked.
+        ours: u64,
+        /// The call that the tile names.
+        theirs: u64,
+    },
+    /// It has no column, or columns that the product does not have.
+    #[error("{columns} columns from {first} of a product with {outer} columns")]
+    OutOfRange {
+        /// First column.
+        first: u32,
+        /// How many.
+        columns: u32,
+        /// Columns of the product.
+        outer: usize,
+    },
+    /// A column came before.
+    #[error("column {0} came twice")]
+    Twice(usize),
+    /// It is larger than allowed.
+    #[error("a tile too large: {0}")]
+    TooLarge(#[from] ShapeError),
+    /// Its planes do not have the shape that the product gives them (a sender's error).
+    #[error("the planes of the tile at column {0} do not have the product's shape")]
+    OtherShape(usize),
+}
+
+/// What follows a tile's header on the wire: the mask's planes, then the body's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileShapes {
+    /// First output column.
+    pub first_column: usize,
+    /// `output_limbs × k·N × columns`.
+    pub mask: PlanesShape,
+    /// `output_limbs × tokens × columns`.
+    pub body: PlanesShape,
+}
+
+impl TileShapes {
+    /// Shapes of a tile of `columns` output columns of a product, mask and body each at most `limit` bytes.
+    ///
+    /// # Errors
+    /// [`ShapeError`] for the larger one.
+    pub fn new(
+        precision: Precision,
+        tokens: u32,
+        first_column: usize,
+        columns: usize,
+        limit: usize,
+    ) -> Result<Self, ShapeError> {
+        let limbs = usize::from(precision.output_limbs);
+        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+        Ok(Self {
+            first_column,
+            mask: PlanesShape::new(limbs, precision.set.mask_rows(), columns, limit)?,
+            body: PlanesShape::new(limbs, tokens, columns, limit)?,
+        })
+    }
+
+    /// The tile whose planes have been read.
+    pub fn tile(self, mask: Planes, body: Planes) -> ProductTile {
+        ProductTile { first_column: self.first_column, mask, body }
+    }
+}
+
+/// Which columns of an answer are still to come.
+#[derive(Debug)]
+pub struct TileLedger {
+    call: u64,
+    precision: Precision,
+    tokens: u32,
+    limit: usize,
+    came: Vec<bool>,
+    left: usize,
+}
+
+impl TileLedger {
+    /// A ledger for the answer to `header`, of `outer` columns; no plane of a tile may exceed `limit` bytes.
+    pub fn new(header: &ProductHeader, outer: usize, limit: usize) -> Self {
+        Self {
+            call: header.call,
+            precision: header.precision,
+            tokens: header.tokens,
+            limit,
+            came: vec![false; outer],
+            left: outer,
+        }
+    }
+
+    /// Enters a tile and says what to read for it. After an error the ledger is as before.
+    ///
+    /// # Errors
+    /// If the tile does not belong here.
+    pub fn accept(&mut self, tile: &TileHeader) -> Result<TileShapes, TileError> {
+        if tile.call != self.call {
+            return Err(TileError::OtherCall { ours: self.call, theirs: tile.call });
+        }
+        let outer = self.came.len();
+        let out_of_range = TileError::OutOfRange { first: tile.first_column, columns: tile.columns, outer };
+        let first = usize::try_from(tile.first_column).map_err(|_| out_of_range)?;
+        let columns = usize::try_from(tile.columns).map_err(|_| out_of_range)?;
+        let end = first.checked_add(columns).filter(|&end| columns > 0 && end <= outer).ok_or(out_of_range)?;
+        if let Some(twice) = (first..end).find(|&column| self.came[column]) {
+            return Err(TileError::Twice(twice));
+        }
+        let shapes = TileShapes::new(self.precision, self.tokens, first, columns, self.limit)?;
+        self.came[first..end].fill(true);
+        self.left -= columns;
+        Ok(shapes)
+    }
+
+    /// Enters a tile that is to be sent, and gives its header: a worker holds its own answers to the same rules.
+    ///
+    /// # Errors
+    /// As [`Self::accept`], and if the planes are not those that the receiver will read.
+    pub fn announce(&mut self, tile: &ProductTile) -> Result<TileHeader, TileError> {
+        let other_shape = TileError::OtherShape(tile.first_column);
+        let header = TileHeader {
+            call: self.call,
+            first_column: u32::try_from(tile.first_column).map_err(|_| other_shape)?,
+            columns: u32::try_from(tile.body.columns()).map_err(|_| other_shape)?,
+        };
+        let shapes = self.accept(&header)?;
+        if shapes.mask.fits(&tile.mask) && shapes.body.fits(&tile.body) { Ok(header) } else { Err(other_shape) }
+    }
+
+    /// Columns still to come.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+}
