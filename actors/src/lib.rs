@@ -2,5 +2,7 @@
 
 pub mod backend;
 pub mod data;
+pub mod lora;
+pub mod trainer;
 pub mod transport;
 pub mod worker;

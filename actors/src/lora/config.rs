@@ -1,0 +1,62 @@
+//! What an adapter looks like, as the user chooses it.
+
+use serde::{Deserialize, Serialize};
+
+use super::Projection;
+use crate::trainer::InvalidSetting;
+
+/// Largest rank accepted: an adapter of more has nothing low about its rank.
+const MAX_RANK: usize = 1024;
+
+/// Size and place of the adapters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Inner dimension of `B·A`, at least 1.
+    pub rank: usize,
+    /// The adapter's output is multiplied by `alpha / rank`.
+    pub alpha: f32,
+    /// Share of the adapter's input features dropped while training, at least 0 and less than 1.
+    pub dropout: f32,
+    /// Projections that get an adapter, in every layer.
+    pub target_modules: Vec<Projection>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 8, alpha: 16.0, dropout: 0.0, target_modules: Projection::ALL.to_vec() }
+    }
+}
+
+impl LoraConfig {
+    /// The factor of the adapter's output, `alpha / rank`.
+    pub fn scaling(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// Names the first field that cannot be, and why.
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
+        let fail = |field, why: String| Err(InvalidSetting { field, why });
+        if self.rank == 0 || self.rank > MAX_RANK {
+            return fail("lora.rank", format!("is {}, and must be from 1 to {MAX_RANK}", self.rank));
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return fail("lora.alpha", format!("is {}, and must be more than 0", self.alpha));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return fail("lora.dropout", format!("is {}, and must be at least 0 and less than 1", self.dropout));
+        }
+        if self.target_modules.is_empty() {
+            return fail("lora.target_modules", "is empty, so nothing would be trained".into());
+        }
+        for (i, module) in self.target_modules.iter().enumerate() {
+            if self.target_modules[..i].contains(module) {
+                return fail("lora.target_modules", format!("names {module} twice"));
+            }
+        }
+        Ok(())
+    }
+}
