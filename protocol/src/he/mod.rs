@@ -9,8 +9,25 @@
 //!    modulus of the result;
 //! 4. the owner decrypts the switched tiles with the only ticket there is.
 
+pub mod decrypt;
+pub mod encrypt;
+mod lanes;
+pub mod mask;
+pub mod modulus;
+pub mod noise;
+mod ntt;
 pub mod params;
 pub mod planes;
+mod products;
+pub mod reference;
+mod sampling;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod word;
 
+pub use decrypt::{DecryptError, Decryption, Ticket};
+pub use encrypt::{EncryptError, Plaintext, encrypt};
+pub use mask::{MaskDomain, MaskSeed};
 pub use params::{ParameterSet, Precision};
 pub use planes::{Planes, ProductTile};

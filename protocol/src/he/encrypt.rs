@@ -1,0 +1,214 @@
+//! Column-packed encryption: `b_{r,i} = <a_i, s_r> + e_{r,i} + m_{r,i}` for every feature `i` and token block `r`.
+//!
+//! A thread takes a tile of features: it expands and transforms their masks once, and for each token block multiplies
+//! them by the block's secret, adds errors, and turns the polynomials into rows, where the encoded message is added
+//! and the bytes are written to their planes.
+
+use rayon::prelude::*;
+use zeroize::Zeroizing;
+
+use super::decrypt::Ticket;
+use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, vectorised};
+use super::mask::{MaskDomain, MaskSeed, expand};
+use super::products::MaskTile;
+use super::sampling::{ErrorSampler, SecretRng};
+use super::secret::OneTimeSecret;
+use super::word::Word;
+use super::{ParameterSet, Planes};
+
+/// Rows to encrypt and the step of each.
+#[derive(Clone, Copy)]
+pub struct Plaintext<'a> {
+    /// `tokens × features`, row-major.
+    pub rows: &'a [f32],
+    /// Number of rows, at least 1.
+    pub tokens: usize,
+    /// Columns: the inner dimension of the product.
+    pub features: usize,
+    /// κ of each row: a value `x` is encrypted as the integer nearest to `κ·x`. 0 encrypts zeros and decrypts to
+    /// exact zeros.
+    pub steps: &'a [f64],
+}
+
+/// Why rows could not be encrypted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncryptError {
+    /// The slices do not have the sizes that the dimensions say.
+    #[error("{tokens} × {features} rows with {rows} values and {steps} steps: sizes must agree and not be zero")]
+    Shape {
+        /// Tokens that were announced.
+        tokens: usize,
+        /// Features that were announced.
+        features: usize,
+        /// Values given.
+        rows: usize,
+        /// Steps given.
+        steps: usize,
+    },
+    /// A step that is negative or not finite.
+    #[error("the step of row {token} is negative or not a number")]
+    Step {
+        /// Which row.
+        token: usize,
+    },
+    /// An encoded value would wrap mod q, or is not a number.
+    #[error("a value of row {token} is not a number or too large for its step")]
+    Range {
+        /// Which row.
+        token: usize,
+    },
+    /// The operating system gave no random bytes.
+    #[error("no randomness from the operating system: {0}")]
+    Randomness(getrandom::Error),
+}
+
+/// What all tiles of one encryption share.
+struct Job<'a> {
+    set: ParameterSet,
+    seed: &'a MaskSeed,
+    domain: &'a MaskDomain,
+    plaintext: Plaintext<'a>,
+    secrets: &'a [OneTimeSecret],
+}
+
+/// A thread's working memory.
+struct Scratch<W: Word> {
+    rng: SecretRng,
+    keystream: Vec<u8>,
+    masks: MaskTile<W>,
+    errors: ErrorSampler,
+}
+
+impl<W: Word> Scratch<W> {
+    fn new(set: ParameterSet) -> Result<Self, EncryptError> {
+        Ok(Self {
+            rng: SecretRng::from_os().map_err(EncryptError::Randomness)?,
+            keystream: Vec::new(),
+            masks: MaskTile::new(set, set.limbs()),
+            errors: ErrorSampler::new(set, set.polynomial_size()),
+        })
+    }
+}
+
+/// Encrypts rows under fresh one-time secrets, one per block of `N` tokens.
+///
+/// Returns the body, `L × tokens × features`, to be sent with the seed, and the only ticket that opens the product.
+///
+/// # Errors
+/// When sizes disagree, a step or a value cannot be encoded, or there is no randomness.
+pub fn encrypt(
+    seed: &MaskSeed,
+    domain: &MaskDomain,
+    plaintext: Plaintext<'_>,
+) -> Result<(Planes, Ticket), EncryptError> {
+    check(&plaintext)?;
+    let set = domain.set;
+    let mut rng = SecretRng::from_os().map_err(EncryptError::Randomness)?;
+    let blocks = plaintext.tokens.div_ceil(set.polynomial_size());
+    let secrets: Vec<_> = (0..blocks).map(|_| OneTimeSecret::generate(set, &mut rng)).collect();
+    let body = encrypt_under(seed, domain, plaintext, &secrets)?;
+    Ok((body, Ticket::new(set, secrets, plaintext.steps.to_vec())))
+}
+
+/// Encrypts rows under given secrets, one per block.
+pub(super) fn encrypt_under(
+    seed: &MaskSeed,
+    domain: &MaskDomain,
+    plaintext: Plaintext<'_>,
+    secrets: &[OneTimeSecret],
+) -> Result<Planes, EncryptError> {
+    let set = domain.set;
+    let mut body = Planes::zeros(set.limbs(), plaintext.tokens, plaintext.features);
+    let tiles = column_tiles(body.bytes_mut(), plaintext.features, 0..plaintext.features);
+    let job = Job { set, seed, domain, plaintext, secrets };
+    if set.modulus_bits() <= u32::BITS {
+        encrypt_tiles::<u32>(&job, tiles)?;
+    } else {
+        encrypt_tiles::<u64>(&job, tiles)?;
+    }
+    Ok(body)
+}
+
+fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
+    let Plaintext { rows, tokens, features, steps } = *plaintext;
+    if tokens == 0 || features == 0 || steps.len() != tokens || tokens.checked_mul(features) != Some(rows.len()) {
+        return Err(EncryptError::Shape { tokens, features, rows: rows.len(), steps: steps.len() });
+    }
+    match steps.iter().position(|step| !(step.is_finite() && *step >= 0.0)) {
+        Some(token) => Err(EncryptError::Step { token }),
+        None => Ok(()),
+    }
+}
+
+fn encrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, u8>>) -> Result<(), EncryptError> {
+    tiles.into_par_iter().try_for_each_init(
+        || Scratch::<W>::new(job.set),
+        |scratch, tile| match scratch {
+            Ok(scratch) => encrypt_tile(job, scratch, tile),
+            Err(EncryptError::Randomness(error)) => Err(EncryptError::Randomness(*error)),
+            Err(_) => unreachable!("only randomness can be missing"),
+        },
+    )
+}
+
+vectorised! {
+    fn encrypt_tile<W: Word>(
+        job: &Job<'_>,
+        scratch: &mut Scratch<W>,
+        tile: ColumnTile<'_, u8>,
+    ) -> Result<(), EncryptError> = encrypt_tile_body
+}
+
+#[inline(always)]
+fn encrypt_tile_body<W: Word>(
+    job: &Job<'_>,
+    scratch: &mut Scratch<W>,
+    mut tile: ColumnTile<'_, u8>,
+) -> Result<(), EncryptError> {
+    let columns = tile.columns();
+    let width = columns.len();
+    let (size, tokens) = (job.set.polynomial_size(), job.plaintext.tokens);
+    scratch.keystream.resize(width * job.domain.column_bytes(), 0);
+    expand(job.seed, job.domain, columns.clone(), &mut scratch.keystream);
+    scratch.masks.load_keystream(&scratch.keystream, width);
+
+    let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
+    for (block, secret) in job.secrets.iter().enumerate() {
+        scratch.masks.multiply(secret, width);
+        for values in scratch.masks.values.chunks_exact_mut(size).take(width) {
+            scratch.errors.add_to(&mut scratch.rng, values);
+        }
+        let first = block * size;
+        for row in (0..size.min(tokens - first)).step_by(STRIP) {
+            scratch.masks.transpose_strip(row, width, &mut strip);
+            for (token, values) in (first + row..tokens).zip(strip.iter_mut()) {
+                let start = token * job.plaintext.features + columns.start;
+                let input = &job.plaintext.rows[start..start + width];
+                if !add_message(job.set, input, job.plaintext.steps[token], values) {
+                    return Err(EncryptError::Range { token });
+                }
+                for limb in 0..job.set.limbs() {
+                    for (byte, value) in tile.row_mut(limb * tokens + token).iter_mut().zip(values.iter()) {
+                        *byte = value.limb(limb);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adds the encoding of `input`; tells whether every value is below q/2.
+#[inline(always)]
+fn add_message<W: Word>(set: ParameterSet, input: &[f32], step: f64, values: &mut [W; TILE]) -> bool {
+    let limit = f64::from(set.modulus_bits() - 1).exp2() - 0.5;
+    let mut out_of_range = false;
+    for (value, &x) in values.iter_mut().zip(input) {
+        let scaled = f64::from(x) * step;
+        // NaN fails every comparison.
+        out_of_range |= !(scaled.abs() < limit);
+        *value = value.add(W::rounded(scaled));
+    }
+    !out_of_range
+}

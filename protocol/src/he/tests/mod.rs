@@ -1,0 +1,61 @@
+//! Tests of the scheme as a whole.
+#![allow(clippy::unwrap_used)]
+
+mod errors;
+mod noise;
+mod round_trip;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::model::{Direction, Group, LinearId, LinearShape};
+
+fn domain(set: ParameterSet, direction: Direction) -> MaskDomain {
+    MaskDomain { set, linear: LinearId { layer: 3, group: Group::Down }, direction }
+}
+
+fn random_weights(rng: &mut ChaCha8Rng, shape: LinearShape) -> Vec<i8> {
+    (0..shape.d_in * shape.d_out).map(|_| rng.random_range(-127..=127)).collect()
+}
+
+fn weight(weights: &[i8], shape: LinearShape, direction: Direction, i: usize, j: usize) -> f64 {
+    f64::from(match direction {
+        Direction::Forward => weights[i * shape.d_out + j],
+        Direction::Backward => weights[j * shape.d_out + i],
+    })
+}
+
+/// Squared norm of each column of the matrix as multiplied.
+fn column_norms_squared(weights: &[i8], shape: LinearShape, direction: Direction) -> Vec<f64> {
+    let (inner, outer) = shape.along(direction);
+    (0..outer).map(|j| (0..inner).map(|i| weight(weights, shape, direction, i, j).powi(2)).sum()).collect()
+}
+
+/// `rows · W` in f64.
+fn exact_product(rows: &[f32], weights: &[i8], shape: LinearShape, direction: Direction) -> Vec<f64> {
+    let (inner, outer) = shape.along(direction);
+    rows.chunks_exact(inner)
+        .flat_map(|row| {
+            (0..outer).map(move |j| {
+                row.iter().enumerate().map(|(i, &x)| f64::from(x) * weight(weights, shape, direction, i, j)).sum()
+            })
+        })
+        .collect()
+}
+
+/// The largest step that cannot wrap, less a thousandth for the noise; zero for a zero row.
+fn steps(set: ParameterSet, rows: &[f32], inner: usize, norms_squared: &[f64]) -> Vec<f64> {
+    let largest = norms_squared.iter().fold(1.0f64, |a, &b| a.max(b)).sqrt();
+    rows.chunks_exact(inner)
+        .map(|row| {
+            let norm = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let room = f64::from(set.modulus_bits() - 1).exp2() * 0.95;
+            if norm == 0.0 { 0.0 } else { room / (norm * largest) }
+        })
+        .collect()
+}
+
+fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
