@@ -163,3 +163,6 @@ fn exponent(v: f32) -> i32 {
 fn power_of_two(e: i32) -> f64 {
     f64::from_bits(((1023 + e) as u64) << 52)
 }
+
+#[cfg(test)]
+mod tests;

@@ -126,3 +126,6 @@ fn sum_of_squares(x: &[f32]) -> f64 {
     }
     lanes.iter().sum::<f64>() + rest.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>()
 }
+
+#[cfg(test)]
+mod tests;

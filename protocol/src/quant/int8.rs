@@ -208,3 +208,6 @@ fn column_squares(values: &[i8], width: usize) -> Vec<u64> {
             },
         )
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,29 +4,29 @@
 //! look Gaussian, as rotated rows do. Two things spoil a product, and they are independent:
 //!
 //! - int8 weights, whose error was measured when the matrix was made ([`LinearMeta::weight_error`]);
-//! - the ciphertext. A message has norm `‖m‖ = (q/2 − margin)/M`, `M` the largest norm of the int8 vectors; per unit
-//!   of `‖w‖²` it gathers `η/2` from encryption and `1/12` from rounding, and per output the variance of modulus
-//!   switching.
+//! - the ciphertext. A message has norm `‖m‖ = (q/2 − margin)/M`, `M` the largest norm of the int8 vectors; an output
+//!   gathers `v = 1/12 + η/2` from rounding and encryption for each unit of `‖w‖²`, and a variance `V` from modulus
+//!   switching ([`noise`]).
 //!
-//! Forward, output `j` has power `‖m‖²·‖w_j‖²/d_in` and noise `(1/12 + η/2)·‖w_j‖² + V`, and the owner multiplies it
-//! by its scale. Summed over outputs with weights `scale²`, whose weighted mean of `‖w_j‖²` is `C²`:
+//! Forward, output `j` has power `‖m‖²·‖w_j‖²/d_in` and noise `v·‖w_j‖² + V`, and the owner multiplies it by its scale.
+//! Summed over outputs with weights `scale²`, whose weighted mean of `‖w_j‖²` is `C²`:
 //!
 //! ```text
-//! error² = (1/12 + η/2 + V/C²)·d_in / ‖m‖²
+//! error² = (v·C² + V)·d_in / (‖m‖²·C²)
 //! ```
 //!
 //! Backward, the scales are in the rows, so that message feature `j` has a power in proportion to its scale squared
 //! and the outputs have `‖m‖²·C²/d_in` on average, while the noise meets the rows of the matrix, of mean square `R²`:
 //!
 //! ```text
-//! error² = ((1/12 + η/2)·R² + V)·d_in / (‖m‖²·C²)
+//! error² = (v·R² + V)·d_in / (‖m‖²·C²)
 //! ```
 
 use serde::{Deserialize, Serialize};
 
 use super::LinearMeta;
 use super::encoding::message_room;
-use crate::he::{ParameterSet, Precision};
+use crate::he::{ParameterSet, Precision, noise};
 use crate::model::Direction;
 
 /// A precision that misses the target is still preferred to a dearer one whose error is less than this much smaller.
@@ -70,16 +70,7 @@ fn ciphertext_error(precision: Precision, meta: &LinearMeta, direction: Directio
         Direction::Forward => meta.rms_column_norm,
         Direction::Backward => meta.rms_row_norm,
     };
-    let per_weight = 1.0 / 12.0 + f64::from(precision.set.error_eta()) / 2.0;
-    ((per_weight * met * met + switching_variance(precision)) / output).sqrt()
-}
-
-/// Variance of an output value due to modulus switching, for a secret with two thirds of its coefficients not zero.
-fn switching_variance(precision: Precision) -> f64 {
-    match precision.dropped_bits() {
-        0 => 0.0,
-        bits => f64::from(2 * bits).exp2() / 12.0 * (1.0 + 2.0 * precision.set.mask_rows() as f64 / 3.0),
-    }
+    (noise::product_variance(precision, met * met) / output).sqrt()
 }
 
 /// Relative error of the same product in plain int8: the rows quantised symmetrically to ±127 per token, the weights
@@ -118,3 +109,6 @@ pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -
         .find_map(|(precision, error)| (error <= limit).then_some(precision))
         .unwrap_or(Precision::standard(target.set.unwrap_or(ParameterSet::P48)))
 }
+
+#[cfg(test)]
+mod tests;

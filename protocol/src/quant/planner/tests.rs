@@ -1,0 +1,208 @@
+#![allow(clippy::unwrap_used)]
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::he::reference::reference_answer;
+use crate::he::{MaskDomain, MaskSeed, Plaintext, encrypt};
+use crate::model::{Group, LinearId, LinearShape};
+use crate::quant::{Int8Matrix, ProductCodec, serve};
+
+const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
+
+/// Standard normal numbers, by Box and Muller.
+fn gaussian(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut pair = || {
+        let (radius, angle): (f64, f64) = (rng.random(), rng.random_range(0.0..std::f64::consts::TAU));
+        (-2.0 * (1.0 - radius).ln()).sqrt() * angle.cos()
+    };
+    (0..count).map(|_| pair() as f32).collect()
+}
+
+/// `rows·W`, or `rows·Wᵀ` backward.
+fn product(rows: &[f32], weights: &[f32], shape: LinearShape, direction: Direction) -> Vec<f64> {
+    let (inner, outer) = shape.along(direction);
+    let mut out = vec![0.0; rows.len() / inner * outer];
+    for (row, out) in rows.chunks(inner).zip(out.chunks_mut(outer)) {
+        for (i, weights) in weights.chunks(shape.d_out).enumerate() {
+            for (j, weight) in weights.iter().enumerate() {
+                let (from, to) = if direction == Direction::Forward { (i, j) } else { (j, i) };
+                out[to] += f64::from(row[from]) * f64::from(*weight);
+            }
+        }
+    }
+    out
+}
+
+fn relative_error(found: impl IntoIterator<Item = f64>, expected: &[f64]) -> f64 {
+    let missed: f64 = found.into_iter().zip(expected).map(|(f, e)| (f - e).powi(2)).sum();
+    (missed / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
+}
+
+/// A product as owner and worker compute it.
+fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, way: Direction, precision: Precision) -> Vec<f32> {
+    let (inner, outer) = matrix.shape.along(way);
+    let tokens = rows.len() / inner;
+    let codec = ProductCodec::new(meta, way, precision).unwrap();
+    let prepared = codec.prepare(rows, tokens).unwrap();
+    let linear = LinearId { layer: 0, group: Group::O };
+    let (seed, domain) = (MaskSeed::from_bytes([7; 32]), MaskDomain { set: precision.set, linear, direction: way });
+    let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
+    let (body, ticket) = encrypt(&seed, &domain, plaintext).unwrap();
+    let tile = reference_answer(precision, &seed, &domain, &body, &matrix.values, matrix.shape);
+    let mut out = vec![0.0; tokens * outer];
+    let mut decryption = ticket.open(precision, outer).unwrap();
+    decryption.tile(&tile, &mut out).unwrap();
+    decryption.finish().unwrap();
+    codec.finish(&mut out, &prepared.scales).unwrap();
+    out
+}
+
+/// Rounds each of `vectors` (`width` values) to int8, symmetric.
+fn fake_quantised(values: &[f32], width: usize) -> Vec<f32> {
+    let quantise = |row: &[f32]| {
+        let scale = row.iter().fold(0.0_f32, |top, v| top.max(v.abs())) / 127.0;
+        row.iter().map(|v| (v / scale).round() * scale).collect::<Vec<_>>()
+    };
+    values.chunks(width).flat_map(quantise).collect()
+}
+
+#[test]
+fn encrypted_products_err_as_predicted() {
+    // The matrix is small so that the test is quick; predictions must hold for any.
+    let shape = LinearShape { d_in: 576, d_out: 96 };
+    let weights = gaussian(shape.d_in * shape.d_out, 1);
+    let (matrix, meta) = serve(weights.clone(), shape).unwrap();
+    let exact_weights = matrix.values.chunks(shape.d_out).flat_map(|row| row.iter().zip(&meta.scales));
+    let exact_weights: Vec<f32> = exact_weights.map(|(&v, &s)| f32::from(v) * s).collect();
+    let limbs = |set, output_limbs| Precision { set, output_limbs };
+    let precisions = [
+        limbs(ParameterSet::P24, 2),
+        limbs(ParameterSet::P24, 3),
+        limbs(ParameterSet::P32, 2),
+        limbs(ParameterSet::P32, 3),
+        limbs(ParameterSet::P48, 3),
+    ];
+    for direction in BOTH {
+        let (inner, outer) = shape.along(direction);
+        let rows = gaussian(12 * inner, 2);
+        let expected = product(&rows, &weights, shape, direction);
+        for precision in precisions {
+            let out = encrypted(&rows, &matrix, &meta, direction, precision);
+            let measured = relative_error(out.iter().map(|&v| f64::from(v)), &expected);
+            let predicted = predicted_relative_error(precision, &meta, direction);
+            assert!((measured / predicted - 1.0).abs() < 0.1, "{precision} {direction:?}: {measured} for {predicted}");
+
+            // The same without the weights' error: the int8 matrix as it is, in its rotated coordinates.
+            let mut rotated = rows.clone();
+            crate::quant::Rotation::for_dimension(inner).apply(&mut rotated);
+            let mut expected: Vec<f32> =
+                product(&rotated, &exact_weights, shape, direction).iter().map(|&v| v as f32).collect();
+            crate::quant::Rotation::for_dimension(outer).apply_transpose(&mut expected);
+            let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+            let measured = relative_error(out.iter().map(|&v| f64::from(v)), &expected);
+            let predicted = ciphertext_error(precision, &meta, direction).hypot(1e-7);
+            assert!((measured / predicted - 1.0).abs() < 0.25, "{precision} {direction:?}: {measured}, {predicted}");
+        }
+    }
+}
+
+#[test]
+fn plain_int8_errs_as_predicted() {
+    for d_in in [64, 576, 2048] {
+        let shape = LinearShape { d_in, d_out: 64 };
+        let weights = gaussian(d_in * 64, 3);
+        let (_, meta) = serve(weights.clone(), shape).unwrap();
+        let by_output: Vec<f32> = (0..64).flat_map(|j| weights.iter().skip(j).step_by(64).copied()).collect();
+        let by_output = fake_quantised(&by_output, d_in);
+        let int8: Vec<f32> = (0..d_in).flat_map(|i| by_output.iter().skip(i).step_by(d_in).copied()).collect();
+        let rows = gaussian(32 * d_in, 4);
+        let out = product(&fake_quantised(&rows, d_in), &int8, shape, Direction::Forward);
+        let measured = relative_error(out, &product(&rows, &weights, shape, Direction::Forward));
+        let predicted = plain_w8a8_error(&meta, Direction::Forward);
+        assert!((measured / predicted - 1.0).abs() < 0.1, "d_in {d_in}: {measured} for {predicted}");
+    }
+}
+
+/// What [`serve`] finds for Gaussian weights, without the work.
+fn gaussian_meta(d_in: usize, d_out: usize) -> LinearMeta {
+    let top = expected_gaussian_maximum(d_in);
+    let rms = |count: usize| 127.0 / top * (count as f64).sqrt();
+    let max = |count: usize, of: usize| rms(count) * (1.0 + (2.0 * (of as f64).ln() / (2.0 * count as f64)).sqrt());
+    LinearMeta {
+        shape: LinearShape { d_in, d_out },
+        scales: vec![0.01; d_out],
+        max_column_norm: max(d_in, d_out),
+        max_row_norm: max(d_out, d_in),
+        rms_column_norm: rms(d_in),
+        rms_row_norm: rms(d_out),
+        weight_error: top / 127.0 / 12.0_f64.sqrt(),
+    }
+}
+
+#[test]
+fn plans_are_the_cheapest_within_the_target() {
+    let dearness = |p: Precision| (p.set.limbs(), p.output_limbs);
+    for (d_in, d_out) in [(64, 64), (576, 960), (576, 3072), (1536, 576), (2048, 8192), (8192, 2048), (28_672, 8192)] {
+        let meta = gaussian_meta(d_in, d_out);
+        for direction in BOTH {
+            let target = PrecisionTarget::default();
+            let chosen = plan(&meta, direction, &target);
+            let limit = plain_w8a8_error(&meta, direction);
+            assert!(chosen.is_valid() && predicted_relative_error(chosen, &meta, direction) <= limit);
+            for set in ParameterSet::ALL {
+                for output_limbs in 1..=set.limbs() as u8 {
+                    let other = Precision { set, output_limbs };
+                    if dearness(other) < dearness(chosen) {
+                        assert!(predicted_relative_error(other, &meta, direction) > limit, "{other} under {chosen}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn larger_dimensions_need_larger_sets() {
+    let chosen = |d_in| plan(&gaussian_meta(d_in, 1024), Direction::Forward, &PrecisionTarget::default()).set;
+    assert_eq!(chosen(576), ParameterSet::P24);
+    assert_eq!(chosen(2048), ParameterSet::P32);
+    assert_eq!(chosen(8192), ParameterSet::P32);
+}
+
+#[test]
+fn targets_are_obeyed() {
+    let meta = gaussian_meta(2048, 2048);
+    for set in ParameterSet::ALL {
+        let chosen = plan(&meta, Direction::Forward, &PrecisionTarget { set: Some(set), ..PrecisionTarget::default() });
+        assert!(chosen.set == set && predicted_relative_error(chosen, &meta, Direction::Forward).is_finite());
+    }
+    let loose = PrecisionTarget { factor: 2.0, set: None };
+    assert_eq!(plan(&meta, Direction::Forward, &loose).set, ParameterSet::P24);
+    // Nothing is better than the int8 weights: the smallest error there is, at the least cost.
+    for factor in [0.0, -1.0, f64::NAN] {
+        let chosen = plan(&meta, Direction::Forward, &PrecisionTarget { factor, set: None });
+        assert!(predicted_relative_error(chosen, &meta, Direction::Forward) < 1.05 * meta.weight_error);
+        assert_eq!(chosen.set, ParameterSet::P32);
+    }
+}
+
+#[test]
+fn a_matrix_of_zeros_costs_nothing_to_predict() {
+    let shape = LinearShape { d_in: 24, d_out: 8 };
+    let (_, meta) = serve(vec![0.0; 192], shape).unwrap();
+    for direction in BOTH {
+        assert_eq!(predicted_relative_error(Precision::standard(ParameterSet::P24), &meta, direction), 0.0);
+        assert!(plan(&meta, direction, &PrecisionTarget::default()).is_valid());
+    }
+}
+
+#[test]
+fn noise_that_fills_the_modulus_is_infinite() {
+    let meta = gaussian_meta(576, 576);
+    let coarse = Precision { set: ParameterSet::P24, output_limbs: 1 };
+    assert_eq!(predicted_relative_error(coarse, &meta, Direction::Forward), f64::INFINITY);
+    assert!(ProductCodec::new(&meta, Direction::Forward, coarse).is_err());
+}
