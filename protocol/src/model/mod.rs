@@ -1,6 +1,307 @@
 //! The model: its configuration, its weights on disk, its tokenizer, and the table of linear layers that
 //! workers serve.
+//!
+//! A [`Model`] is a view of files: opening it maps them and checks every tensor that the configuration asks for
+//! against the files' sizes, and reading copies one matrix at a time out of the map. Whatever the format, names and
+//! layouts are Hugging Face's.
 
+pub mod config;
+mod digest;
+mod error;
 pub mod layers;
+pub mod synthetic;
+#[cfg(test)]
+mod tests;
+mod tokenizer;
+mod weights;
 
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+pub use config::{Llama3RopeScaling, LlamaConfig, RopeScaling};
+pub use error::ModelError;
 pub use layers::{Direction, Group, LinearId, LinearShape};
+pub use tokenizer::{ChatMessage, ChatTemplate, TextTokenizer};
+
+use self::weights::{GgufFile, SafetensorsFiles, Stored, Weights, transpose_into};
+use crate::wire::messages::ModelDigest;
+
+/// A Llama on disk.
+pub struct Model {
+    path: PathBuf,
+    config: LlamaConfig,
+    weights: Weights,
+    digest: OnceLock<ModelDigest>,
+}
+
+/// One linear layer of a transformer layer, as the checkpoint stores it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Projection {
+    /// `self_attn.q_proj`.
+    Q,
+    /// `self_attn.k_proj`.
+    K,
+    /// `self_attn.v_proj`.
+    V,
+    /// `self_attn.o_proj`.
+    O,
+    /// `mlp.gate_proj`.
+    Gate,
+    /// `mlp.up_proj`.
+    Up,
+    /// `mlp.down_proj`.
+    Down,
+}
+
+impl Projection {
+    /// The projections of a layer in the order of the forward pass.
+    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+
+    /// Its name within a layer, e.g. `self_attn.q_proj`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "self_attn.q_proj",
+            Self::K => "self_attn.k_proj",
+            Self::V => "self_attn.v_proj",
+            Self::O => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// Its dimensions, `d_in × d_out`.
+    pub fn shape(self, config: &LlamaConfig) -> LinearShape {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let (d_in, d_out) = match self {
+            Self::Q => (hidden, queries),
+            Self::K | Self::V => (hidden, keys),
+            Self::O => (queries, hidden),
+            Self::Gate | Self::Up => (hidden, inner),
+            Self::Down => (inner, hidden),
+        };
+        LinearShape { d_in, d_out }
+    }
+}
+
+impl Group {
+    /// The projections that a group fuses, in the order of its output columns.
+    pub fn projections(self) -> &'static [Projection] {
+        match self {
+            Self::Qkv => &[Projection::Q, Projection::K, Projection::V],
+            Self::O => &[Projection::O],
+            Self::GateUp => &[Projection::Gate, Projection::Up],
+            Self::Down => &[Projection::Down],
+        }
+    }
+}
+
+/// One of the RMS norms, `hidden_size` scales each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Norm {
+    /// `input_layernorm` of a layer, before attention.
+    Input(usize),
+    /// `post_attention_layernorm` of a layer, before the feed-forward block.
+    PostAttention(usize),
+    /// The norm before the head.
+    Final,
+}
+
+impl Norm {
+    fn name(self) -> String {
+        match self {
+            Self::Input(layer) => format!("model.layers.{layer}.input_layernorm.weight"),
+            Self::PostAttention(layer) => format!("model.layers.{layer}.post_attention_layernorm.weight"),
+            Self::Final => "model.norm.weight".to_owned(),
+        }
+    }
+}
+
+const EMBEDDINGS: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+impl Model {
+    /// Opens a Hugging Face folder (`config.json` and safetensors) or a `.gguf` file: maps it and checks that each
+    /// tensor of the configuration is there, whole, and of the right shape. Reads no weights.
+    ///
+    /// # Errors
+    /// What is missing, damaged or not supported, by file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let path = path.as_ref();
+        let metadata = std::fs::metadata(path).map_err(|source| ModelError::io(path, source))?;
+        let (config, weights) = if metadata.is_dir() {
+            let file = path.join("config.json");
+            if !file.is_file() {
+                return Err(ModelError::NotAModel {
+                    path: path.to_owned(),
+                    what: "the folder has no config.json".into(),
+                });
+            }
+            let json = std::fs::read_to_string(&file).map_err(|source| ModelError::io(&file, source))?;
+            let config = LlamaConfig::from_json(&file, &json)?;
+            (config, Weights::Safetensors(SafetensorsFiles::open(path)?))
+        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            let (file, config) = GgufFile::open(path)?;
+            (config, Weights::Gguf(file))
+        } else {
+            return Err(ModelError::NotAModel {
+                path: path.to_owned(),
+                what: "it is neither a folder nor a .gguf file".into(),
+            });
+        };
+        let model = Self { path: path.to_owned(), config, weights, digest: OnceLock::new() };
+        for (name, shape) in expected(&model.config) {
+            model.checked(&name, &shape)?;
+        }
+        Ok(model)
+    }
+
+    /// The folder or file that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Dimensions and constants.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Names the model: its weights and all that changes the served matrices. The first call reads every weight,
+    /// later ones remember.
+    ///
+    /// # Errors
+    /// None that [`open`](Self::open) would not have found.
+    pub fn digest(&self) -> Result<ModelDigest, ModelError> {
+        if let Some(&digest) = self.digest.get() {
+            return Ok(digest);
+        }
+        let digest = digest::of(self)?;
+        Ok(*self.digest.get_or_init(|| digest))
+    }
+
+    /// A served matrix in f32: `d_in × d_out`, row-major, its projections side by side along `d_out`.
+    ///
+    /// # Errors
+    /// When the model has no such layer.
+    pub fn linear(&self, id: LinearId) -> Result<Vec<f32>, ModelError> {
+        let LinearShape { d_in, d_out } = self.config.shape(id.group);
+        self.check_layer(id.layer.into())?;
+        let mut fused = vec![0.0; d_in * d_out];
+        let mut first = 0;
+        for &projection in id.group.projections() {
+            let stored = self.projection(id.layer.into(), projection)?;
+            transpose_into(&stored, d_in, &mut fused, d_out, first);
+            first += stored.len() / d_in;
+        }
+        Ok(fused)
+    }
+
+    /// One projection in f32 as the checkpoint lays it out: `d_out × d_in`, row-major.
+    ///
+    /// # Errors
+    /// When the model has no such layer.
+    pub fn projection(&self, layer: usize, projection: Projection) -> Result<Vec<f32>, ModelError> {
+        self.check_layer(layer)?;
+        self.weights.tensor(&projection_name(layer, projection))?.to_f32()
+    }
+
+    /// The scales of a norm, `hidden_size` of them.
+    ///
+    /// # Errors
+    /// When the model has no such layer.
+    pub fn norm(&self, norm: Norm) -> Result<Vec<f32>, ModelError> {
+        if let Norm::Input(layer) | Norm::PostAttention(layer) = norm {
+            self.check_layer(layer)?;
+        }
+        self.weights.tensor(&norm.name())?.to_f32()
+    }
+
+    /// The embedding matrix, `vocabulary × hidden_size`, row-major.
+    ///
+    /// # Errors
+    /// None that [`open`](Self::open) would not have found.
+    pub fn embeddings(&self) -> Result<Vec<f32>, ModelError> {
+        self.weights.tensor(EMBEDDINGS)?.to_f32()
+    }
+
+    /// Embeddings of some tokens, `ids.len() × hidden_size`, row-major, read from the map without the rest.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let stored = self.weights.tensor(EMBEDDINGS)?;
+        let mut rows = vec![0.0; ids.len() * self.config.hidden_size];
+        for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(self.config.hidden_size)) {
+            if id as usize >= self.config.vocabulary {
+                let what = format!("token {id}; its vocabulary has {}", self.config.vocabulary);
+                return Err(ModelError::OutOfRange { what });
+            }
+            stored.row(id as usize, row)?;
+        }
+        Ok(rows)
+    }
+
+    /// The head, `vocabulary × hidden_size`, row-major: the embeddings where they are tied.
+    ///
+    /// # Errors
+    /// None that [`open`](Self::open) would not have found.
+    pub fn head(&self) -> Result<Vec<f32>, ModelError> {
+        self.weights.tensor(self.head_name())?.to_f32()
+    }
+
+    /// The tokenizer that comes with the weights.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when there is none, or none that is known.
+    pub fn tokenizer(&self) -> Result<TextTokenizer, ModelError> {
+        match &self.weights {
+            Weights::Safetensors(_) => TextTokenizer::from_folder(&self.path, &self.config),
+            Weights::Gguf(file) => tokenizer::from_gguf(file, &self.config),
+        }
+    }
+
+    fn head_name(&self) -> &'static str {
+        let own = self.weights.has(HEAD) && !self.config.tie_word_embeddings;
+        if own { HEAD } else { EMBEDDINGS }
+    }
+
+    fn check_layer(&self, layer: usize) -> Result<(), ModelError> {
+        if layer >= self.config.layers {
+            return Err(ModelError::OutOfRange { what: format!("layer {layer}; it has {}", self.config.layers) });
+        }
+        Ok(())
+    }
+
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>, ModelError> {
+        let stored = self.weights.tensor(name)?;
+        if stored.shape != shape {
+            let (found, expected) = (stored.shape.to_vec(), shape.to_vec());
+            return Err(ModelError::Shape { path: stored.path.to_owned(), name: stored.name, found, expected });
+        }
+        Ok(stored)
+    }
+}
+
+fn projection_name(layer: usize, projection: Projection) -> String {
+    format!("model.layers.{layer}.{}.weight", projection.name())
+}
+
+/// Every tensor that is used, by its Hugging Face name, with the shape that the configuration gives it.
+fn expected(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
+    let (hidden, vocabulary) = (config.hidden_size, config.vocabulary);
+    let mut expected = vec![(EMBEDDINGS.to_owned(), vec![vocabulary, hidden]), (Norm::Final.name(), vec![hidden])];
+    if !config.tie_word_embeddings {
+        expected.push((HEAD.to_owned(), vec![vocabulary, hidden]));
+    }
+    for layer in 0..config.layers {
+        for norm in [Norm::Input(layer), Norm::PostAttention(layer)] {
+            expected.push((norm.name(), vec![hidden]));
+        }
+        for projection in Projection::ALL {
+            let LinearShape { d_in, d_out } = projection.shape(config);
+            expected.push((projection_name(layer, projection), vec![d_out, d_in]));
+        }
+    }
+    expected
+}

@@ -1,0 +1,68 @@
+//! The name of a model: a hash of its weights and of all else that changes the matrices that workers serve.
+
+use super::{Model, ModelError, RopeScaling};
+use crate::wire::messages::ModelDigest;
+
+/// Version of the way from stored weights to served integers. Raise it with every change of the rotation or the
+/// quantiser that changes a served byte, so that peers which disagree never meet.
+pub(super) const SERVED_MATRICES: &str = "velum matrices 1: signed block-Hadamard both sides, int8 per output channel";
+
+/// Hashes a model: BLAKE3 over length-prefixed fields, tensors in the order of their names.
+pub(super) fn of(model: &Model) -> Result<ModelDigest, ModelError> {
+    let mut hasher = blake3::Hasher::new_derive_key("velum model digest 1");
+    field(&mut hasher, SERVED_MATRICES.as_bytes());
+    field(&mut hasher, model.weights.format().as_bytes());
+    let config = &model.config;
+    for count in [
+        config.hidden_size,
+        config.intermediate_size,
+        config.layers,
+        config.heads,
+        config.kv_heads,
+        config.head_dim,
+        config.vocabulary,
+        usize::from(config.tie_word_embeddings),
+    ] {
+        number(&mut hasher, count);
+    }
+    for constant in [config.rms_norm_eps, config.rope_theta] {
+        field(&mut hasher, &constant.to_bits().to_le_bytes());
+    }
+    scaling(&mut hasher, config.rope_scaling.as_ref());
+    let mut expected = super::expected(config);
+    expected.sort_unstable();
+    for (name, shape) in expected {
+        let stored = model.checked(&name, &shape)?;
+        field(&mut hasher, name.as_bytes());
+        field(&mut hasher, format!("{:?}", stored.dtype).as_bytes());
+        number(&mut hasher, shape.len());
+        shape.iter().for_each(|&side| number(&mut hasher, side));
+        number(&mut hasher, stored.bytes.len());
+        hasher.update_rayon(stored.bytes);
+    }
+    Ok(ModelDigest(*hasher.finalize().as_bytes()))
+}
+
+fn scaling(hasher: &mut blake3::Hasher, scaling: Option<&RopeScaling>) {
+    let (kind, values): (&str, Vec<f64>) = match scaling {
+        None => ("none", Vec::new()),
+        Some(RopeScaling::Linear { factor }) => ("linear", vec![*factor]),
+        Some(RopeScaling::Llama3(s)) => {
+            let context = s.original_max_position_embeddings as f64;
+            ("llama3", vec![s.factor, s.low_freq_factor, s.high_freq_factor, context])
+        }
+        Some(RopeScaling::Factors(factors)) => ("factors", factors.iter().map(|&factor| factor.into()).collect()),
+    };
+    field(hasher, kind.as_bytes());
+    number(hasher, values.len());
+    values.iter().for_each(|value| field(hasher, &value.to_bits().to_le_bytes()));
+}
+
+fn field(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    number(hasher, bytes.len());
+    hasher.update(bytes);
+}
+
+fn number(hasher: &mut blake3::Hasher, value: usize) {
+    hasher.update(&(value as u64).to_le_bytes());
+}

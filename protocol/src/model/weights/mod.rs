@@ -1,0 +1,73 @@
+//! Weights on disk behind memory maps, whatever their format: tensors by their Hugging Face names, read row by
+//! row in f32.
+
+mod gguf;
+mod gguf_header;
+mod safetensors;
+mod stored;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+pub(crate) use self::gguf::{GgufFile, gguf_name};
+pub(crate) use self::gguf_header::Value;
+pub(crate) use self::safetensors::SafetensorsFiles;
+pub(crate) use self::stored::{Rows, Stored, transpose_into};
+
+use super::error::ModelError;
+
+/// A model's tensors.
+pub(crate) enum Weights {
+    /// A Hugging Face folder.
+    Safetensors(SafetensorsFiles),
+    /// A GGUF file.
+    Gguf(GgufFile),
+}
+
+impl Weights {
+    /// Looks a tensor up by its Hugging Face name.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], or [`ModelError::Dtype`] when its number format cannot be read.
+    pub(crate) fn tensor(&self, name: &str) -> Result<Stored<'_>, ModelError> {
+        match self {
+            Self::Safetensors(files) => files.tensor(name),
+            Self::Gguf(file) => file.tensor(name),
+        }
+    }
+
+    /// Whether a tensor is there.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(files) => files.has(name),
+            Self::Gguf(file) => file.has(name),
+        }
+    }
+
+    /// Name of the format, as it goes into the digest.
+    pub(crate) fn format(&self) -> &'static str {
+        match self {
+            Self::Safetensors(_) => "safetensors",
+            Self::Gguf(_) => "gguf",
+        }
+    }
+}
+
+/// A file in memory, by its path.
+pub(crate) struct MappedFile {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Mmap,
+}
+
+impl MappedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
+        let file = File::open(path).map_err(|source| ModelError::io(path, source))?;
+        // SAFETY: the map is read-only and private to this process's reading. Should another process shorten the
+        // file while it is mapped, a read beyond its new end raises SIGBUS: a crash, no read of foreign memory.
+        // Should it rewrite the file, other bytes are read, which the numeric decoders accept whatever they are.
+        let bytes = unsafe { Mmap::map(&file) }.map_err(|source| ModelError::io(path, source))?;
+        Ok(Self { path: path.to_owned(), bytes })
+    }
+}
