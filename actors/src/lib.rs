@@ -2,7 +2,9 @@
 
 pub mod backend;
 pub mod data;
+mod heavy;
 pub mod lora;
+pub mod owner;
 pub mod trainer;
 pub mod transport;
 pub mod worker;

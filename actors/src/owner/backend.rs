@@ -1,0 +1,43 @@
+//! The trainer's door to encrypted products.
+
+use std::sync::Arc;
+
+use actix::Addr;
+use protocol::model::{Direction, LinearId};
+
+use super::scheduler::{Apply, LayerScheduler};
+use crate::backend::{BackendError, LinearBackend};
+use crate::transport::{Traffic, Transport};
+
+/// Computes products by asking the layer scheduler and waiting for its answer.
+pub struct EncryptedBackend {
+    scheduler: Addr<LayerScheduler>,
+    transport: Arc<dyn Transport>,
+}
+
+impl EncryptedBackend {
+    /// A backend over a scheduler whose layers are assigned; `transport` is asked only for its traffic.
+    pub fn new(scheduler: Addr<LayerScheduler>, transport: Arc<dyn Transport>) -> Self {
+        Self { scheduler, transport }
+    }
+}
+
+impl LinearBackend for EncryptedBackend {
+    fn apply(
+        &self,
+        linear: LinearId,
+        direction: Direction,
+        rows: &[f32],
+        tokens: usize,
+    ) -> Result<Vec<f32>, BackendError> {
+        let failed = |why: String| BackendError { linear, direction, why };
+        let request = Apply { linear, direction, rows: Arc::from(rows), tokens };
+        futures::executor::block_on(self.scheduler.send(request))
+            .map_err(|error| failed(format!("the layer scheduler is gone ({error})")))?
+            .map_err(|error| failed(error.to_string()))
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.transport.traffic()
+    }
+}

@@ -1,0 +1,56 @@
+//! Where the time of a step goes: seconds spent in each phase of the encrypted products, counted as they happen.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Counters of the owner's phases, shared by its actors. Products in flight at the same time add up, so the sum
+/// of the phases may exceed the wall clock.
+#[derive(Debug, Default)]
+pub struct PhaseClock {
+    products: AtomicU64,
+    encrypt: AtomicU64,
+    exchange: AtomicU64,
+    decrypt: AtomicU64,
+}
+
+/// A reading of a [`PhaseClock`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PhaseTimes {
+    /// Products finished.
+    pub products: u64,
+    /// Seconds in rotation, encoding and encryption.
+    pub encrypt_seconds: f64,
+    /// Seconds between sending a product and its last tile, less the decryption of tiles meanwhile: the network
+    /// and the workers.
+    pub exchange_seconds: f64,
+    /// Seconds in decryption and un-rotation.
+    pub decrypt_seconds: f64,
+}
+
+impl PhaseClock {
+    pub(crate) fn add_encrypt(&self, time: Duration) {
+        add(&self.encrypt, time);
+    }
+
+    /// One product is done: `exchange` is its time on the network and at the worker, `decrypt` what decryption took.
+    pub(crate) fn add_product(&self, exchange: Duration, decrypt: Duration) {
+        self.products.fetch_add(1, Ordering::Relaxed);
+        add(&self.exchange, exchange);
+        add(&self.decrypt, decrypt);
+    }
+
+    /// The sums so far.
+    pub fn read(&self) -> PhaseTimes {
+        let seconds = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed)).as_secs_f64();
+        PhaseTimes {
+            products: self.products.load(Ordering::Relaxed),
+            encrypt_seconds: seconds(&self.encrypt),
+            exchange_seconds: seconds(&self.exchange),
+            decrypt_seconds: seconds(&self.decrypt),
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, time: Duration) {
+    counter.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}

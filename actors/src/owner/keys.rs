@@ -1,0 +1,243 @@
+//! The key manager: the only place where secrets live.
+//!
+//! Rows come in, a ciphertext and the number of a ticket go out; tiles of the answer come in with that number, rows
+//! go out. The ticket, which holds the one-time secrets, never leaves the actor's own futures: it is taken out of
+//! the table by the first decryption and destroyed with it, whether decryption succeeds or not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use protocol::he::{Decryption, MaskDomain, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt};
+use protocol::model::{Direction, LinearId};
+use protocol::quant::{QuantError, RowScales};
+use protocol::wire::messages::{PROTOCOL_VERSION, ProductHeader};
+
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha20Rng;
+
+use super::clock::PhaseClock;
+use super::table::LayerTable;
+use crate::heavy::{Panicked, on_rayon};
+use crate::transport::{TileStream, TransportError};
+
+/// Tickets that may be out at a time: far above what micro-batches in flight can need, so that reaching it means
+/// that tickets are being lost.
+const TICKETS_OUT: usize = 256;
+
+/// Why a product was not encrypted or not decrypted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The owner has no scales for this layer.
+    #[error("{0} is not in the owner's layer table")]
+    UnknownLinear(LinearId),
+    /// Rows that cannot be encoded.
+    #[error("rows cannot be encoded: {0}")]
+    Encode(#[from] QuantError),
+    /// The product came back in another size than it was decrypted to.
+    #[error("decrypted rows cannot be decoded: {0}")]
+    Decode(QuantError),
+    /// The operating system gave no random bytes.
+    #[error("no randomness from the operating system: {0}")]
+    Randomness(String),
+    /// Encryption refused its input.
+    #[error("encryption failed: {0}")]
+    Encrypt(#[from] protocol::he::EncryptError),
+    /// The answer does not fit the product.
+    #[error("the answer cannot be decrypted: {0}")]
+    Decrypt(#[from] protocol::he::DecryptError),
+    /// The answer did not arrive whole.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// No such ticket: it was used, discarded, or never issued.
+    #[error("ticket {0} does not exist: a secret is used once")]
+    NoTicket(u64),
+    /// Tickets are being lost.
+    #[error("{TICKETS_OUT} products wait for an answer: no more are encrypted")]
+    TooManyTickets,
+    /// A bug.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+}
+
+/// A product ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    /// Names the call and its ticket.
+    pub(crate) header: ProductHeader,
+    /// `set.limbs() × tokens × inner`.
+    pub(crate) body: Arc<Planes>,
+    /// Columns of the answer.
+    pub(crate) outer: usize,
+}
+
+/// Asks for rows to be encrypted for one product.
+#[derive(Message)]
+#[rtype(result = "Result<Sealed, KeyError>")]
+pub(crate) struct Encrypt {
+    pub(crate) linear: LinearId,
+    pub(crate) direction: Direction,
+    /// `tokens × inner`, row-major.
+    pub(crate) rows: Arc<[f32]>,
+    pub(crate) tokens: usize,
+}
+
+/// Asks for an answer to be decrypted as its tiles arrive; the reply is `tokens × outer`, row-major.
+#[derive(Message)]
+#[rtype(result = "Result<Vec<f32>, KeyError>")]
+pub(crate) struct Decrypt {
+    pub(crate) call: u64,
+    pub(crate) tiles: TileStream<TransportError>,
+    /// When the product was sent, for the phase clock.
+    pub(crate) sent: Instant,
+}
+
+/// Destroys the ticket of a product that will get no answer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Discard(pub(crate) u64);
+
+/// What waits for an answer.
+struct Held {
+    linear: LinearId,
+    direction: Direction,
+    precision: Precision,
+    tokens: usize,
+    ticket: Ticket,
+    scales: RowScales,
+}
+
+/// The actor. See the module's documentation.
+pub struct KeyManager {
+    table: Arc<LayerTable>,
+    clock: Arc<PhaseClock>,
+    tickets: HashMap<u64, Held>,
+    calls: u64,
+}
+
+impl KeyManager {
+    /// A key manager for the layers of `table`, counting its time on `clock`.
+    pub fn new(table: Arc<LayerTable>, clock: Arc<PhaseClock>) -> Self {
+        Self { table, clock, tickets: HashMap::new(), calls: 0 }
+    }
+}
+
+impl Actor for KeyManager {
+    type Context = Context<Self>;
+}
+
+impl Supervised for KeyManager {}
+
+impl Handler<Encrypt> for KeyManager {
+    type Result = ResponseActFuture<Self, Result<Sealed, KeyError>>;
+
+    fn handle(&mut self, message: Encrypt, _context: &mut Self::Context) -> Self::Result {
+        self.calls += 1;
+        let (call, table, clock) = (self.calls, Arc::clone(&self.table), Arc::clone(&self.clock));
+        let crowded = self.tickets.len() >= TICKETS_OUT;
+        let work = async move {
+            if crowded {
+                return Err(KeyError::TooManyTickets);
+            }
+            on_rayon(move || {
+                let start = Instant::now();
+                let sealed = seal(&table, call, &message);
+                clock.add_encrypt(start.elapsed());
+                sealed
+            })
+            .await?
+        };
+        Box::pin(work.into_actor(self).map(|result, actor, _context| {
+            let (sealed, held) = result?;
+            actor.tickets.insert(sealed.header.call, held);
+            Ok(sealed)
+        }))
+    }
+}
+
+/// Rotates, encodes and encrypts rows under fresh secrets and a fresh mask.
+fn seal(table: &LayerTable, call: u64, message: &Encrypt) -> Result<(Sealed, Held), KeyError> {
+    let Encrypt { linear, direction, ref rows, tokens } = *message;
+    let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
+    let precision = entry.precision(direction);
+    let prepared = entry.codec(direction).prepare(rows, tokens)?;
+    let (inner, outer) = entry.shape().along(direction);
+    let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| KeyError::Randomness(error.to_string()))?;
+    let seed = MaskSeed::generate(&mut rng);
+    let domain = MaskDomain { set: precision.set, linear, direction };
+    let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
+    let (body, ticket) = encrypt(&seed, &domain, plaintext)?;
+    let tokens_on_wire = u32::try_from(tokens).unwrap_or(u32::MAX);
+    let header = ProductHeader {
+        version: PROTOCOL_VERSION,
+        call,
+        linear,
+        direction,
+        precision,
+        seed: seed.to_bytes(),
+        tokens: tokens_on_wire,
+    };
+    let held = Held { linear, direction, precision, tokens, ticket, scales: prepared.scales };
+    Ok((Sealed { header, body: Arc::new(body), outer }, held))
+}
+
+impl Handler<Decrypt> for KeyManager {
+    type Result = ResponseFuture<Result<Vec<f32>, KeyError>>;
+
+    fn handle(&mut self, message: Decrypt, _context: &mut Self::Context) -> Self::Result {
+        let held = self.tickets.remove(&message.call).ok_or(KeyError::NoTicket(message.call));
+        let (table, clock) = (Arc::clone(&self.table), Arc::clone(&self.clock));
+        Box::pin(async move { open(table, clock, held?, message.tiles, message.sent).await })
+    }
+}
+
+/// Decrypts tiles as they arrive, then scales and un-rotates the whole.
+async fn open(
+    table: Arc<LayerTable>,
+    clock: Arc<PhaseClock>,
+    held: Held,
+    mut tiles: TileStream<TransportError>,
+    sent: Instant,
+) -> Result<Vec<f32>, KeyError> {
+    let Held { linear, direction, precision, tokens, ticket, scales } = held;
+    let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
+    let (_, outer) = entry.shape().along(direction);
+    let mut state = (ticket.open(precision, outer)?, vec![0.0_f32; tokens * outer]);
+    let mut decrypt_time = Duration::ZERO;
+    while let Some(tile) = tiles.recv().await {
+        let tile = tile?;
+        let start = Instant::now();
+        state = on_rayon(move || add_tile(state, &tile)).await??;
+        decrypt_time += start.elapsed();
+    }
+    let exchange = sent.elapsed().saturating_sub(decrypt_time);
+    let (decryption, mut rows) = state;
+    decryption.finish()?;
+    let start = Instant::now();
+    let rows = on_rayon(move || {
+        let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
+        entry.codec(direction).finish(&mut rows, &scales).map_err(KeyError::Decode)?;
+        Ok::<_, KeyError>(rows)
+    })
+    .await??;
+    clock.add_product(exchange, decrypt_time + start.elapsed());
+    Ok(rows)
+}
+
+/// A decryption under way and the rows that it fills.
+type Opening = (Decryption, Vec<f32>);
+
+fn add_tile((mut decryption, mut rows): Opening, tile: &ProductTile) -> Result<Opening, KeyError> {
+    decryption.tile(tile, &mut rows)?;
+    Ok((decryption, rows))
+}
+
+impl Handler<Discard> for KeyManager {
+    type Result = ();
+
+    fn handle(&mut self, Discard(call): Discard, _context: &mut Self::Context) {
+        self.tickets.remove(&call);
+    }
+}

@@ -1,0 +1,64 @@
+//! The owner's side: who encrypts, who decides where a product is computed, and what the trainer calls.
+//!
+//! One product passes through these modules in this order:
+//!
+//! 1. [`backend::EncryptedBackend`] takes rows from a thread of the trainer and asks the scheduler;
+//! 2. [`scheduler::LayerScheduler`] has them encrypted by [`keys::KeyManager`], which keeps the ticket;
+//! 3. the scheduler sends the ciphertext to the worker that holds the layer, over the transport;
+//! 4. the answer's tiles go to the key manager as they arrive, and decrypted rows go back to the trainer.
+//!
+//! What the owner must know of each served matrix (scales, norms, the planned precision) is in
+//! [`table::LayerTable`]; which worker gets which layers is decided by the pure functions of [`assignment`].
+
+pub mod assignment;
+pub mod backend;
+pub mod clock;
+pub mod keys;
+pub mod scheduler;
+pub mod table;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use std::sync::Arc;
+
+use actix::{Addr, Arbiter, Supervisor};
+
+use crate::transport::Transport;
+
+pub use backend::EncryptedBackend;
+pub use clock::{PhaseClock, PhaseTimes};
+pub use keys::KeyManager;
+pub use scheduler::LayerScheduler;
+pub use table::LayerTable;
+
+/// The owner's running actors, each on a thread of its own.
+pub struct OwnerActors {
+    /// Where products are asked for and layers are assigned.
+    pub scheduler: Addr<LayerScheduler>,
+    /// Where the time goes.
+    pub clock: Arc<PhaseClock>,
+    arbiters: [Arbiter; 2],
+}
+
+impl OwnerActors {
+    /// Starts a key manager and a scheduler under supervision; call it inside an actix system.
+    pub fn start(table: Arc<LayerTable>, transport: Arc<dyn Transport>) -> Self {
+        let clock = Arc::new(PhaseClock::default());
+        let arbiters = [Arbiter::new(), Arbiter::new()];
+        let of_keys = Arc::clone(&clock);
+        let keys = Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(table, of_keys));
+        let scheduler =
+            Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(transport, keys));
+        Self { scheduler, clock, arbiters }
+    }
+
+    /// Ends the actors and what they still do.
+    pub fn stop(self) {
+        for arbiter in self.arbiters {
+            arbiter.stop();
+            // A thread that panicked has said so already.
+            let _ = arbiter.join();
+        }
+    }
+}

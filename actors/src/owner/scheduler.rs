@@ -1,0 +1,310 @@
+//! The layer scheduler: which worker holds which layers, and the way of each product through them.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use protocol::model::{Direction, LinearId};
+use protocol::wire::messages::{ControlReply, ControlRequest, ModelDigest, WorkerHealth, WorkerOffer};
+use tokio::sync::mpsc;
+
+use super::assignment::{Capacity, NotEnoughMemory, split_layers};
+use super::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager};
+use crate::transport::{PeerName, ProductRequest, Transport, TransportError};
+
+/// Times that a product is sent before the scheduler gives up on its worker.
+const ATTEMPTS: u32 = 3;
+/// Pause before the second attempt; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// How often a worker that loads its layers is asked how far it is.
+const LOADING_POLL: Duration = Duration::from_millis(200);
+
+/// Why a product or an assignment failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ScheduleError {
+    /// No worker holds the layer.
+    #[error("no worker serves {0}")]
+    NoRoute(LinearId),
+    /// The workers found are too small.
+    #[error(transparent)]
+    Memory(#[from] NotEnoughMemory),
+    /// A worker failed, and went on failing.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Encryption or decryption failed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A worker could not load what it was assigned.
+    #[error("{peer} could not load its layers: {why}")]
+    Loading {
+        /// The worker.
+        peer: PeerName,
+        /// What it said.
+        why: String,
+    },
+    /// A worker answered something else than it was asked.
+    #[error("{0} gave an answer to another question")]
+    WrongAnswer(PeerName),
+    /// The key manager is gone.
+    #[error("the key manager is gone ({0})")]
+    Mailbox(#[from] MailboxError),
+}
+
+/// A worker that offered to serve the model.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Who.
+    pub peer: PeerName,
+    /// What it offered.
+    pub offer: WorkerOffer,
+}
+
+/// A worker and the layers that it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Assignment {
+    /// Who.
+    pub peer: PeerName,
+    /// Contiguous transformer layers.
+    pub layers: Range<u16>,
+    /// Its devices, by name.
+    pub device: String,
+}
+
+/// How loading goes: so many of so many layers at this worker.
+#[derive(Clone, Debug)]
+pub struct LoadingProgress {
+    /// The worker.
+    pub assignment: Assignment,
+    /// Layers loaded.
+    pub loaded: u16,
+}
+
+/// Asks for every layer of the model to be assigned and loaded.
+#[derive(Message)]
+#[rtype(result = "Result<Vec<Assignment>, ScheduleError>")]
+pub struct AssignLayers {
+    /// The model.
+    pub model: ModelDigest,
+    /// Its transformer layers.
+    pub layers: u16,
+    /// Bytes that one layer needs in a worker's memory.
+    pub layer_bytes: u64,
+    /// Who offered.
+    pub candidates: Vec<Candidate>,
+    /// Told of the loading; progress is dropped where nobody listens or the channel is full.
+    pub progress: mpsc::Sender<LoadingProgress>,
+}
+
+/// Asks for a base-model product; see [`crate::backend::LinearBackend`].
+#[derive(Message)]
+#[rtype(result = "Result<Vec<f32>, ScheduleError>")]
+pub(crate) struct Apply {
+    pub(crate) linear: LinearId,
+    pub(crate) direction: Direction,
+    pub(crate) rows: Arc<[f32]>,
+    pub(crate) tokens: usize,
+}
+
+/// Asks every worker how it does.
+#[derive(Message)]
+#[rtype(result = "Vec<(Assignment, Result<WorkerHealth, TransportError>)>")]
+pub struct AskHealth;
+
+/// Tells every worker that its layers are no longer needed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReleaseLayers;
+
+/// The actor. See the module's documentation.
+pub struct LayerScheduler {
+    transport: Arc<dyn Transport>,
+    keys: Addr<KeyManager>,
+    assignments: Vec<Assignment>,
+}
+
+impl LayerScheduler {
+    /// A scheduler without layers: [`AssignLayers`] comes first.
+    pub fn new(transport: Arc<dyn Transport>, keys: Addr<KeyManager>) -> Self {
+        Self { transport, keys, assignments: Vec::new() }
+    }
+
+    fn route(&self, linear: LinearId) -> Result<PeerName, ScheduleError> {
+        let holder = self.assignments.iter().find(|assignment| assignment.layers.contains(&linear.layer));
+        holder.map(|assignment| assignment.peer.clone()).ok_or(ScheduleError::NoRoute(linear))
+    }
+}
+
+impl Actor for LayerScheduler {
+    type Context = Context<Self>;
+}
+
+impl Supervised for LayerScheduler {}
+
+impl Handler<AssignLayers> for LayerScheduler {
+    type Result = ResponseActFuture<Self, Result<Vec<Assignment>, ScheduleError>>;
+
+    fn handle(&mut self, message: AssignLayers, _context: &mut Self::Context) -> Self::Result {
+        let transport = Arc::clone(&self.transport);
+        let work = async move {
+            let assignments = plan(&message)?;
+            let loading = assignments
+                .iter()
+                .map(|assignment| load(transport.as_ref(), message.model, assignment, &message.progress));
+            futures::future::try_join_all(loading).await?;
+            Ok(assignments)
+        };
+        Box::pin(work.into_actor(self).map(|result: Result<Vec<Assignment>, ScheduleError>, actor, _context| {
+            actor.assignments = result?;
+            Ok(actor.assignments.clone())
+        }))
+    }
+}
+
+/// Layer ranges for the candidates; those that get none are left out.
+fn plan(message: &AssignLayers) -> Result<Vec<Assignment>, ScheduleError> {
+    let capacity = |candidate: &Candidate| {
+        let memory: u64 =
+            candidate.offer.devices.iter().map(|device| device.memory_bytes / message.layer_bytes.max(1)).sum();
+        Capacity {
+            speed: candidate.offer.devices.iter().map(|device| device.macs_per_second).sum(),
+            layers: u16::try_from(memory).unwrap_or(u16::MAX),
+        }
+    };
+    let capacities: Vec<_> = message.candidates.iter().map(capacity).collect();
+    let ranges = split_layers(message.layers, &capacities)?;
+    let assignments = message.candidates.iter().zip(ranges).filter(|(_, layers)| !layers.is_empty());
+    Ok(assignments
+        .map(|(candidate, layers)| Assignment {
+            peer: candidate.peer.clone(),
+            layers,
+            device: candidate.offer.devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>().join(", "),
+        })
+        .collect())
+}
+
+/// Has one worker load its layers and waits until it has.
+async fn load(
+    transport: &dyn Transport,
+    model: ModelDigest,
+    assignment: &Assignment,
+    progress: &mpsc::Sender<LoadingProgress>,
+) -> Result<(), ScheduleError> {
+    let peer = &assignment.peer;
+    let request = ControlRequest::Assign { model, layers: assignment.layers.clone() };
+    if transport.control(peer, request).await? != ControlReply::Assigned {
+        return Err(ScheduleError::WrongAnswer(peer.clone()));
+    }
+    loop {
+        let health = health(transport, peer).await?;
+        if let Some(why) = health.failure {
+            return Err(ScheduleError::Loading { peer: peer.clone(), why });
+        }
+        // Progress is for the eye: a full channel loses it without harm.
+        let _ = progress.try_send(LoadingProgress { assignment: assignment.clone(), loaded: health.loaded });
+        if usize::from(health.loaded) >= assignment.layers.len() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOADING_POLL).await;
+    }
+}
+
+async fn health(transport: &dyn Transport, peer: &PeerName) -> Result<WorkerHealth, ScheduleError> {
+    match transport.control(peer, ControlRequest::Health).await? {
+        ControlReply::Health(health) => Ok(health),
+        _ => Err(ScheduleError::WrongAnswer(peer.clone())),
+    }
+}
+
+impl Handler<Apply> for LayerScheduler {
+    type Result = ResponseFuture<Result<Vec<f32>, ScheduleError>>;
+
+    fn handle(&mut self, message: Apply, _context: &mut Self::Context) -> Self::Result {
+        let (transport, keys) = (Arc::clone(&self.transport), self.keys.clone());
+        let route = self.route(message.linear);
+        Box::pin(async move {
+            let peer = route?;
+            let mut pause = FIRST_PAUSE;
+            for attempt in 1.. {
+                match attempt_product(transport.as_ref(), &keys, &peer, &message).await {
+                    Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
+                        tracing::warn!(%peer, linear = %message.linear, attempt, %error, "sending the product again");
+                        tokio::time::sleep(pause).await;
+                        pause *= 2;
+                    }
+                    result => return result,
+                }
+            }
+            Err(ScheduleError::NoRoute(message.linear))
+        })
+    }
+}
+
+/// Whether another attempt, encrypted anew, may succeed: only where the connection failed, not where the worker said no
+/// or lied.
+fn is_transient(error: &ScheduleError) -> bool {
+    matches!(
+        error,
+        ScheduleError::Transport(TransportError::Unreachable { .. })
+            | ScheduleError::Key(KeyError::Transport(TransportError::Unreachable { .. }))
+    )
+}
+
+async fn attempt_product(
+    transport: &dyn Transport,
+    keys: &Addr<KeyManager>,
+    peer: &PeerName,
+    message: &Apply,
+) -> Result<Vec<f32>, ScheduleError> {
+    let Apply { linear, direction, ref rows, tokens } = *message;
+    let sealed = keys.send(Encrypt { linear, direction, rows: Arc::clone(rows), tokens }).await??;
+    let (call, sent) = (sealed.header.call, Instant::now());
+    let request = ProductRequest { header: sealed.header, body: sealed.body, outer: sealed.outer };
+    match transport.product(peer, request).await {
+        Ok(tiles) => Ok(keys.send(Decrypt { call, tiles, sent }).await??),
+        Err(error) => {
+            keys.send(Discard(call)).await?;
+            Err(error.into())
+        }
+    }
+}
+
+impl Handler<AskHealth> for LayerScheduler {
+    type Result = ResponseFuture<Vec<(Assignment, Result<WorkerHealth, TransportError>)>>;
+
+    fn handle(&mut self, _message: AskHealth, _context: &mut Self::Context) -> Self::Result {
+        let (transport, assignments) = (Arc::clone(&self.transport), self.assignments.clone());
+        Box::pin(async move {
+            let asked = assignments.into_iter().map(|assignment| async {
+                let reply = transport.control(&assignment.peer, ControlRequest::Health).await;
+                let health = reply.and_then(|reply| match reply {
+                    ControlReply::Health(health) => Ok(health),
+                    other => Err(TransportError::Protocol {
+                        peer: assignment.peer.clone(),
+                        what: format!("{other:?} answers no question about its health"),
+                    }),
+                });
+                (assignment, health)
+            });
+            futures::future::join_all(asked).await
+        })
+    }
+}
+
+impl Handler<ReleaseLayers> for LayerScheduler {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _message: ReleaseLayers, _context: &mut Self::Context) -> Self::Result {
+        let (transport, assignments) = (Arc::clone(&self.transport), std::mem::take(&mut self.assignments));
+        Box::pin(async move {
+            let released =
+                assignments.iter().map(|assignment| transport.control(&assignment.peer, ControlRequest::Release));
+            for (assignment, reply) in assignments.iter().zip(futures::future::join_all(released).await) {
+                if let Err(error) = reply {
+                    tracing::debug!(peer = %assignment.peer, %error, "a worker was not told that it is released");
+                }
+            }
+        })
+    }
+}

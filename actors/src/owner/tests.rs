@@ -1,0 +1,283 @@
+//! The owner's actors against workers that compute with the scheme's reference semantics.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use protocol::he::reference::reference_answer;
+use protocol::he::{MaskDomain, MaskSeed, Planes, ProductTile};
+use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::quant::{LinearMeta, PrecisionTarget, serve};
+use protocol::wire::messages::{
+    ControlReply, ControlRequest, DeviceOffer, ModelDigest, PROTOCOL_VERSION, Refusal, WorkerHealth, WorkerOffer,
+};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::mpsc;
+
+use super::scheduler::{AskHealth, AssignLayers, Candidate, ReleaseLayers};
+use super::*;
+use crate::backend::LinearBackend as _;
+use crate::transport::{PeerName, ProductRequest, TileStream, Traffic, TransportError};
+
+const SHAPE: LinearShape = LinearShape { d_in: 48, d_out: 40 };
+const LAYERS: u16 = 3;
+
+/// Workers in memory: every worker has every matrix, but serves only the layers that it was assigned.
+#[derive(Default)]
+struct Workers {
+    matrices: HashMap<LinearId, Vec<i8>>,
+    assigned: Mutex<HashMap<PeerName, std::ops::Range<u16>>>,
+    sent: Mutex<Vec<ProductRequest>>,
+    /// Products that fail before one succeeds.
+    failures: Mutex<u32>,
+    /// Columns of a tile.
+    tile: usize,
+}
+
+fn columns_of(planes: &Planes, columns: std::ops::Range<usize>) -> Planes {
+    let mut part = Planes::zeros(planes.limbs(), planes.rows(), columns.len());
+    for row in 0..planes.rows() {
+        for (to, from) in columns.clone().enumerate() {
+            part.set_value(row, to, planes.value(row, from));
+        }
+    }
+    part
+}
+
+#[async_trait]
+impl Transport for Workers {
+    async fn control(&self, worker: &PeerName, request: ControlRequest) -> Result<ControlReply, TransportError> {
+        let mut assigned = self.assigned.lock().unwrap();
+        Ok(match request {
+            ControlRequest::Assign { layers, .. } => {
+                assigned.insert(worker.clone(), layers);
+                ControlReply::Assigned
+            }
+            ControlRequest::Health => {
+                let layers = assigned.get(worker).cloned().unwrap_or_default();
+                let loaded = layers.len() as u16;
+                ControlReply::Health(WorkerHealth {
+                    layers,
+                    loaded,
+                    failure: None,
+                    calls: 1,
+                    busy_seconds: 0.5,
+                    peak_rss_bytes: 7,
+                })
+            }
+            ControlRequest::Release => {
+                assigned.remove(worker);
+                ControlReply::Released
+            }
+            ControlRequest::Offer { .. } => panic!("nobody asks for offers here"),
+        })
+    }
+
+    async fn product(
+        &self,
+        worker: &PeerName,
+        request: ProductRequest,
+    ) -> Result<TileStream<TransportError>, TransportError> {
+        self.sent.lock().unwrap().push(request.clone());
+        let header = request.header;
+        let peer = worker.clone();
+        let mut failures = self.failures.lock().unwrap();
+        if *failures > 0 {
+            *failures -= 1;
+            return Err(TransportError::Unreachable { peer, what: "a fault of this test".into() });
+        }
+        let serves =
+            self.assigned.lock().unwrap().get(worker).is_some_and(|range| range.contains(&header.linear.layer));
+        if !serves {
+            return Err(TransportError::Refused { peer, refusal: Refusal::Layers(header.linear.to_string()) });
+        }
+        let domain = MaskDomain { set: header.precision.set, linear: header.linear, direction: header.direction };
+        let seed = MaskSeed::from_bytes(header.seed);
+        let answer =
+            reference_answer(header.precision, &seed, &domain, &request.body, &self.matrices[&header.linear], SHAPE);
+        let (sender, receiver) = mpsc::channel(64);
+        let outer = answer.body.columns();
+        for first_column in (0..outer).step_by(self.tile).rev() {
+            let columns = first_column..outer.min(first_column + self.tile);
+            let (mask, body) = (columns_of(&answer.mask, columns.clone()), columns_of(&answer.body, columns));
+            sender.try_send(Ok(ProductTile { first_column, mask, body })).unwrap();
+        }
+        Ok(receiver)
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic { up: self.sent.lock().unwrap().len() as u64, down: 0 }
+    }
+}
+
+struct Cluster {
+    workers: Arc<Workers>,
+    weights: HashMap<LinearId, Vec<f32>>,
+    actors: OwnerActors,
+    backend: EncryptedBackend,
+}
+
+fn random(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+fn linears() -> impl Iterator<Item = LinearId> {
+    (0..LAYERS).map(|layer| LinearId { layer, group: Group::O })
+}
+
+/// Starts the owner's actors over workers of these speeds and assigns the layers.
+async fn cluster(speeds: &[f64]) -> (Cluster, Vec<scheduler::Assignment>) {
+    let mut workers = Workers { tile: 16, ..Workers::default() };
+    let mut weights = HashMap::new();
+    let mut metas: Vec<(LinearId, LinearMeta)> = Vec::new();
+    for linear in linears() {
+        let matrix = random(SHAPE.d_in * SHAPE.d_out, u64::from(linear.layer));
+        let (integers, meta) = serve(matrix.clone(), SHAPE).unwrap();
+        workers.matrices.insert(linear, integers.values);
+        weights.insert(linear, matrix);
+        metas.push((linear, meta));
+    }
+    let workers = Arc::new(workers);
+    let table = LayerTable::new(&metas, &PrecisionTarget::default()).unwrap();
+    let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
+    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport));
+    let candidates = speeds.iter().enumerate().map(|(number, &speed)| Candidate {
+        peer: PeerName::from(format!("worker {number}").as_str()),
+        offer: WorkerOffer {
+            version: PROTOCOL_VERSION,
+            model: ModelDigest([0; 32]),
+            layers: LAYERS,
+            devices: vec![DeviceOffer { name: "cpu".into(), memory_bytes: 1 << 30, macs_per_second: speed }],
+        },
+    });
+    let (progress, _listener) = mpsc::channel(16);
+    let assign = AssignLayers {
+        model: ModelDigest([0; 32]),
+        layers: LAYERS,
+        layer_bytes: 1 << 20,
+        candidates: candidates.collect(),
+        progress,
+    };
+    let assignments = actors.scheduler.send(assign).await.unwrap().unwrap();
+    let backend = EncryptedBackend::new(actors.scheduler.clone(), transport);
+    (Cluster { workers, weights, actors, backend }, assignments)
+}
+
+/// The backend blocks, so that it is called from a thread as the trainer does.
+async fn apply(
+    cluster: Cluster,
+    linear: LinearId,
+    direction: Direction,
+    rows: Vec<f32>,
+    tokens: usize,
+) -> (Cluster, Result<Vec<f32>, crate::backend::BackendError>) {
+    let call = tokio::task::spawn_blocking(move || {
+        let result = cluster.backend.apply(linear, direction, &rows, tokens);
+        (cluster, result)
+    });
+    call.await.unwrap()
+}
+
+fn plain_product(rows: &[f32], weights: &[f32], direction: Direction) -> Vec<f32> {
+    let (inner, outer) = SHAPE.along(direction);
+    let weight = |i: usize, j: usize| match direction {
+        Direction::Forward => weights[i * SHAPE.d_out + j],
+        Direction::Backward => weights[j * SHAPE.d_out + i],
+    };
+    rows.chunks(inner)
+        .flat_map(|row| {
+            let column = move |j| row.iter().enumerate().map(|(i, x)| x * weight(i, j)).sum();
+            (0..outer).map(column).collect::<Vec<f32>>()
+        })
+        .collect()
+}
+
+fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
+    norm(&mut found.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied())
+}
+
+#[test]
+fn products_come_back_both_ways_through_the_worker_that_has_the_layer() {
+    actix::System::new().block_on(async {
+        let (mut cluster, assignments) = cluster(&[2.0, 1.0]).await;
+        let ranges: Vec<_> = assignments.iter().map(|assignment| assignment.layers.clone()).collect();
+        assert_eq!(ranges, [0..2, 2..3]);
+        let tokens = 5;
+        for (number, linear) in linears().enumerate() {
+            for direction in [Direction::Forward, Direction::Backward] {
+                let (inner, _) = SHAPE.along(direction);
+                let mut rows = random(tokens * inner, 100 + number as u64);
+                rows[inner..2 * inner].fill(0.0);
+                let expected = plain_product(&rows, &cluster.weights[&linear], direction);
+                let (back, result) = apply(cluster, linear, direction, rows, tokens).await;
+                cluster = back;
+                let found = result.unwrap();
+                let error = relative_error(&found, &expected);
+                assert!(error < 0.02, "{linear} {direction:?}: relative error {error}");
+                let outer = expected.len() / tokens;
+                assert!(found[outer..2 * outer].iter().all(|&value| value == 0.0), "a zero row gives exact zeros");
+            }
+        }
+        let times = cluster.actors.clock.read();
+        assert_eq!(times.products, 6);
+        assert!(times.encrypt_seconds > 0.0 && times.decrypt_seconds > 0.0);
+        let health = cluster.actors.scheduler.send(AskHealth).await.unwrap();
+        assert!(health.iter().all(|(_, health)| health.as_ref().is_ok_and(|health| health.busy_seconds == 0.5)));
+        cluster.actors.scheduler.send(ReleaseLayers).await.unwrap();
+        assert!(cluster.workers.assigned.lock().unwrap().is_empty());
+        cluster.actors.stop();
+    });
+}
+
+#[test]
+fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
+    actix::System::new().block_on(async {
+        let (cluster, _) = cluster(&[1.0]).await;
+        *cluster.workers.failures.lock().unwrap() = 1;
+        let linear = LinearId { layer: 0, group: Group::O };
+        let rows = random(2 * SHAPE.d_in, 7);
+        let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
+        assert!(result.is_ok(), "{result:?}");
+        {
+            let sent = cluster.workers.sent.lock().unwrap();
+            let [first, second] = sent.as_slice() else { panic!("one product and one retry") };
+            assert_ne!(first.header.seed, second.header.seed);
+            assert_ne!(first.header.call, second.header.call);
+            assert_ne!(first.body, second.body, "no byte of a ciphertext is used twice");
+        }
+        cluster.workers.assigned.lock().unwrap().clear();
+        let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
+        assert!(result.unwrap_err().why.contains("does not serve layer 0 o"));
+        assert_eq!(cluster.workers.sent.lock().unwrap().len(), 3);
+        let unknown = LinearId { layer: 9, group: Group::O };
+        let (cluster, result) = apply(cluster, unknown, Direction::Forward, rows.clone(), 2).await;
+        assert!(result.unwrap_err().why.contains("no worker serves layer 9 o"));
+        let mut bad = rows;
+        bad[0] = f32::NAN;
+        let (cluster, result) = apply(cluster, linear, Direction::Forward, bad, 2).await;
+        assert!(result.unwrap_err().why.contains("row 0"), "rows that cannot be encoded are named");
+        cluster.actors.stop();
+    });
+}
+
+#[test]
+fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
+    actix::System::new().block_on(async {
+        let meta = serve(random(SHAPE.d_in * SHAPE.d_out, 1), SHAPE).unwrap().1;
+        let linear = LinearId { layer: 0, group: Group::O };
+        let table = Arc::new(LayerTable::new(&[(linear, meta)], &PrecisionTarget::default()).unwrap());
+        let keys = actix::Actor::start(KeyManager::new(table, Arc::new(PhaseClock::default())));
+        let rows: Arc<[f32]> = random(SHAPE.d_in, 2).into();
+        let encrypt = keys::Encrypt { linear, direction: Direction::Forward, rows, tokens: 1 };
+        let call = keys.send(encrypt).await.unwrap().unwrap().header.call;
+        let decrypt = || {
+            let (_, tiles) = mpsc::channel(1);
+            keys::Decrypt { call, tiles, sent: std::time::Instant::now() }
+        };
+        assert!(matches!(keys.send(decrypt()).await.unwrap(), Err(keys::KeyError::Decrypt(_))));
+        assert!(matches!(keys.send(decrypt()).await.unwrap(), Err(keys::KeyError::NoTicket(_))));
+    });
+}
