@@ -16,11 +16,13 @@ pub mod mask;
 pub mod modulus;
 pub mod noise;
 mod ntt;
+pub mod paper;
 pub mod params;
 pub mod planes;
 mod products;
 pub mod reference;
 mod sampling;
+pub mod scheme;
 mod secret;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 mod errors;
 mod noise;
 mod round_trip;
+mod schemes;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

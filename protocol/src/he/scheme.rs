@@ -1,0 +1,169 @@
+//! One interface over this project's scheme and the published one that it is measured against, so that a benchmark
+//! or a test treats both alike: encrypt rows, multiply them by int8 weights, decrypt, count the bytes.
+
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+
+use super::reference::reference_answer;
+use super::{
+    DecryptError, EncryptError, MaskDomain, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
+};
+use crate::model::{Direction, Group, LinearId, LinearShape};
+use crate::quant::{QuantError, encoding_steps};
+
+/// Private products of f32 rows by public int8 weights, which the scheme was made with.
+pub trait Scheme {
+    /// What goes to the worker.
+    type Request;
+    /// What the owner keeps of one request.
+    type Ticket;
+    /// What comes back.
+    type Answer;
+
+    /// Its name in reports.
+    fn name(&self) -> String;
+
+    /// Owner: encrypts `tokens × d_in` rows.
+    ///
+    /// # Errors
+    /// When the rows cannot be encrypted.
+    fn encrypt(&self, rows: &[f32], tokens: usize) -> Result<(Self::Request, Self::Ticket), SchemeError>;
+
+    /// Worker: the product with the weights.
+    fn multiply(&self, request: &Self::Request) -> Self::Answer;
+
+    /// Owner: `tokens × d_out` rows, without the scales of the weights.
+    ///
+    /// # Errors
+    /// When the answer does not fit the ticket.
+    fn decrypt(&self, ticket: Self::Ticket, answer: &Self::Answer) -> Result<Vec<f32>, SchemeError>;
+
+    /// Bytes that a request takes on the wire.
+    fn request_bytes(&self, request: &Self::Request) -> usize;
+
+    /// Bytes that an answer takes on the wire.
+    fn answer_bytes(&self, answer: &Self::Answer) -> usize;
+}
+
+/// Why a private product failed on the owner's side.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SchemeError {
+    /// Rows that do not fit the weights.
+    #[error("{values} values are not {tokens} rows of {inner}")]
+    Shape {
+        /// Values given.
+        values: usize,
+        /// Rows announced.
+        tokens: usize,
+        /// Inner dimension of the weights.
+        inner: usize,
+    },
+    /// No steps could be found.
+    #[error(transparent)]
+    Steps(#[from] QuantError),
+    /// Encryption failed.
+    #[error(transparent)]
+    Encrypt(#[from] EncryptError),
+    /// Decryption failed.
+    #[error(transparent)]
+    Decrypt(#[from] DecryptError),
+    /// An answer of the wrong size.
+    #[error("the answer has {found} parts instead of {expected}")]
+    Answer {
+        /// Parts that came.
+        found: usize,
+        /// Parts that were due.
+        expected: usize,
+    },
+}
+
+/// This project's scheme, with a product `multiply(seed, domain, body)` of the caller's choice: the reference, or a
+/// kernel.
+pub struct ColumnPacked<M> {
+    precision: Precision,
+    shape: LinearShape,
+    max_norm: f64,
+    multiply: M,
+}
+
+/// A request of [`ColumnPacked`].
+pub struct ColumnPackedRequest {
+    /// Seed of the mask.
+    pub seed: MaskSeed,
+    /// The body.
+    pub body: Planes,
+}
+
+impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> ColumnPacked<M> {
+    /// The scheme over `weights`, `d_in × d_out` row-major, of which it reads the norms only.
+    pub fn with_product(precision: Precision, weights: &[i8], shape: LinearShape, multiply: M) -> Self {
+        let mut squares = vec![0.0f64; shape.d_out];
+        for row in weights.chunks_exact(shape.d_out) {
+            for (square, &weight) in squares.iter_mut().zip(row) {
+                *square += f64::from(weight).powi(2);
+            }
+        }
+        let max_norm = squares.into_iter().fold(0.0, f64::max).sqrt();
+        Self { precision, shape, max_norm, multiply }
+    }
+
+    const fn domain(&self) -> MaskDomain {
+        let linear = LinearId { layer: 0, group: Group::Qkv };
+        MaskDomain { set: self.precision.set, linear, direction: Direction::Forward }
+    }
+}
+
+/// This project's scheme over the reference product.
+pub fn with_reference_product(
+    precision: Precision,
+    weights: Vec<i8>,
+    shape: LinearShape,
+) -> ColumnPacked<impl Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> {
+    let norms = weights.clone();
+    ColumnPacked::with_product(precision, &norms, shape, move |seed, domain, body| {
+        reference_answer(precision, seed, domain, body, &weights, shape)
+    })
+}
+
+impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> Scheme for ColumnPacked<M> {
+    type Request = ColumnPackedRequest;
+    type Ticket = Ticket;
+    type Answer = ProductTile;
+
+    fn name(&self) -> String {
+        self.precision.to_string()
+    }
+
+    fn encrypt(&self, rows: &[f32], tokens: usize) -> Result<(Self::Request, Self::Ticket), SchemeError> {
+        let inner = self.shape.d_in;
+        if tokens == 0 || tokens.checked_mul(inner) != Some(rows.len()) {
+            return Err(SchemeError::Shape { values: rows.len(), tokens, inner });
+        }
+        let steps = encoding_steps(rows, tokens, self.max_norm, self.precision)?;
+        let seed = MaskSeed::generate(&mut OsRng.unwrap_err());
+        let plaintext = Plaintext { rows, tokens, features: inner, steps: &steps };
+        let (body, ticket) = encrypt(&seed, &self.domain(), plaintext)?;
+        Ok((ColumnPackedRequest { seed, body }, ticket))
+    }
+
+    fn multiply(&self, request: &Self::Request) -> Self::Answer {
+        (self.multiply)(&request.seed, &self.domain(), &request.body)
+    }
+
+    fn decrypt(&self, ticket: Self::Ticket, answer: &Self::Answer) -> Result<Vec<f32>, SchemeError> {
+        let mut out = vec![0.0; ticket.tokens() * self.shape.d_out];
+        let mut decryption = ticket.open(self.precision, self.shape.d_out)?;
+        decryption.tile(answer, &mut out)?;
+        decryption.finish()?;
+        Ok(out)
+    }
+
+    fn request_bytes(&self, request: &Self::Request) -> usize {
+        request.seed.to_bytes().len() + request.body.bytes().len()
+    }
+
+    fn answer_bytes(&self, answer: &Self::Answer) -> usize {
+        answer.mask.bytes().len() + answer.body.bytes().len()
+    }
+}
