@@ -5,6 +5,7 @@ mod errors;
 mod noise;
 mod round_trip;
 mod schemes;
+mod tfhe_glwe;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
