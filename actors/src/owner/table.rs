@@ -5,15 +5,25 @@
 //! folder under the model's digest.
 
 use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use protocol::he::{ParameterSet, Precision};
-use protocol::model::{Direction, LinearId, LinearShape};
-use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan};
+use protocol::model::{Direction, LinearId, LinearShape, Model, ModelError};
+use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan, serve};
+use protocol::wire::messages::ModelDigest;
+
+/// Names the layout of a cached table; a file that begins with another name is computed anew.
+const CACHE_FORMAT: &str = "velum layer table 1";
 
 /// Why a table could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TableError {
+    /// The model could not be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A matrix could not be quantised.
     #[error("{linear}: {source}")]
     Quant {
@@ -81,6 +91,40 @@ impl LayerTable {
         Ok(Self { entries: metas.iter().map(entry).collect::<Result<_, _>>()? })
     }
 
+    /// The table of a model: from `cache` if it is there, else computed matrix by matrix (`progress` is told how many
+    /// of how many are done) and written to `cache`. A cache that cannot be read or written costs time, never the run.
+    ///
+    /// # Errors
+    /// When the weights cannot be read or quantised.
+    pub fn of_model(
+        model: &Model,
+        digest: ModelDigest,
+        target: &PrecisionTarget,
+        cache: Option<&Path>,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self, TableError> {
+        let linears: Vec<LinearId> = model.config().linears().collect();
+        let file = cache.map(|folder| folder.join(format!("{digest}.table")));
+        if let Some(metas) = file.as_deref().and_then(|path| read_cache(path, &linears)) {
+            return Self::new(&metas, target);
+        }
+        let mut metas = Vec::with_capacity(linears.len());
+        for (done, linear) in linears.iter().enumerate() {
+            progress(done, linears.len());
+            let shape = model.config().shape(linear.group);
+            let (_, meta) =
+                serve(model.linear(*linear)?, shape).map_err(|source| TableError::Quant { linear: *linear, source })?;
+            metas.push((*linear, meta));
+        }
+        progress(linears.len(), linears.len());
+        if let Some(path) = file
+            && let Err(error) = write_cache(&path, &metas)
+        {
+            tracing::warn!(path = %path.display(), %error, "the layer table is not cached");
+        }
+        Self::new(&metas, target)
+    }
+
     /// What is known of one matrix.
     pub fn entry(&self, linear: LinearId) -> Option<&TableEntry> {
         self.entries.get(&linear)
@@ -100,5 +144,63 @@ impl LayerTable {
     pub fn parameter_sets(&self) -> Vec<ParameterSet> {
         let used = |set| self.entries.values().any(|entry| entry.forward.0.set == set || entry.backward.0.set == set);
         ParameterSet::ALL.into_iter().filter(|&set| used(set)).collect()
+    }
+}
+
+/// The cached metadata, if the file is there, whole, and of exactly these matrices.
+fn read_cache(path: &Path, linears: &[LinearId]) -> Option<Vec<(LinearId, LinearMeta)>> {
+    let bytes = fs::read(path).ok()?;
+    let (format, metas): (String, Vec<(LinearId, LinearMeta)>) = serde_json::from_slice(&bytes).ok()?;
+    let same = format == CACHE_FORMAT && metas.iter().map(|(linear, _)| linear).eq(linears);
+    same.then_some(metas)
+}
+
+fn write_cache(path: &Path, metas: &[(LinearId, LinearMeta)]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = io::BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
+    serde_json::to_writer(&mut file, &(CACHE_FORMAT, metas))?;
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use protocol::model::synthetic::{StoredAs, SyntheticLlama};
+
+    use super::*;
+
+    fn table(model: &Model, cache: &Path) -> (LayerTable, usize) {
+        let mut computed = 0;
+        let digest = model.digest().unwrap();
+        let target = PrecisionTarget::default();
+        let table = LayerTable::of_model(model, digest, &target, Some(cache), |done, _| computed = done).unwrap();
+        (table, computed)
+    }
+
+    #[test]
+    fn a_table_is_computed_once_and_a_damaged_cache_is_computed_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        SyntheticLlama::tiny(1).write_folder(folder.path().join("model"), StoredAs::F32).unwrap();
+        let model = Model::open(folder.path().join("model")).unwrap();
+        let cache = folder.path().join("cache");
+        let (first, computed) = table(&model, &cache);
+        assert_eq!((first.len(), computed), (8, 8));
+        let (second, computed) = table(&model, &cache);
+        assert_eq!((second.len(), computed), (8, 0));
+        for linear in model.config().linears() {
+            let (a, b) = (first.entry(linear).unwrap(), second.entry(linear).unwrap());
+            assert_eq!(a.precision(Direction::Forward), b.precision(Direction::Forward));
+            assert_eq!(a.shape(), b.shape());
+            let rows: Vec<f32> = (0..a.shape().d_in).map(|i| i as f32 - 7.0).collect();
+            let [a, b] = [a, b].map(|entry| entry.codec(Direction::Forward).prepare(&rows, 1).unwrap().steps);
+            assert_eq!(a, b, "a cached table encodes as the computed one");
+        }
+        let file = fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+        fs::write(&file, b"[\"velum layer table 0\", []]").unwrap();
+        assert_eq!(table(&model, &cache).1, 8);
     }
 }
