@@ -33,8 +33,7 @@ pub struct ProductCodec {
     room: f64,
 }
 
-/// Rows ready to be encrypted.
-#[derive(Debug)]
+/// Rows ready to be encrypted. They are private, so they cannot be printed.
 pub struct Prepared {
     /// `tokens × inner`, row-major: rotated and scaled rows.
     pub rows: Vec<f32>,
@@ -45,8 +44,8 @@ pub struct Prepared {
     pub scales: RowScales,
 }
 
-/// The power of two that was taken out of each row; 0 for a row of zeros, whose result is exact zeros.
-#[derive(Clone, Debug, PartialEq)]
+/// The power of two that was taken out of each row; 0 for a row of zeros, whose result is exact zeros. As private as
+/// the rows, and not printed either.
 pub struct RowScales(Vec<f64>);
 
 impl RowScales {
@@ -149,7 +148,7 @@ impl ProductCodec {
 }
 
 fn check_length(what: &'static str, found: usize, tokens: usize, width: usize) -> Result<(), QuantError> {
-    let expected = tokens.checked_mul(width).unwrap_or(usize::MAX);
+    let expected = tokens.saturating_mul(width);
     if found == expected { Ok(()) } else { Err(QuantError::Length { what, found, expected }) }
 }
 

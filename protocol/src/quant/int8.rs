@@ -73,7 +73,7 @@ impl LinearMeta {
 /// rotation overflows.
 pub fn serve(mut weights: Vec<f32>, shape: LinearShape) -> Result<(Int8Matrix, LinearMeta), QuantError> {
     let LinearShape { d_in, d_out } = shape;
-    let expected = d_in.checked_mul(d_out).unwrap_or(usize::MAX);
+    let expected = d_in.saturating_mul(d_out);
     if weights.len() != expected || expected == 0 {
         return Err(QuantError::Length { what: "the weight matrix", found: weights.len(), expected });
     }
