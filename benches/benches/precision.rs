@@ -1,0 +1,109 @@
+//! How exact one encrypted product is: `cargo bench -p benches --bench precision`.
+//!
+//! For inner dimensions of 576, 2048 and 8192 and Gaussian rows and weights it takes a product the whole way (rotate,
+//! encode, encrypt, the reference worker's product and modulus switching, decrypt, un-rotate) and prints, as a
+//! Markdown table, its relative error against the product in f64, beside what the planner predicts, what plain 8-bit
+//! activations and weights do to the same product, and what the planner would choose.
+
+use std::f64::consts::TAU;
+
+use anyhow::{Context, Result};
+use protocol::he::reference::reference_answer;
+use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Plaintext, Precision, encrypt};
+use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::quant::{
+    Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, plain_w8a8_error, plan, predicted_relative_error, serve,
+};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Output columns: a product of more takes longer and says no more.
+const OUTPUTS: usize = 128;
+/// Rows of the product.
+const TOKENS: usize = 16;
+const WAY: Direction = Direction::Forward;
+
+fn main() -> Result<()> {
+    println!("| d_in | set/output bytes | measured | predicted | plain W8A8 measured | predicted | planner's choice |");
+    println!("|---|---|---|---|---|---|---|");
+    for d_in in [576, 2048, 8192] {
+        let shape = LinearShape { d_in, d_out: OUTPUTS };
+        let (rows, weights) = (gaussian(TOKENS * d_in, 1), gaussian(d_in * OUTPUTS, 2));
+        let exact = product(&rows, &weights, d_in);
+        let plain = relative_error(&plain_int8(&rows, &weights, d_in), &exact);
+        let (matrix, meta) = serve(weights, shape)?;
+        let plain_predicted = plain_w8a8_error(&meta, WAY);
+        let chosen = plan(&meta, WAY, &PrecisionTarget::default());
+
+        let mut precisions: Vec<_> = ParameterSet::ALL.into_iter().map(Precision::standard).collect();
+        precisions.insert(1, Precision { set: ParameterSet::P24, output_limbs: 3 });
+        for precision in precisions {
+            let out = encrypted(&rows, &matrix, &meta, precision).with_context(|| format!("{precision} at {d_in}"))?;
+            let out: Vec<f64> = out.into_iter().map(f64::from).collect();
+            let [measured, predicted, plain, plain_predicted] =
+                [relative_error(&out, &exact), predicted_relative_error(precision, &meta, WAY), plain, plain_predicted]
+                    .map(|error| format!("{:.2} %", 100.0 * error));
+            println!("| {d_in} | {precision} | {measured} | {predicted} | {plain} | {plain_predicted} | {chosen} |");
+        }
+    }
+    Ok(())
+}
+
+/// Standard normal numbers, by Box and Muller.
+fn gaussian(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut next = || {
+        let (radius, angle): (f64, f64) = (rng.random(), rng.random_range(0.0..TAU));
+        (-2.0 * (1.0 - radius).ln()).sqrt() * angle.cos()
+    };
+    (0..count).map(|_| next() as f32).collect()
+}
+
+/// `rows·weights`, `TOKENS × OUTPUTS`.
+fn product(rows: &[f32], weights: &[f32], d_in: usize) -> Vec<f64> {
+    let mut out = vec![0.0; TOKENS * OUTPUTS];
+    for (row, out) in rows.chunks(d_in).zip(out.chunks_mut(OUTPUTS)) {
+        for (&x, weights) in row.iter().zip(weights.chunks(OUTPUTS)) {
+            out.iter_mut().zip(weights).for_each(|(out, &weight)| *out += f64::from(x) * f64::from(weight));
+        }
+    }
+    out
+}
+
+/// The product of rows rounded to int8 per token by weights rounded to int8 per output channel, nothing rotated.
+fn plain_int8(rows: &[f32], weights: &[f32], d_in: usize) -> Vec<f64> {
+    let mut rows = rows.to_vec();
+    rows.chunks_mut(d_in).for_each(|row| round_to_int8(row.iter_mut()));
+    let mut weights = weights.to_vec();
+    (0..OUTPUTS).for_each(|j| round_to_int8(weights.iter_mut().skip(j).step_by(OUTPUTS)));
+    product(&rows, &weights, d_in)
+}
+
+fn round_to_int8<'a>(values: impl Iterator<Item = &'a mut f32>) {
+    let values: Vec<&mut f32> = values.collect();
+    let scale = values.iter().fold(0.0_f32, |top, value| top.max(value.abs())) / 127.0;
+    values.into_iter().for_each(|value| *value = (*value / scale).round() * scale);
+}
+
+/// The product as owner and worker compute it.
+fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, precision: Precision) -> Result<Vec<f32>> {
+    let features = matrix.shape.d_in;
+    let codec = ProductCodec::new(meta, WAY, precision)?;
+    let prepared = codec.prepare(rows, TOKENS)?;
+    let linear = LinearId { layer: 0, group: Group::O };
+    let (seed, domain) = (MaskSeed::from_bytes([3; 32]), MaskDomain { set: precision.set, linear, direction: WAY });
+    let plaintext = Plaintext { rows: &prepared.rows, tokens: TOKENS, features, steps: &prepared.steps };
+    let (body, ticket) = encrypt(&seed, &domain, plaintext)?;
+    let tile = reference_answer(precision, &seed, &domain, &body, &matrix.values, matrix.shape);
+    let mut out = vec![0.0; TOKENS * OUTPUTS];
+    let mut decryption = ticket.open(precision, OUTPUTS)?;
+    decryption.tile(&tile, &mut out)?;
+    decryption.finish()?;
+    codec.finish(&mut out, &prepared.scales)?;
+    Ok(out)
+}
+
+fn relative_error(found: &[f64], expected: &[f64]) -> f64 {
+    let missed: f64 = found.iter().zip(expected).map(|(f, e)| (f - e).powi(2)).sum();
+    (missed / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
+}
