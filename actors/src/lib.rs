@@ -1,6 +1,7 @@
 //! The actors of an owner and of a worker. They know no sockets: the network is a [`transport::Transport`].
 
 pub mod backend;
+pub mod matmul;
 pub mod data;
 mod heavy;
 pub mod lora;
