@@ -4,9 +4,13 @@
 //! one step: two 16-bit digits ([`Pairs`]) or four bytes ([`Quads`]). The lanes of a panel are its rows, and the
 //! digits of each row after one another, so that a micro-kernel has all digits of a value in its registers.
 
+use std::marker::PhantomData;
+use std::ops::Range;
+
 use protocol::he::{ParameterSet, Planes};
 use rayon::prelude::*;
 
+use super::micro::Micro;
 use super::weights::QUAD;
 
 /// Most byte limbs that a parameter set has.
@@ -32,7 +36,7 @@ pub(crate) trait Encoding: Send + Sync + 'static {
     /// Words `[digit][step]` of one row, whose limbs are `inner` bytes each.
     fn row_words(set: ParameterSet, limbs: &[&[u8]], words: &mut [u32]);
 
-    /// Words `[digit][row]` of one step, from `[element][limb]` slices of a byte per row; fewer than
+    /// Words `[row][digit]` of one step, from `[element][limb]` slices of a byte per row; fewer than
     /// [`Self::STEP`] elements at the end of the matrix.
     fn column_words(set: ParameterSet, columns: &[[&[u8]; MAX_LIMBS]], words: &mut [u32]);
 }
@@ -92,20 +96,21 @@ fn pair_columns<const L: usize, const D: usize>(
     words: &mut [u32],
     split: impl Fn([u8; L]) -> [u16; D],
 ) {
-    let rows = words.len() / D;
-    let digits: [&mut [u32]; D] = {
-        let mut chunks = words.chunks_exact_mut(rows);
-        std::array::from_fn(|_| chunks.next().expect("D chunks of rows words"))
-    };
-    for (element, column) in columns.iter().enumerate() {
-        let limbs: [&[u8]; L] = std::array::from_fn(|l| &column[l][..rows]);
-        for row in 0..rows {
-            let value = split(std::array::from_fn(|l| limbs[l][row]));
-            for d in 0..D {
-                let digit = u32::from(value[d]);
-                digits[d][row] = if element == 0 { digit } else { digits[d][row] | digit << 16 };
-            }
+    let words = words.as_chunks_mut::<D>().0;
+    let rows = words.len();
+    let limbs = |element: usize| -> [&[u8]; L] { std::array::from_fn(|l| &columns[element][l][..rows]) };
+    let first = limbs(0);
+    if columns.len() == 1 {
+        for (row, words) in words.iter_mut().enumerate() {
+            *words = split(std::array::from_fn(|l| first[l][row])).map(u32::from);
         }
+        return;
+    }
+    let second = limbs(1);
+    for (row, words) in words.iter_mut().enumerate() {
+        let low = split(std::array::from_fn(|l| first[l][row]));
+        let high = split(std::array::from_fn(|l| second[l][row]));
+        *words = std::array::from_fn(|d| u32::from(low[d]) | u32::from(high[d]) << 16);
     }
 }
 
@@ -135,6 +140,7 @@ impl Encoding for Pairs {
         }
     }
 
+    #[inline(always)]
     fn row_words(set: ParameterSet, limbs: &[&[u8]], words: &mut [u32]) {
         match set {
             ParameterSet::P24 => pair_row(limbs, words, split24),
@@ -143,6 +149,7 @@ impl Encoding for Pairs {
         }
     }
 
+    #[inline(always)]
     fn column_words(set: ParameterSet, columns: &[[&[u8]; MAX_LIMBS]], words: &mut [u32]) {
         match set {
             ParameterSet::P24 => pair_columns(columns, words, split24),
@@ -168,6 +175,7 @@ impl Encoding for Quads {
         65_000
     }
 
+    #[inline(always)]
     fn row_words(set: ParameterSet, limbs: &[&[u8]], words: &mut [u32]) {
         let steps = words.len() / set.limbs();
         for (bytes, words) in limbs.iter().zip(words.chunks_exact_mut(steps)) {
@@ -179,95 +187,62 @@ impl Encoding for Quads {
         }
     }
 
+    #[inline(always)]
     fn column_words(set: ParameterSet, columns: &[[&[u8]; MAX_LIMBS]], words: &mut [u32]) {
-        let rows = words.len() / set.limbs();
-        for (limb, words) in words.chunks_exact_mut(rows).enumerate() {
-            words.fill(0);
-            for (element, column) in columns.iter().enumerate() {
-                for (word, &byte) in words.iter_mut().zip(column[limb]) {
-                    *word |= u32::from(byte) << (8 * element);
-                }
+        for limb in 0..set.limbs() {
+            for (row, words) in words.chunks_exact_mut(set.limbs()).enumerate() {
+                let bytes =
+                    columns.iter().enumerate().map(|(element, column)| u32::from(column[limb][row]) << (8 * element));
+                words[limb] = bytes.sum();
             }
         }
     }
 }
 
-/// Rows of a product's left operand, packed for one kernel.
-pub(crate) struct Operand {
+/// Rows of a product's left operand, packed for the register block `M`.
+pub(crate) struct Operand<M> {
     rows: usize,
     steps: usize,
-    lanes: usize,
     words: Vec<u32>,
+    micro: PhantomData<M>,
 }
 
-impl Operand {
+impl<M: Micro> Operand<M> {
     /// Packs a body: planes `[limb][row][feature]`.
-    pub(crate) fn from_body<E: Encoding>(set: ParameterSet, lanes: usize, body: &Planes) -> Self {
-        let (digits, inner) = (E::digits(set), body.columns());
-        let mut operand = Self::zeros::<E>(set, lanes, body.rows(), inner);
-        let (steps, rows_per_panel) = (operand.steps, lanes / digits);
+    pub(crate) fn from_body(micro: &M, set: ParameterSet, body: &Planes) -> Self {
+        let mut operand = Self::zeros(set, body.rows(), body.columns());
+        let (steps, digits) = (operand.steps, M::Encoding::digits(set));
         operand.tasks().for_each_init(
             || vec![0; digits * steps],
             |row_words, (task, words)| {
-                for (panel, words) in words.chunks_exact_mut(steps * lanes).enumerate() {
-                    let first = (task * PANELS_PER_TASK + panel) * rows_per_panel;
-                    for row in first..(first + rows_per_panel).min(body.rows()) {
-                        let limbs: [&[u8]; MAX_LIMBS] = std::array::from_fn(|limb| {
-                            if limb < set.limbs() { &body.plane(limb)[row * inner..(row + 1) * inner] } else { &[] }
-                        });
-                        E::row_words(set, &limbs[..set.limbs()], row_words);
-                        for (digit, source) in row_words.chunks_exact(steps).enumerate() {
-                            let lane = (row - first) * digits + digit;
-                            for (step, &word) in words.chunks_exact_mut(lanes).zip(source) {
-                                step[lane] = word;
-                            }
-                        }
-                    }
-                }
+                micro.vectorised(|| body_panels::<M>(set, body, task * PANELS_PER_TASK, steps, row_words, words));
             },
         );
         operand
     }
 
     /// Packs a mask: keystream `[feature][limb][row]` with `rows` bytes for each limb of a feature.
-    pub(crate) fn from_mask<E: Encoding>(set: ParameterSet, lanes: usize, keystream: &[u8], rows: usize) -> Self {
-        let (digits, limbs) = (E::digits(set), set.limbs());
-        let inner = keystream.len() / (limbs * rows);
-        let mut operand = Self::zeros::<E>(set, lanes, rows, inner);
-        let (steps, rows_per_panel) = (operand.steps, lanes / digits);
+    pub(crate) fn from_mask(micro: &M, set: ParameterSet, keystream: &[u8], rows: usize) -> Self {
+        let mut operand = Self::zeros(set, rows, keystream.len() / (set.limbs() * rows));
+        let steps = operand.steps;
         operand.tasks().for_each_init(
-            || vec![0; digits * PANELS_PER_TASK * rows_per_panel],
+            || vec![0; M::LANES * PANELS_PER_TASK],
             |column_words, (task, words)| {
-                let first = task * PANELS_PER_TASK * rows_per_panel;
-                let count = (PANELS_PER_TASK * rows_per_panel).min(rows - first);
-                let column_words = &mut column_words[..digits * count];
-                for step in 0..inner.div_ceil(E::STEP) {
-                    let elements = (inner - step * E::STEP).min(E::STEP);
-                    let columns: [[&[u8]; MAX_LIMBS]; 4] = std::array::from_fn(|element| {
-                        std::array::from_fn(|limb| {
-                            if element >= elements || limb >= limbs {
-                                return &[][..];
-                            }
-                            let start = ((step * E::STEP + element) * limbs + limb) * rows + first;
-                            &keystream[start..start + count]
-                        })
-                    });
-                    E::column_words(set, &columns[..elements], column_words);
-                    scatter(words, column_words, step, steps, lanes, digits);
-                }
+                let first = task * PANELS_PER_TASK;
+                micro.vectorised(|| mask_panels::<M>(set, keystream, rows, first, steps, column_words, words));
             },
         );
         operand
     }
 
-    fn zeros<E: Encoding>(set: ParameterSet, lanes: usize, rows: usize, inner: usize) -> Self {
-        let steps = inner.div_ceil(QUAD) * QUAD / E::STEP;
-        let panels = rows.div_ceil(lanes / E::digits(set));
-        Self { rows, steps, lanes, words: vec![0; panels * steps * lanes] }
+    fn zeros(set: ParameterSet, rows: usize, inner: usize) -> Self {
+        let steps = inner.div_ceil(QUAD) * QUAD / M::Encoding::STEP;
+        let panels = rows.div_ceil(rows_per_panel::<M>(set));
+        Self { rows, steps, words: vec![0; panels * steps * M::LANES], micro: PhantomData }
     }
 
     fn tasks(&mut self) -> impl IndexedParallelIterator<Item = (usize, &mut [u32])> {
-        let panel = (self.steps * self.lanes).max(1);
+        let panel = (self.steps * M::LANES).max(1);
         self.words.par_chunks_mut(panel * PANELS_PER_TASK).enumerate()
     }
 
@@ -277,23 +252,76 @@ impl Operand {
     }
 
     /// `[step][lane]` words of one row panel, for some of its steps.
-    pub(crate) fn panel(&self, panel: usize, steps: std::ops::Range<usize>) -> &[u32] {
-        let base = panel * self.steps * self.lanes;
-        &self.words[base + steps.start * self.lanes..base + steps.end * self.lanes]
+    pub(crate) fn panel(&self, panel: usize, steps: Range<usize>) -> &[u32] {
+        let base = panel * self.steps * M::LANES;
+        &self.words[base + steps.start * M::LANES..base + steps.end * M::LANES]
     }
 }
 
-/// Brings the words `[digit][row]` of one step to their lanes.
+/// Rows of a row panel.
+pub(crate) fn rows_per_panel<M: Micro>(set: ParameterSet) -> usize {
+    M::LANES / M::Encoding::digits(set)
+}
+
+/// Packs some row panels of a body, from panel `first` on; `row_words` is scratch for one row.
 #[inline(always)]
-fn scatter(words: &mut [u32], source: &[u32], step: usize, steps: usize, lanes: usize, digits: usize) {
-    let rows = source.len() / digits;
-    for (digit, source) in source.chunks_exact(rows).enumerate() {
-        let rows_per_panel = lanes / digits;
-        for (panel, source) in words.chunks_exact_mut(steps * lanes).zip(source.chunks(rows_per_panel)) {
-            let lane = &mut panel[step * lanes..(step + 1) * lanes];
-            for (row, &word) in source.iter().enumerate() {
-                lane[row * digits + digit] = word;
+fn body_panels<M: Micro>(
+    set: ParameterSet,
+    body: &Planes,
+    first: usize,
+    steps: usize,
+    row_words: &mut [u32],
+    words: &mut [u32],
+) {
+    let (inner, digits) = (body.columns(), M::Encoding::digits(set));
+    let rows_per_panel = rows_per_panel::<M>(set);
+    for (panel, words) in words.chunks_exact_mut(steps * M::LANES).enumerate() {
+        let first = (first + panel) * rows_per_panel;
+        for row in first..(first + rows_per_panel).min(body.rows()) {
+            let limbs: [&[u8]; MAX_LIMBS] = std::array::from_fn(|limb| {
+                if limb < set.limbs() { &body.plane(limb)[row * inner..(row + 1) * inner] } else { &[] }
+            });
+            M::Encoding::row_words(set, &limbs[..set.limbs()], row_words);
+            for (digit, source) in row_words.chunks_exact(steps).enumerate() {
+                let lane = (row - first) * digits + digit;
+                for (step, &word) in words.chunks_exact_mut(M::LANES).zip(source) {
+                    step[lane] = word;
+                }
             }
+        }
+    }
+}
+
+/// Packs some row panels of a mask, from panel `first` on; `column_words` is scratch for one step of them.
+#[inline(always)]
+fn mask_panels<M: Micro>(
+    set: ParameterSet,
+    keystream: &[u8],
+    rows: usize,
+    first: usize,
+    steps: usize,
+    column_words: &mut [u32],
+    words: &mut [u32],
+) {
+    let (limbs, step_size) = (set.limbs(), M::Encoding::STEP);
+    let inner = keystream.len() / (limbs * rows);
+    let first = first * rows_per_panel::<M>(set);
+    let count = (words.len() / (steps * M::LANES) * rows_per_panel::<M>(set)).min(rows - first);
+    for step in 0..inner.div_ceil(step_size) {
+        let elements = (inner - step * step_size).min(step_size);
+        let columns: [[&[u8]; MAX_LIMBS]; QUAD] = std::array::from_fn(|element| {
+            std::array::from_fn(|limb| {
+                if element >= elements || limb >= limbs {
+                    return &[][..];
+                }
+                let start = ((step * step_size + element) * limbs + limb) * rows + first;
+                &keystream[start..start + count]
+            })
+        });
+        // Rows beyond the matrix are never written, so they stay zero.
+        M::Encoding::column_words(set, &columns[..elements], &mut column_words[..count * M::Encoding::digits(set)]);
+        for (panel, source) in words.chunks_exact_mut(steps * M::LANES).zip(column_words.chunks_exact(M::LANES)) {
+            panel[step * M::LANES..(step + 1) * M::LANES].copy_from_slice(source);
         }
     }
 }

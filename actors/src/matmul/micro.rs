@@ -25,6 +25,12 @@ pub(crate) trait Micro: Send + Sync + 'static {
     /// # Panics
     /// If the slices do not hold the same number of steps, or `sums` is not `LANES × COLUMNS`.
     fn multiply(&self, digits: &[u32], weights: &[u32], sums: &mut [i32]);
+
+    /// Runs `work`, compiled for the instructions of this block where it can be inlined: the plain loops around the
+    /// block are vectorised as widely as the block itself.
+    fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
+        work()
+    }
 }
 
 /// Checks the lengths on which a micro-kernel's pointers rely; returns the number of steps.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use protocol::he::{ParameterSet, Planes, Precision, ProductTile};
 use rayon::prelude::*;
 
-use super::digits::{Encoding, Operand};
+use super::digits::{Encoding, Operand, rows_per_panel};
 use super::micro::Micro;
 use super::weights::{PANEL, PackedMatrix, QUAD};
 use super::{Kernel, Product, ProductError, TileSink};
@@ -57,8 +57,8 @@ trait Value: Copy + Send + Sync + 'static {
     /// `self + sum · 2^shift`.
     fn add_shifted(self, sum: i32, shift: u32) -> Self;
 
-    /// The bytes of `self` shifted right by `dropped` bits with rounding, least significant first.
-    fn switched(self, dropped: u32) -> [u8; 8];
+    /// A byte of `self` rounded to a multiple of `2^dropped`: the eight bits from bit `shift` on.
+    fn rounded_byte(self, dropped: u32, shift: u32) -> u8;
 }
 
 macro_rules! value {
@@ -72,10 +72,10 @@ macro_rules! value {
             }
 
             #[inline(always)]
-            fn switched(self, dropped: u32) -> [u8; 8] {
+            fn rounded_byte(self, dropped: u32, shift: u32) -> u8 {
                 // Half of the step, and nothing where no bit is dropped.
                 let half = (1 << dropped) >> 1;
-                u64::from(self.wrapping_add(half) >> dropped).to_le_bytes()
+                (self.wrapping_add(half) >> shift) as u8
             }
         }
     };
@@ -94,15 +94,15 @@ impl<M: Micro> Cpu<M> {
     fn run<V: Value>(&self, product: &Product<'_>, tile_columns: usize, sink: TileSink<'_>) {
         let set = product.precision.set;
         let (mask, body) = rayon::join(
-            || Operand::from_mask::<M::Encoding>(set, M::LANES, product.mask, set.mask_rows()),
-            || Operand::from_body::<M::Encoding>(set, M::LANES, product.body),
+            || Operand::from_mask(&self.micro, set, product.mask, set.mask_rows()),
+            || Operand::from_body(&self.micro, set, product.body),
         );
         let outer = product.weights.outer();
         let tile_columns = tile_columns.clamp(1, outer.max(1)).next_multiple_of(M::COLUMNS);
         let stopped = AtomicBool::new(false);
         (0..outer.div_ceil(tile_columns)).into_par_iter().for_each(|tile| {
             let columns = tile * tile_columns..((tile + 1) * tile_columns).min(outer);
-            let rows = |operand: &Operand| {
+            let rows = |operand: &Operand<M>| {
                 self.rows::<V>(operand, product.weights, columns.clone(), product.precision, &stopped)
             };
             let (mask, body) = rayon::join(|| rows(&mask), || rows(&body));
@@ -118,7 +118,7 @@ impl<M: Micro> Cpu<M> {
     /// All rows of an operand times some columns.
     fn rows<V: Value>(
         &self,
-        operand: &Operand,
+        operand: &Operand<M>,
         weights: &PackedMatrix,
         columns: Range<usize>,
         precision: Precision,
@@ -140,7 +140,10 @@ impl<M: Micro> Cpu<M> {
                 if !stopped.load(Ordering::Relaxed) {
                     let first = block * BLOCK_ROWS;
                     let rows = first..(first + BLOCK_ROWS).min(operand.rows());
-                    self.block(operand, rows, weights, columns.clone(), precision, scratch, &mut output);
+                    let columns = columns.clone();
+                    self.micro.vectorised(|| {
+                        self.block(operand, rows, weights, columns, precision, scratch, &mut output);
+                    });
                 }
             },
         );
@@ -148,10 +151,11 @@ impl<M: Micro> Cpu<M> {
     }
 
     /// One task: `rows` of an operand times `columns`, written to the output's planes `[row][column]`.
+    #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "the two operands, the range of each, and where the result goes")]
     fn block<V: Value>(
         &self,
-        operand: &Operand,
+        operand: &Operand<M>,
         rows: Range<usize>,
         weights: &PackedMatrix,
         columns: Range<usize>,
@@ -161,7 +165,7 @@ impl<M: Micro> Cpu<M> {
     ) {
         let digits = M::Encoding::digits(precision.set);
         let bits = M::Encoding::digit_bits(precision.set);
-        let rows_per_panel = M::LANES / digits;
+        let rows_per_panel = rows_per_panel::<M>(precision.set);
         let panels = rows.start / rows_per_panel..rows.end.div_ceil(rows_per_panel);
         let steps_per_quad = QUAD / M::Encoding::STEP;
 
@@ -193,12 +197,8 @@ impl<M: Micro> Cpu<M> {
                     for (block, words) in scratch.weights.chunks_exact(block_words).enumerate() {
                         self.micro.multiply(row_digits, words, &mut scratch.sums);
                         for (row, sums) in scratch.sums.chunks_exact(digits * M::COLUMNS).enumerate() {
-                            let values = &mut values[row * padded + block * M::COLUMNS..][..M::COLUMNS];
-                            for (digit, sums) in sums.chunks_exact(M::COLUMNS).enumerate() {
-                                for (value, &sum) in values.iter_mut().zip(sums) {
-                                    *value = value.add_shifted(sum, bits * digit as u32);
-                                }
-                            }
+                            let start = row * padded + block * M::COLUMNS;
+                            recombine(&mut values[start..start + M::COLUMNS], sums, bits);
                         }
                     }
                 }
@@ -208,11 +208,24 @@ impl<M: Micro> Cpu<M> {
             for (row, values) in (0..rows.len()).zip(scratch.values.chunks_exact(padded)) {
                 let start = row * columns.len() + offset;
                 for (limb, plane) in output.iter_mut().enumerate() {
+                    let dropped = precision.dropped_bits();
+                    let shift = dropped + 8 * limb as u32;
                     for (byte, value) in plane[start..start + width].iter_mut().zip(values) {
-                        *byte = value.switched(precision.dropped_bits())[limb];
+                        *byte = value.rounded_byte(dropped, shift);
                     }
                 }
             }
+        }
+    }
+}
+
+/// Adds the sums `[digit][column]` of one row, each times its digit's weight, to the row's values.
+#[inline(always)]
+fn recombine<V: Value>(values: &mut [V], sums: &[i32], bits: u32) {
+    for (digit, sums) in sums.chunks_exact(values.len()).enumerate() {
+        let shift = bits * digit as u32;
+        for (value, &sum) in values.iter_mut().zip(sums) {
+            *value = value.add_shifted(sum, shift);
         }
     }
 }

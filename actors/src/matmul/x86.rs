@@ -36,6 +36,17 @@ impl Micro for Avx2 {
         // `steps` steps of 6 and 16 words, and 6 × 16 sums.
         unsafe { multiply_avx2(digits.as_ptr(), weights.as_ptr(), steps, sums.as_mut_ptr()) }
     }
+
+    fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` exists only where AVX2 was detected.
+        unsafe { with_avx2(work) }
+    }
+}
+
+/// Calls `work` from a function for which AVX2 is enabled.
+#[target_feature(enable = "avx2")]
+fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 /// # Safety
@@ -112,7 +123,10 @@ pub(crate) struct Vnni(());
 impl Vnni {
     /// The kernel, if this CPU can run it.
     pub(crate) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")).then_some(Self(()))
+        let has_all = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vnni");
+        has_all.then_some(Self(()))
     }
 }
 
@@ -131,6 +145,17 @@ impl Micro for Vnni {
         // hold `steps` steps of 12 and 32 words, and 12 × 32 sums.
         unsafe { multiply_vnni(digits.as_ptr(), weights.as_ptr(), steps, sums.as_mut_ptr()) }
     }
+
+    fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` exists only where AVX-512F and BW were detected.
+        unsafe { with_avx512(work) }
+    }
+}
+
+/// Calls `work` from a function for which AVX-512 is enabled.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 /// # Safety
