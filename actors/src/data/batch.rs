@@ -1,5 +1,7 @@
 //! What one step of the model takes: a rectangle of tokens, and which of them carry loss.
 
+use super::Example;
+
 /// Target of a position that carries no loss: a prompt, padding, the last token of a sequence.
 pub const IGNORED: u32 = u32::MAX;
 
@@ -23,5 +25,25 @@ impl MicroBatch {
     /// Positions that carry loss.
     pub fn loss_tokens(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORED).count()
+    }
+}
+
+impl MicroBatch {
+    /// Lays examples side by side, as long as the longest of them, or as `at_least` if that is longer.
+    pub(super) fn of(examples: &[&Example], padding: u32, at_least: usize) -> Self {
+        let length = examples.iter().map(|example| example.tokens.len()).fold(at_least, usize::max);
+        let mut tokens = vec![padding; examples.len() * length];
+        let mut targets = vec![IGNORED; examples.len() * length];
+        for (row, example) in examples.iter().enumerate() {
+            let count = example.tokens.len();
+            tokens[row * length..][..count].copy_from_slice(&example.tokens);
+            let next = example.tokens.iter().zip(&example.learnt).skip(1);
+            for (target, (&token, &learnt)) in targets[row * length..].iter_mut().zip(next) {
+                if learnt {
+                    *target = token;
+                }
+            }
+        }
+        Self { batch: examples.len(), length, tokens, targets }
     }
 }

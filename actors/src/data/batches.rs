@@ -1,0 +1,97 @@
+//! The order in which examples are trained on.
+
+use std::sync::Arc;
+
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::{Dataset, Example, MicroBatch};
+
+/// Where a run is in its data: the next example to take. What a checkpoint stores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Passes over the data that are complete.
+    pub epoch: u64,
+    /// Examples of the current pass that were taken.
+    pub index: usize,
+}
+
+/// Micro-batches without end: every pass over the data in another order, all orders from one seed.
+///
+/// Micro-batches are always full: the last one of a pass is filled with the first examples of the next.
+#[derive(Clone, Debug)]
+pub struct Batches {
+    examples: Arc<Vec<Example>>,
+    padding: u32,
+    batch: usize,
+    pad_to: usize,
+    seed: u64,
+    position: Position,
+    order: Vec<usize>,
+}
+
+impl Batches {
+    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` sequences. Each is padded to its
+    /// longest sequence, or to `pad_to` if that is longer.
+    ///
+    /// # Panics
+    /// When the data set or the batch is empty.
+    pub fn new(dataset: &Dataset, batch: usize, pad_to: Option<usize>, seed: u64) -> Self {
+        let examples = dataset.shared();
+        assert!(!examples.is_empty() && batch > 0, "there is something to deal");
+        let order = shuffled(examples.len(), seed, 0);
+        let (padding, pad_to) = (dataset.padding(), pad_to.unwrap_or(0));
+        Self { examples, padding, batch, pad_to, seed, position: Position::default(), order }
+    }
+
+    /// The next example to take.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Goes on from a position of an earlier run over the same data with the same seed.
+    pub fn seek(&mut self, position: Position) {
+        self.position = position;
+        self.order = shuffled(self.examples.len(), self.seed, position.epoch);
+    }
+
+    fn take(&mut self) -> usize {
+        if self.position.index >= self.order.len() {
+            self.seek(Position { epoch: self.position.epoch + 1, index: 0 });
+        }
+        let example = self.order[self.position.index];
+        self.position.index += 1;
+        example
+    }
+
+    /// The next micro-batch.
+    pub fn next_batch(&mut self) -> MicroBatch {
+        let chosen: Vec<usize> = (0..self.batch).map(|_| self.take()).collect();
+        let examples: Vec<&Example> = chosen.into_iter().map(|index| &self.examples[index]).collect();
+        MicroBatch::of(&examples, self.padding, self.pad_to)
+    }
+}
+
+impl Iterator for Batches {
+    type Item = MicroBatch;
+
+    fn next(&mut self) -> Option<MicroBatch> {
+        Some(self.next_batch())
+    }
+}
+
+/// The numbers below `count` in random order (Fisher and Yates). Written out here, since a resumed run relies on the
+/// order, and a library's shuffle may change with its version.
+pub(super) fn shuffled(count: usize, seed: u64, stream: u64) -> Vec<usize> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    random.set_stream(stream);
+    let mut order: Vec<usize> = (0..count).collect();
+    for last in (1..count).rev() {
+        // The high half of a 64-by-64-bit product is a number below the bound; its bias is below 2^-32 for any data
+        // set that fits a memory.
+        let bound = last as u128 + 1;
+        order.swap(last, ((u128::from(random.next_u64()) * bound) >> 64) as usize);
+    }
+    order
+}

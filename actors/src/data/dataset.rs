@@ -1,0 +1,131 @@
+//! A file of examples.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use protocol::model::TextTokenizer;
+use rayon::prelude::*;
+
+use super::batches::shuffled;
+use super::lines::Line;
+use super::{DataError, DataOptions, Example, HeldOut, MicroBatch, PromptFormat};
+
+/// Examples in the order of their file.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    examples: Arc<Vec<Example>>,
+    padding: u32,
+    /// Examples that were cut to the longest length allowed.
+    pub truncated: usize,
+    /// Lines, from 1, of which nothing to learn was left by the cut; they are left out.
+    pub left_out: Vec<usize>,
+}
+
+impl Dataset {
+    /// Reads a JSONL file; empty lines are skipped.
+    ///
+    /// # Errors
+    /// When the file cannot be read, the first line that is not as expected, and when nothing is left to learn.
+    pub fn load(path: &Path, options: &DataOptions, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
+        if options.max_tokens < 2 {
+            return Err(DataError::Options(format!("max_tokens is {}; it must be at least 2", options.max_tokens)));
+        }
+        let default = if tokenizer.chat_template().is_some() { PromptFormat::Chat } else { PromptFormat::Plain };
+        let format = options.format.unwrap_or(default);
+        let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let lines: Vec<(usize, &[u8])> = (1..)
+            .zip(bytes.split(|&byte| byte == b'\n'))
+            .map(|(number, line)| (number, line.trim_ascii()))
+            .filter(|(_, line)| !line.is_empty())
+            .collect();
+        let results: Vec<Result<Example, String>> = lines
+            .par_iter()
+            .map(|(_, line)| Example::encode(&Line::parse(line, &options.fields)?, format, tokenizer))
+            .collect();
+        let mut examples = Vec::with_capacity(results.len());
+        let (mut truncated, mut left_out) = (0, Vec::new());
+        for ((line, _), result) in lines.into_iter().zip(results) {
+            let mut example = result.map_err(|what| DataError::Line { path: path.to_owned(), line, what })?;
+            if example.tokens.len() > options.max_tokens {
+                example.tokens.truncate(options.max_tokens);
+                example.learnt.truncate(options.max_tokens);
+                truncated += 1;
+            }
+            if example.loss_tokens() == 0 {
+                left_out.push(line);
+                continue;
+            }
+            examples.push(example);
+        }
+        if examples.is_empty() {
+            let what = match left_out.len() {
+                0 => "the file holds no examples".to_owned(),
+                n => format!(
+                    "nothing to learn is left of its {n} examples within {} tokens; raise max_tokens",
+                    options.max_tokens
+                ),
+            };
+            return Err(DataError::Nothing { path: path.to_owned(), what });
+        }
+        Ok(Self { examples: Arc::new(examples), padding: tokenizer.eos().unwrap_or(0), truncated, left_out })
+    }
+
+    /// A data set of examples made elsewhere; sequences are padded with the token `padding`.
+    pub fn from_examples(examples: Vec<Example>, padding: u32) -> Self {
+        Self { examples: Arc::new(examples), padding, truncated: 0, left_out: Vec::new() }
+    }
+
+    /// The examples.
+    pub fn examples(&self) -> &[Example] {
+        &self.examples
+    }
+
+    pub(super) fn shared(&self) -> Arc<Vec<Example>> {
+        Arc::clone(&self.examples)
+    }
+
+    /// The token that fills short sequences up.
+    pub fn padding(&self) -> u32 {
+        self.padding
+    }
+
+    /// Sets examples aside: `(to train on, held out)`, both in the order of the file. The choice depends on the seed
+    /// and the number of examples alone.
+    ///
+    /// # Errors
+    /// [`DataError::Options`] when nothing would be left to train on, or the fraction is not one.
+    pub fn split(&self, held_out: HeldOut, seed: u64) -> Result<(Self, Self), DataError> {
+        let total = self.examples.len();
+        let count = match held_out {
+            HeldOut::Count(count) => count,
+            HeldOut::Fraction(0.0) => 0,
+            HeldOut::Fraction(part) if part > 0.0 && part < 1.0 => ((total as f64 * part).round() as usize).max(1),
+            HeldOut::Fraction(part) => {
+                return Err(DataError::Options(format!("held_out is {part}; give a count or a fraction below 1")));
+            }
+        };
+        if count >= total {
+            let what = format!("holding out {count} of {total} examples leaves none to train on");
+            return Err(DataError::Options(what));
+        }
+        let mut aside = vec![false; total];
+        shuffled(total, seed, SPLIT).into_iter().take(count).for_each(|index| aside[index] = true);
+        let part = |wanted: bool| {
+            let chosen = self.examples.iter().zip(&aside).filter(|&(_, &aside)| aside == wanted);
+            Self::from_examples(chosen.map(|(example, _)| example.clone()).collect(), self.padding)
+        };
+        Ok((part(false), part(true)))
+    }
+
+    /// All examples once, in order, `batch` at a time; the last micro-batch may be smaller.
+    pub fn in_order(&self, batch: usize) -> impl Iterator<Item = MicroBatch> + '_ {
+        self.examples.chunks(batch.max(1)).map(|examples| {
+            let examples: Vec<&Example> = examples.iter().collect();
+            MicroBatch::of(&examples, self.padding, 0)
+        })
+    }
+}
+
+/// Number of the stream of random numbers that chooses what is held out; epochs use their own numbers.
+const SPLIT: u64 = u64::MAX;

@@ -1,0 +1,284 @@
+//! Tests of the way from a line to a micro-batch.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write;
+
+use proptest::prelude::*;
+use protocol::model::synthetic::{StoredAs, SyntheticLlama};
+use protocol::model::{Model, TextTokenizer};
+use tempfile::{NamedTempFile, TempDir};
+
+use super::*;
+
+/// A tokenizer with the given chat template, or with the synthetic model's own.
+fn tokenizer(template: Option<&str>) -> TextTokenizer {
+    let folder: TempDir = tempfile::tempdir().unwrap();
+    SyntheticLlama::tiny(1).write_folder(folder.path(), StoredAs::Bf16).unwrap();
+    if let Some(template) = template {
+        std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    }
+    Model::open(folder.path()).unwrap().tokenizer().unwrap()
+}
+
+fn file(lines: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(lines.as_bytes()).unwrap();
+    file
+}
+
+fn load(lines: &str, options: &DataOptions, tokenizer: &TextTokenizer) -> Result<Dataset, DataError> {
+    Dataset::load(file(lines).path(), options, tokenizer)
+}
+
+/// What is learnt of an example, as text, gaps marked by `|`.
+fn learnt(example: &Example, tokenizer: &TextTokenizer) -> String {
+    let mut runs: Vec<Vec<u32>> = vec![Vec::new()];
+    for (&token, &learnt) in example.tokens.iter().zip(&example.learnt) {
+        match (learnt, runs.last_mut().unwrap()) {
+            (true, run) => run.push(token),
+            (false, run) if run.is_empty() => {}
+            (false, _) => runs.push(Vec::new()),
+        }
+    }
+    let runs = runs.iter().filter(|run| !run.is_empty());
+    runs.map(|run| tokenizer.decode(run).unwrap()).collect::<Vec<_>>().join("|")
+}
+
+fn one(line: &str, options: &DataOptions, tokenizer: &TextTokenizer) -> (String, String) {
+    let dataset = load(line, options, tokenizer).unwrap();
+    let [example] = dataset.examples() else { panic!("one line is one example") };
+    (tokenizer.decode(&example.tokens).unwrap(), learnt(example, tokenizer))
+}
+
+#[test]
+fn text_is_learnt_whole_but_for_its_first_token() {
+    let tokenizer = tokenizer(None);
+    let (text, learnt) = one(r#"{"text": "in the inn"}"#, &DataOptions::default(), &tokenizer);
+    assert_eq!((text.as_str(), learnt.as_str()), ("in the inn<|im_end|>", " the inn<|im_end|>"));
+}
+
+#[test]
+fn only_the_completion_is_learnt() {
+    let tokenizer = tokenizer(None);
+    let line = r#"{"prompt": "Where is the key?", "completion": "In the inn."}"#;
+    let chat = one(line, &DataOptions::default(), &tokenizer);
+    assert!(chat.0.starts_with("<|im_start|>user\nWhere is the key?<|im_end|>\n<|im_start|>assistant\nIn"), "{chat:?}");
+    assert_eq!(chat.1, "In the inn.<|im_end|>");
+    let plain = DataOptions { format: Some(PromptFormat::Plain), ..DataOptions::default() };
+    let plain = one(line, &plain, &tokenizer);
+    assert_eq!(plain, ("Where is the key?In the inn.<|im_end|>".into(), "In the inn.<|im_end|>".into()));
+}
+
+#[test]
+fn field_names_can_be_set() {
+    let fields = FieldNames { prompt: "question".into(), completion: "answer".into(), ..FieldNames::default() };
+    let options = DataOptions { fields, ..DataOptions::default() };
+    let (_, learnt) = one(r#"{"id": 3, "question": "2 + 2", "answer": "4"}"#, &options, &tokenizer(None));
+    assert_eq!(learnt, "4<|im_end|>");
+}
+
+const CONVERSATION: &str = r#"{"messages": [
+    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "the"},
+    {"role": "assistant", "content": "the"}, {"role": "user", "content": "a"},
+    {"role": "assistant", "content": " in a tie "}]}"#;
+
+#[test]
+fn every_turn_of_the_assistant_is_learnt() {
+    let line = CONVERSATION.replace('\n', " ");
+    let (_, learnt) = one(&line, &DataOptions::default(), &tokenizer(None));
+    assert_eq!(learnt, "the<|im_end|>| in a tie <|im_end|>");
+}
+
+/// Templates that trim turns, mark the last one, refuse half a conversation, or leave the system's turn out; and turns
+/// whose words occur before, in other turns and in the template.
+#[test]
+fn turns_are_found_by_their_place() {
+    let line = CONVERSATION.replace('\n', " ");
+    for template in [
+        "{{ messages | length }}{% for m in messages %}\n<|im_start|>{{ m.role }}: {{ m.content | trim }} <|im_end|>{% endfor %}",
+        "{% if messages | length < 5 %}{{ raise_exception('whole conversations only') }}{% endif %}\
+         {% for m in messages if m.role != 'system' %}the<|im_start|>{{ loop.last }}: {{ m.content.strip() }} <|im_end|>{% endfor %}",
+    ] {
+        let (text, learnt) = one(&line, &DataOptions::default(), &tokenizer(Some(template)));
+        assert_eq!(learnt, " the <|im_end|>|in a tie <|im_end|>", "{text}");
+    }
+}
+
+#[test]
+fn a_template_that_hides_turns_is_refused() {
+    let template = "{% for m in messages %}{{ m.content | length }}{% endfor %}";
+    let line = CONVERSATION.replace('\n', " ");
+    let error = load(&line, &DataOptions::default(), &tokenizer(Some(template))).unwrap_err().to_string();
+    assert!(error.contains("line 1") && error.contains("does not show turn 3"), "{error}");
+}
+
+#[test]
+fn messages_need_a_template() {
+    let folder = tempfile::tempdir().unwrap();
+    SyntheticLlama::tiny(1).write_folder(folder.path(), StoredAs::Bf16).unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
+    let tokenizer = Model::open(folder.path()).unwrap().tokenizer().unwrap();
+    let error = load(&CONVERSATION.replace('\n', " "), &DataOptions::default(), &tokenizer).unwrap_err();
+    assert!(error.to_string().contains("no chat template"), "{error}");
+    let (text, _) = one(r#"{"prompt": "a", "completion": "b"}"#, &DataOptions::default(), &tokenizer);
+    assert_eq!(text, "ab<|im_end|>", "without a template prompts are plain");
+}
+
+#[test]
+fn bad_lines_are_named_by_number() {
+    let tokenizer = tokenizer(None);
+    for (bad, said) in [
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object"),
+        (r#"{"txt": "x"}"#, r#"[txt]; expected {"text"}, {"prompt", "completion"} or {"messages"}"#),
+        (r#"{"prompt": "x"}"#, "`completion` is missing"),
+        (r#"{"text": 5}"#, "`text` is a number"),
+        (r#"{"text": " "}"#, "the text is empty"),
+        (r#"{"prompt": "x", "completion": ""}"#, "the completion is empty"),
+        (r#"{"messages": []}"#, "at least one turn of the assistant"),
+        (r#"{"messages": [{"role": "assistant"}]}"#, "content"),
+        (r#"{"messages": [{"role": "assistant", "content": null}]}"#, "expected a string"),
+    ] {
+        let lines = format!("{{\"text\": \"fine\"}}\n\n{bad}\n{{\"text\": \"fine\"}}\n");
+        let file = file(&lines);
+        let message = Dataset::load(file.path(), &DataOptions::default(), &tokenizer).unwrap_err().to_string();
+        let place = format!("{} line 3: ", file.path().display());
+        assert!(message.starts_with(&place) && message.contains(said), "{bad}: {message}");
+    }
+    let mut bytes = b"{\"text\": \"fine\"}\n{\"text\": \"".to_vec();
+    bytes.extend([0xff, b'"', b'}']);
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(&bytes).unwrap();
+    let message = Dataset::load(file.path(), &DataOptions::default(), &tokenizer).unwrap_err().to_string();
+    assert!(message.contains("line 2: it is not UTF-8"), "{message}");
+}
+
+#[test]
+fn long_examples_are_cut_and_counted() {
+    let tokenizer = tokenizer(None);
+    let options = DataOptions { max_tokens: 20, format: Some(PromptFormat::Plain), ..DataOptions::default() };
+    let long = "x".repeat(50);
+    let lines = format!(
+        "{{\"text\": \"{long}\"}}\r\n{{\"prompt\": \"{long}\", \"completion\": \"y\"}}\r\n{{\"text\": \"short\"}}\r\n"
+    );
+    let dataset = load(&lines, &options, &tokenizer).unwrap();
+    let lengths: Vec<usize> = dataset.examples().iter().map(|example| example.tokens.len()).collect();
+    assert_eq!((lengths, dataset.truncated, dataset.left_out), (vec![20, 6], 2, vec![2]));
+    let only = format!("{{\"prompt\": \"{long}\", \"completion\": \"y\"}}");
+    assert!(load(&only, &options, &tokenizer).unwrap_err().to_string().contains("raise max_tokens"));
+    assert!(load("\n \n", &options, &tokenizer).unwrap_err().to_string().contains("no examples"));
+}
+
+#[test]
+fn options_are_plain_configuration() {
+    let options: DataOptions = serde_json::from_str(
+        r#"{"format": "plain", "held_out": 20, "max_tokens": 512, "fields": {"prompt": "question"}}"#,
+    )
+    .unwrap();
+    assert_eq!((options.format, options.held_out), (Some(PromptFormat::Plain), HeldOut::Count(20)));
+    assert_eq!((options.fields.prompt.as_str(), options.fields.completion.as_str()), ("question", "completion"));
+    assert!(serde_json::from_str::<DataOptions>(r#"{"feilds": {}}"#).is_err());
+    assert_eq!(serde_json::from_str::<HeldOut>("0.25").unwrap(), HeldOut::Fraction(0.25));
+}
+
+/// Examples that are told apart by their tokens.
+fn numbered(count: usize) -> Dataset {
+    let example = |i: usize| {
+        let tokens = vec![i as u32 + 1; 2 + i % 5];
+        let learnt = (0..tokens.len()).map(|t| t > i % 2).collect();
+        Example { tokens, learnt }
+    };
+    Dataset::from_examples((0..count).map(example).collect(), 0)
+}
+
+#[test]
+fn impossible_splits_are_refused() {
+    for held_out in [HeldOut::Count(5), HeldOut::Fraction(1.0), HeldOut::Fraction(-0.1), HeldOut::Fraction(f64::NAN)] {
+        assert!(matches!(numbered(5).split(held_out, 0), Err(DataError::Options(_))), "{held_out:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_split_parts_the_examples(count in 2usize..60, part in 0.0f64..0.9, seed: u64) {
+        let dataset = numbered(count);
+        let Ok((train, held)) = dataset.split(HeldOut::Fraction(part), seed) else { return Ok(()) };
+        let again = dataset.split(HeldOut::Fraction(part), seed).unwrap();
+        prop_assert_eq!(held.examples(), again.1.examples());
+        prop_assert_eq!(held.examples().is_empty(), part == 0.0);
+        let mut first: Vec<u32> = train.examples().iter().chain(held.examples()).map(|e| e.tokens[0]).collect();
+        first.sort_unstable();
+        prop_assert_eq!(first, (1..=count as u32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn every_pass_takes_every_example_once(count in 1usize..30, batch in 1usize..7, seed: u64) {
+        let dataset = numbered(count);
+        let batches = Batches::new(&dataset, batch, None, seed);
+        let taken: Vec<u32> = batches
+            .take((3 * count).div_ceil(batch))
+            .flat_map(|b| b.tokens.chunks(b.length).map(|row| row[0]).collect::<Vec<_>>())
+            .collect();
+        for pass in taken.chunks_exact(count).take(3) {
+            let mut pass = pass.to_vec();
+            pass.sort_unstable();
+            prop_assert_eq!(pass, (1..=count as u32).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_goes_on_where_it_was(count in 1usize..30, batch in 1usize..7, steps in 0usize..20, seed: u64) {
+        let dataset = numbered(count);
+        let mut whole = Batches::new(&dataset, batch, None, seed);
+        for _ in 0..steps {
+            whole.next_batch();
+        }
+        let saved = serde_json::to_string(&whole.position()).unwrap();
+        let mut resumed = Batches::new(&dataset, batch, None, seed);
+        resumed.seek(serde_json::from_str(&saved).unwrap());
+        for _ in 0..5 {
+            prop_assert_eq!(whole.next_batch(), resumed.next_batch());
+        }
+    }
+
+    #[test]
+    fn a_micro_batch_predicts_what_comes_next(count in 1usize..20, pad_to in proptest::option::of(1usize..12)) {
+        let dataset = numbered(count);
+        let batch = Batches::new(&dataset, count, pad_to, 7).next_batch();
+        let longest = dataset.examples().iter().map(|e| e.tokens.len()).max().unwrap();
+        prop_assert_eq!(batch.length, longest.max(pad_to.unwrap_or(0)));
+        let expected: usize = dataset.examples().iter().map(Example::loss_tokens).sum();
+        prop_assert_eq!(batch.loss_tokens(), expected);
+        for (tokens, targets) in batch.tokens.chunks(batch.length).zip(batch.targets.chunks(batch.length)) {
+            let example = dataset.examples().iter().find(|e| e.tokens[0] == tokens[0]).unwrap();
+            for (t, (&token, &target)) in tokens.iter().zip(targets).enumerate() {
+                prop_assert_eq!(token, example.tokens.get(t).copied().unwrap_or(0));
+                let learnt = example.learnt.get(t + 1) == Some(&true);
+                prop_assert_eq!(target, if learnt { example.tokens[t + 1] } else { IGNORED });
+            }
+        }
+    }
+}
+
+#[test]
+fn epochs_and_seeds_differ() {
+    let dataset = numbered(40);
+    let order = |seed, epoch| {
+        let mut batches = Batches::new(&dataset, 40, None, seed);
+        batches.seek(Position { epoch, index: 0 });
+        batches.next_batch().tokens
+    };
+    assert_ne!(order(1, 0), order(1, 1));
+    assert_ne!(order(1, 0), order(2, 0));
+}
+
+#[test]
+fn in_order_takes_everything_once() {
+    let dataset = numbered(7);
+    let sizes: Vec<usize> = dataset.in_order(3).map(|batch| batch.batch).collect();
+    assert_eq!(sizes, [3, 3, 1]);
+    let first: Vec<u32> =
+        dataset.in_order(3).flat_map(|b| b.tokens.chunks(b.length).map(|r| r[0]).collect::<Vec<_>>()).collect();
+    assert_eq!(first, [1, 2, 3, 4, 5, 6, 7]);
+}
