@@ -1,16 +1,20 @@
 //! The name of a model: a hash of its weights and of all else that changes the matrices that workers serve.
 
 use super::{Model, ModelError, RopeScaling};
+use crate::quant::int8::QUANTISER_VERSION;
+use crate::quant::rotation::ROTATION_KEY;
 use crate::wire::messages::ModelDigest;
 
-/// Version of the way from stored weights to served integers. Raise it with every change of the rotation or the
-/// quantiser that changes a served byte, so that peers which disagree never meet.
-pub(super) const SERVED_MATRICES: &str = "velum matrices 1: signed block-Hadamard both sides, int8 per output channel";
+/// The way from stored weights to served integers; the quantiser's version and the rotation's key are hashed with it, so
+/// that peers which disagree about a served byte never meet.
+const SERVED_MATRICES: &str = "velum matrices: signed block-Hadamard both sides, int8 per output channel";
 
 /// Hashes a model: BLAKE3 over length-prefixed fields, tensors in the order of their names.
 pub(super) fn of(model: &Model) -> Result<ModelDigest, ModelError> {
     let mut hasher = blake3::Hasher::new_derive_key("velum model digest 1");
     field(&mut hasher, SERVED_MATRICES.as_bytes());
+    number(&mut hasher, QUANTISER_VERSION as usize);
+    field(&mut hasher, &ROTATION_KEY);
     field(&mut hasher, model.weights.format().as_bytes());
     let config = &model.config;
     for count in [
