@@ -78,8 +78,8 @@ pub enum SchemeError {
     },
 }
 
-/// This project's scheme, with a product `multiply(seed, domain, body)` of the caller's choice: the reference, or a
-/// kernel.
+/// This project's scheme, with a product `multiply(seed, domain, body)` of the caller's choice, in any tiles: the
+/// reference, or a kernel.
 pub struct ColumnPacked<M> {
     precision: Precision,
     shape: LinearShape,
@@ -95,7 +95,7 @@ pub struct ColumnPackedRequest {
     pub body: Planes,
 }
 
-impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> ColumnPacked<M> {
+impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> ColumnPacked<M> {
     /// The scheme over `weights`, `d_in × d_out` row-major, of which it reads the norms only.
     pub fn with_product(precision: Precision, weights: &[i8], shape: LinearShape, multiply: M) -> Self {
         let mut squares = vec![0.0f64; shape.d_out];
@@ -119,17 +119,17 @@ pub fn with_reference_product(
     precision: Precision,
     weights: Vec<i8>,
     shape: LinearShape,
-) -> ColumnPacked<impl Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> {
+) -> ColumnPacked<impl Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> {
     let norms = weights.clone();
     ColumnPacked::with_product(precision, &norms, shape, move |seed, domain, body| {
-        reference_answer(precision, seed, domain, body, &weights, shape)
+        vec![reference_answer(precision, seed, domain, body, &weights, shape)]
     })
 }
 
-impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> Scheme for ColumnPacked<M> {
+impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> Scheme for ColumnPacked<M> {
     type Request = ColumnPackedRequest;
     type Ticket = Ticket;
-    type Answer = ProductTile;
+    type Answer = Vec<ProductTile>;
 
     fn name(&self) -> String {
         self.precision.to_string()
@@ -154,7 +154,9 @@ impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> Scheme for ColumnPac
     fn decrypt(&self, ticket: Self::Ticket, answer: &Self::Answer) -> Result<Vec<f32>, SchemeError> {
         let mut out = vec![0.0; ticket.tokens() * self.shape.d_out];
         let mut decryption = ticket.open(self.precision, self.shape.d_out)?;
-        decryption.tile(answer, &mut out)?;
+        for tile in answer {
+            decryption.tile(tile, &mut out)?;
+        }
         decryption.finish()?;
         Ok(out)
     }
@@ -164,6 +166,6 @@ impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> ProductTile> Scheme for ColumnPac
     }
 
     fn answer_bytes(&self, answer: &Self::Answer) -> usize {
-        answer.mask.bytes().len() + answer.body.bytes().len()
+        answer.iter().map(|tile| tile.mask.bytes().len() + tile.body.bytes().len()).sum()
     }
 }
