@@ -1,8 +1,12 @@
 //! Where the trainer's base-model products come from: encrypted workers, or plain f32 weights.
 
+mod plain;
+
 use protocol::model::{Direction, LinearId};
 
 use crate::transport::Traffic;
+
+pub use plain::PlainBackend;
 
 /// Computes a base-model product for the owner's model.
 ///

@@ -4,8 +4,11 @@ pub mod backend;
 pub mod matmul;
 pub mod data;
 mod heavy;
+pub mod llama;
 pub mod lora;
 pub mod owner;
+#[cfg(test)]
+mod testing;
 pub mod trainer;
 pub mod transport;
 pub mod worker;

@@ -54,7 +54,7 @@ impl LoraConfig {
         }
         for (i, module) in self.target_modules.iter().enumerate() {
             if self.target_modules[..i].contains(module) {
-                return fail("lora.target_modules", format!("names {module} twice"));
+                return fail("lora.target_modules", format!("names {} twice", module.module()));
             }
         }
         Ok(())

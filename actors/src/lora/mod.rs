@@ -3,8 +3,12 @@
 //! A projection's output gains `(alpha / rank) · dropout(x)·Aᵀ·Bᵀ`. The base product comes from workers; this
 //! one is small and the owner computes it in the clear.
 
+mod adapters;
 mod config;
-mod projection;
+mod dropout;
 
+pub use adapters::{GroupAdapter, LoraAdapters, Slot};
 pub use config::LoraConfig;
-pub use projection::Projection;
+pub use protocol::model::Projection;
+
+pub(crate) use dropout::{Draw, Dropout};

@@ -18,6 +18,8 @@ mod weights;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use serde::{Deserialize, Serialize};
+
 pub use config::{Llama3RopeScaling, LlamaConfig, RopeScaling};
 pub use error::ModelError;
 pub use layers::{Direction, Group, LinearId, LinearShape};
@@ -35,21 +37,28 @@ pub struct Model {
 }
 
 /// One linear layer of a transformer layer, as the checkpoint stores it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Projection {
     /// `self_attn.q_proj`.
+    #[serde(rename = "q_proj")]
     Q,
     /// `self_attn.k_proj`.
+    #[serde(rename = "k_proj")]
     K,
     /// `self_attn.v_proj`.
+    #[serde(rename = "v_proj")]
     V,
     /// `self_attn.o_proj`.
+    #[serde(rename = "o_proj")]
     O,
     /// `mlp.gate_proj`.
+    #[serde(rename = "gate_proj")]
     Gate,
     /// `mlp.up_proj`.
+    #[serde(rename = "up_proj")]
     Up,
     /// `mlp.down_proj`.
+    #[serde(rename = "down_proj")]
     Down,
 }
 
@@ -67,6 +76,19 @@ impl Projection {
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
+        }
+    }
+
+    /// Its name in configurations, e.g. `q_proj`.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
         }
     }
 

@@ -1,0 +1,52 @@
+//! Base products from f32 weights in the owner's memory: the reference that encrypted training is held against.
+
+use std::collections::HashMap;
+
+use protocol::model::{Direction, LinearId, LinearShape, Model, ModelError};
+use rayon::prelude::*;
+
+use super::{BackendError, LinearBackend};
+use crate::llama::{Before, Matrix, MatrixMut, Threads, multiply};
+
+/// Every served matrix of a model in f32.
+pub struct PlainBackend {
+    matrices: HashMap<LinearId, (LinearShape, Vec<f32>)>,
+}
+
+impl PlainBackend {
+    /// Reads all of the model's layers.
+    ///
+    /// # Errors
+    /// When the model's files cannot be read.
+    pub fn new(model: &Model) -> Result<Self, ModelError> {
+        let linears: Vec<LinearId> = model.config().linears().collect();
+        let read = |linear: LinearId| Ok((linear, (model.config().shape(linear.group), model.linear(linear)?)));
+        Ok(Self { matrices: linears.into_par_iter().map(read).collect::<Result<_, ModelError>>()? })
+    }
+}
+
+impl LinearBackend for PlainBackend {
+    fn apply(
+        &self,
+        linear: LinearId,
+        direction: Direction,
+        rows: &[f32],
+        tokens: usize,
+    ) -> Result<Vec<f32>, BackendError> {
+        let fail = |why: String| BackendError { linear, direction, why };
+        let (shape, weights) = self.matrices.get(&linear).ok_or_else(|| fail("the model has no such layer".into()))?;
+        let (inner, outer) = shape.along(direction);
+        if tokens.checked_mul(inner) != Some(rows.len()) {
+            return Err(fail(format!("{} values are not {tokens} rows of {inner} features", rows.len())));
+        }
+        let weights = Matrix::new(weights, shape.d_in, shape.d_out);
+        let weights = match direction {
+            Direction::Forward => weights,
+            Direction::Backward => weights.transposed(),
+        };
+        let mut out = vec![0.0; tokens * outer];
+        let rows = Matrix::new(rows, tokens, inner);
+        multiply(MatrixMut::new(&mut out, tokens, outer), Before::Replaced, 1.0, rows, weights, Threads::All);
+        Ok(out)
+    }
+}

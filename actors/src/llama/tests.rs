@@ -1,0 +1,127 @@
+//! The whole model on a tiny random checkpoint.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::{Arc, Mutex};
+
+use protocol::model::{Direction, LinearId};
+
+use super::*;
+use crate::backend::{BackendError, PlainBackend};
+use crate::lora::{LoraConfig, Projection};
+use crate::testing::{TinyModel, nudge};
+
+const DRAW: Draw = Draw { seed: 5, step: 0, micro_batch: 0 };
+
+/// Two sequences of different lengths, the shorter one padded.
+fn batch() -> MicroBatch {
+    let tokens: Vec<u32> = (0..14).map(|i| i * 11 % 50).collect();
+    let mut targets: Vec<u32> = tokens.iter().skip(1).copied().chain([IGNORED]).collect();
+    for position in [0, 6, 11, 12, 13] {
+        targets[position] = IGNORED;
+    }
+    MicroBatch { batch: 2, length: 7, tokens, targets }
+}
+
+fn adapters(model: &TinyModel, config: &LoraConfig) -> LoraAdapters {
+    let adapters = LoraAdapters::new(model.config(), config, 3).unwrap();
+    // B starts at zero, where A has no gradient: move away.
+    for (i, var) in adapters.parameters().iter().enumerate() {
+        nudge(var, i as u64, 0.3);
+    }
+    adapters
+}
+
+#[test]
+fn gradients_of_the_adapters_are_finite_differences() {
+    let tiny = TinyModel::new();
+    let llama = tiny.llama();
+    for dropout in [0.0, 0.3] {
+        let config = LoraConfig { rank: 2, alpha: 3.0, dropout, ..LoraConfig::default() };
+        let adapters = adapters(&tiny, &config);
+        let loss = || {
+            let loss = llama.loss(&batch(), Some(&adapters), Pass::Train(DRAW)).unwrap();
+            f64::from(loss.to_scalar::<f32>().unwrap())
+        };
+        let gradients = llama.loss(&batch(), Some(&adapters), Pass::Train(DRAW)).unwrap().backward().unwrap();
+        for (index, var) in adapters.parameters().into_iter().enumerate() {
+            // Along the gradient itself the change is largest, so rounding matters least.
+            let gradient = gradients.get(&var).unwrap().clone();
+            let norm = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt());
+            assert!(norm > 1e-4, "parameter {index} has no gradient");
+            let (start, step) = (var.as_tensor().copy().unwrap(), 5e-3);
+            let along = (gradient / norm).unwrap();
+            var.set(&(&start + (&along * step).unwrap()).unwrap()).unwrap();
+            let above = loss();
+            var.set(&(&start - (&along * step).unwrap()).unwrap()).unwrap();
+            let below = loss();
+            var.set(&start).unwrap();
+            let measured = (above - below) / (2.0 * step);
+            assert!((measured / norm - 1.0).abs() < 0.01, "parameter {index}: {measured} for {norm}");
+        }
+    }
+}
+
+#[test]
+fn fresh_adapters_change_nothing() {
+    let tiny = TinyModel::new();
+    let llama = tiny.llama();
+    let fresh = LoraAdapters::new(tiny.config(), &LoraConfig { dropout: 0.5, ..LoraConfig::default() }, 3).unwrap();
+    let plain = llama.evaluate(&batch(), None).unwrap();
+    assert_eq!(llama.evaluate(&batch(), Some(&fresh)).unwrap(), plain);
+    let moved = adapters(&tiny, &LoraConfig::default());
+    assert!((llama.evaluate(&batch(), Some(&moved)).unwrap() - plain).abs() > 1e-3);
+}
+
+#[test]
+fn padding_changes_no_loss() {
+    let tiny = TinyModel::new();
+    let llama = tiny.llama();
+    let loss = llama.evaluate(&batch(), None).unwrap();
+    let mut other = batch();
+    (other.tokens[12], other.tokens[13]) = (1, 2);
+    assert_eq!(llama.evaluate(&other, None).unwrap(), loss);
+}
+
+#[test]
+fn no_gradient_is_asked_below_the_lowest_adapter() {
+    struct Recording(PlainBackend, Mutex<Vec<(Direction, LinearId)>>);
+    impl LinearBackend for Recording {
+        fn apply(&self, linear: LinearId, way: Direction, rows: &[f32], n: usize) -> Result<Vec<f32>, BackendError> {
+            self.1.lock().unwrap().push((way, linear));
+            self.0.apply(linear, way, rows, n)
+        }
+    }
+    let tiny = TinyModel::new();
+    let id = |layer, group| LinearId { layer, group };
+    for (module, expected) in [
+        (Projection::Q, vec![Group::O, Group::GateUp, Group::Down]),
+        (Projection::Up, vec![Group::Down]),
+        (Projection::Down, vec![]),
+    ] {
+        let backend = Arc::new(Recording(PlainBackend::new(&tiny.model).unwrap(), Mutex::default()));
+        let llama = Llama::new(tiny.model.clone(), backend.clone()).unwrap();
+        let config = LoraConfig { target_modules: vec![module], ..LoraConfig::default() };
+        let adapters = LoraAdapters::new(tiny.config(), &config, 0).unwrap();
+        llama.loss(&batch(), Some(&adapters), Pass::Train(DRAW)).unwrap().backward().unwrap();
+        let mut asked: Vec<LinearId> =
+            backend.1.lock().unwrap().iter().filter(|c| c.0 == Direction::Backward).map(|c| c.1).collect();
+        asked.sort();
+        let expected: Vec<LinearId> =
+            expected.into_iter().map(|group| id(0, group)).chain(Group::ALL.map(|group| id(1, group))).collect();
+        assert_eq!(asked, expected, "adapter on {module:?}");
+    }
+}
+
+#[test]
+fn a_batch_that_does_not_fit_is_refused() {
+    let llama = TinyModel::new().llama();
+    let mut unknown = batch();
+    unknown.tokens[3] = u32::MAX - 1;
+    let mut short = batch();
+    short.targets.pop();
+    for (spoiled, message) in [(unknown, "token 4294967294"), (short, "13 targets")] {
+        let error = llama.evaluate(&spoiled, None).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
