@@ -1,5 +1,6 @@
 //! The actors of an owner and of a worker. They know no sockets: the network is a [`transport::Transport`].
 
+pub mod adapter;
 pub mod backend;
 pub mod matmul;
 pub mod data;

@@ -1,0 +1,116 @@
+//! `adapter_config.json` as PEFT writes it.
+
+use protocol::model::Projection;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::lora::LoraConfig;
+
+/// The fields that PEFT's `LoraConfig` writes for a plain LoRA of a causal language model, in its order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PeftConfig {
+    #[serde(default)]
+    alpha_pattern: Map<String, Value>,
+    #[serde(default)]
+    auto_mapping: Option<Value>,
+    #[serde(default)]
+    base_model_name_or_path: Option<String>,
+    #[serde(default = "none")]
+    bias: String,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    inference_mode: bool,
+    #[serde(default)]
+    init_lora_weights: Value,
+    #[serde(default)]
+    layer_replication: Option<Value>,
+    #[serde(default)]
+    layers_pattern: Option<Value>,
+    #[serde(default)]
+    layers_to_transform: Option<Value>,
+    #[serde(default)]
+    loftq_config: Option<Value>,
+    lora_alpha: Value,
+    #[serde(default)]
+    lora_dropout: f32,
+    #[serde(default)]
+    megatron_config: Option<Value>,
+    #[serde(default)]
+    megatron_core: Option<String>,
+    #[serde(default)]
+    modules_to_save: Option<Value>,
+    peft_type: String,
+    r: usize,
+    #[serde(default)]
+    rank_pattern: Map<String, Value>,
+    #[serde(default)]
+    revision: Option<String>,
+    target_modules: Vec<Projection>,
+    #[serde(default)]
+    task_type: Option<String>,
+    #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
+    use_rslora: bool,
+}
+
+fn none() -> String {
+    "none".into()
+}
+
+impl PeftConfig {
+    pub(super) fn new(lora: &LoraConfig, base_model: &str) -> Self {
+        // PEFT's own type is an integer; a whole number is written as one.
+        let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e9;
+        Self {
+            alpha_pattern: Map::new(),
+            auto_mapping: None,
+            base_model_name_or_path: Some(base_model.into()),
+            bias: none(),
+            fan_in_fan_out: false,
+            inference_mode: true,
+            init_lora_weights: Value::Bool(true),
+            layer_replication: None,
+            layers_pattern: None,
+            layers_to_transform: None,
+            loftq_config: Some(Value::Object(Map::new())),
+            lora_alpha: if whole { (lora.alpha as i64).into() } else { lora.alpha.into() },
+            lora_dropout: lora.dropout,
+            megatron_config: None,
+            megatron_core: Some("megatron.core".into()),
+            modules_to_save: None,
+            peft_type: "LORA".into(),
+            r: lora.rank,
+            rank_pattern: Map::new(),
+            revision: None,
+            target_modules: lora.target_modules.clone(),
+            task_type: Some("CAUSAL_LM".into()),
+            use_dora: false,
+            use_rslora: false,
+        }
+    }
+
+    /// The adapter that it describes, or what about it is not known here.
+    pub(super) fn into_lora(self) -> Result<LoraConfig, String> {
+        let unknown = [
+            ("peft_type", self.peft_type != "LORA"),
+            ("bias", self.bias != "none"),
+            ("use_dora", self.use_dora),
+            ("use_rslora", self.use_rslora),
+            ("fan_in_fan_out", self.fan_in_fan_out),
+            ("alpha_pattern", !self.alpha_pattern.is_empty()),
+            ("rank_pattern", !self.rank_pattern.is_empty()),
+            ("layer_replication", self.layer_replication.is_some()),
+            ("layers_to_transform", self.layers_to_transform.is_some()),
+            ("modules_to_save", self.modules_to_save.is_some()),
+        ];
+        if let Some((field, _)) = unknown.into_iter().find(|(_, unknown)| *unknown) {
+            return Err(format!("{field} asks for something that only PEFT itself supports"));
+        }
+        let alpha = self.lora_alpha.as_f64().ok_or("lora_alpha is not a number")? as f32;
+        let lora = LoraConfig { rank: self.r, alpha, dropout: self.lora_dropout, target_modules: self.target_modules };
+        lora.validate().map_err(|invalid| invalid.to_string())?;
+        Ok(lora)
+    }
+}

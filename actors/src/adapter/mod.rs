@@ -1,0 +1,149 @@
+//! Adapters on disk in Hugging Face PEFT's format, so that any tool which knows PEFT can use what was trained here.
+//!
+//! A folder holds `adapter_config.json` and `adapter_model.safetensors`. Both are written beside their final names
+//! and renamed, so that a reader sees an old file or a new one and never half of one.
+
+mod config;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use protocol::model::{LlamaConfig, Projection};
+use safetensors::tensor::{Dtype, TensorView};
+
+use self::config::PeftConfig;
+use crate::lora::LoraAdapters;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// A configuration is a page of text; anything much larger is something else.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Room for names and padding in a weights file beyond its numbers.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+
+/// Why an adapter cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{}: {what}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The tensors cannot be made or read.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Writes adapters to a folder, which is created where it does not exist.
+///
+/// `base_model` is the name or path that PEFT will look for the base model under.
+///
+/// # Errors
+/// When the folder cannot be written to; files that were there before are whole then.
+pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<(), AdapterError> {
+    std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    adapters.for_each(|layer, projection, a, b| {
+        for (side, tensor) in [("A", a), ("B", b)] {
+            let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            tensors.push((key(layer, projection, side), tensor.dims().to_vec(), bytes));
+        }
+        Ok::<_, AdapterError>(())
+    })?;
+    let weights = folder.join(WEIGHTS);
+    let unwritable = |what: String| AdapterError::Content { path: weights.clone(), what };
+    let views =
+        tensors.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
+    let views: Vec<_> =
+        views.collect::<Result<_, safetensors::SafeTensorError>>().map_err(|e| unwritable(e.to_string()))?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| unwritable(error.to_string()))?;
+    write_atomically(&weights, &bytes)?;
+
+    let config = folder.join(CONFIG);
+    let json = serde_json::to_vec_pretty(&PeftConfig::new(adapters.config(), base_model))
+        .map_err(|error| AdapterError::Content { path: config.clone(), what: error.to_string() })?;
+    write_atomically(&config, &json)
+}
+
+/// Reads adapters for a model from a folder.
+///
+/// # Errors
+/// When a file is missing, damaged, too large, not finite, for another model, or uses a kind of adapter that is not
+/// known here.
+pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterError> {
+    let path = folder.join(CONFIG);
+    let bytes = read_bounded(&path, MAX_CONFIG_BYTES)?;
+    let content = |what: String| AdapterError::Content { path: path.clone(), what };
+    let config: PeftConfig = serde_json::from_slice(&bytes).map_err(|error| content(error.to_string()))?;
+    let config = config.into_lora().map_err(content)?;
+    let adapters = LoraAdapters::new(model, &config, 0)?;
+
+    let path = folder.join(WEIGHTS);
+    let bytes = read_bounded(&path, (adapters.values() as u64).saturating_mul(4).saturating_add(MAX_HEADER_BYTES))?;
+    let content = |what: String| AdapterError::Content { path: path.clone(), what };
+    let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+        .map_err(|error| content(format!("not a safetensors file: {error}")))?;
+    drop(bytes);
+    adapters.replace(|layer, projection| {
+        let mut take = |side, expected: (usize, usize)| -> Result<Tensor, AdapterError> {
+            let name = key(layer, projection, side);
+            let tensor = tensors.remove(&name).ok_or_else(|| content(format!("{name} is missing")))?;
+            if tensor.dims() != [expected.0, expected.1] {
+                return Err(content(format!("{name} is {:?}, not {expected:?}", tensor.dims())));
+            }
+            let tensor = tensor.to_dtype(DType::F32)?;
+            if !tensor.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                return Err(content(format!("{name} holds numbers that are not finite")));
+            }
+            Ok(tensor)
+        };
+        let shape = projection.shape(model);
+        Ok::<_, AdapterError>((take("A", (config.rank, shape.d_in))?, take("B", (shape.d_out, config.rank))?))
+    })?;
+    match tensors.into_keys().next() {
+        Some(name) => Err(content(format!("{name} belongs to no adapter that {CONFIG} describes"))),
+        None => Ok(adapters),
+    }
+}
+
+fn key(layer: u16, projection: Projection, side: &str) -> String {
+    format!("base_model.model.model.layers.{layer}.{}.lora_{side}.weight", projection.name())
+}
+
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
+    let fail = |source| AdapterError::Io { path: path.to_owned(), source };
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
+    file.write_all(bytes).map_err(fail)?;
+    file.as_file().sync_all().map_err(fail)?;
+    file.persist(path).map_err(|error| fail(error.error))?;
+    Ok(())
+}
+
+fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, AdapterError> {
+    let fail = |source| AdapterError::Io { path: path.to_owned(), source };
+    let length = std::fs::metadata(path).map_err(fail)?.len();
+    if length > limit {
+        let what = format!("{length} bytes, more than the {limit} that such an adapter can have");
+        return Err(AdapterError::Content { path: path.to_owned(), what });
+    }
+    std::fs::read(path).map_err(fail)
+}
