@@ -1,7 +1,248 @@
 //! Training: the settings, the loop, and the actor that turns micro-batch gradients into optimiser steps.
+//!
+//! [`Trainer::launch`] starts two actors. The [`GradientAggregator`] owns the optimiser and is the only one that
+//! changes the adapters. The [`Trainer`] owns a thread with the training loop, which blocks on base products and
+//! so must not be an actor's; whoever launched it reads its progress from a bounded channel and may stop it.
 
+mod accumulate;
+mod adamw;
+mod aggregator;
 mod config;
+mod events;
+mod parallel;
+mod run;
 mod schedule;
+#[cfg(test)]
+mod tests;
 
-pub use config::{InvalidSetting, TrainingConfig};
-pub use schedule::Schedule;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use actix::{Actor, ActorContext, Addr, Context, Handler, MailboxError, Message};
+use protocol::model::Model;
+use tokio::sync::{mpsc, oneshot};
+
+use self::run::Run;
+use crate::adapter::AdapterError;
+use crate::backend::LinearBackend;
+use crate::data::MicroBatch;
+use crate::llama::{Llama, LlamaError};
+use crate::lora::LoraAdapters;
+
+pub use self::accumulate::{MicroBatchGradient, StepSummary};
+pub use self::adamw::{AdamW, AdamWConfig, Moments};
+pub use self::aggregator::{AggregatorError, BeginStep, GradientAggregator};
+pub use self::config::{InvalidSetting, TrainingConfig};
+pub use self::events::{StepReport, TrainEvent};
+pub use self::schedule::Schedule;
+
+/// Events that may wait for whoever reads them; then training waits too.
+const EVENTS: usize = 64;
+/// The training thread itself only coordinates; its micro-batches have their own.
+const STACK_BYTES: usize = 8 << 20;
+
+/// Why training ended early. The adapter of the last finished step is saved all the same.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A setting cannot be.
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
+    /// A pass through the model failed.
+    #[error(transparent)]
+    Llama(#[from] LlamaError),
+    /// The optimiser refused a step.
+    #[error(transparent)]
+    Aggregator(#[from] AggregatorError),
+    /// The adapter cannot be saved.
+    #[error("the adapter cannot be saved: {0}")]
+    Adapter(#[from] AdapterError),
+    /// There were not enough micro-batches.
+    #[error("the training data ended before step {step}")]
+    DataEnded {
+        /// The step that could not be made, from 1.
+        step: usize,
+    },
+    /// An actor is gone.
+    #[error("the gradient aggregator does not answer: {0}")]
+    Mailbox(#[from] MailboxError),
+    /// A step ended without its summary.
+    #[error("a step ended without a summary; this is a bug, please report it with the log")]
+    Lost,
+    /// A thread could not be started.
+    #[error("a training thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The training thread panicked.
+    #[error("training panicked; this is a bug, please report it with the log")]
+    Panicked,
+}
+
+impl From<candle_core::Error> for TrainError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Llama(error.into())
+    }
+}
+
+/// A run's settings.
+#[derive(Clone, Debug)]
+pub struct TrainerConfig {
+    /// Hyper-parameters.
+    pub training: TrainingConfig,
+    /// Where the adapter is saved when the run ends; `None` leaves that to the caller.
+    pub adapter: Option<AdapterTarget>,
+}
+
+/// Where an adapter goes.
+#[derive(Clone, Debug)]
+pub struct AdapterTarget {
+    /// A folder, created where it does not exist.
+    pub folder: PathBuf,
+    /// Name or path of the base model, written into the adapter's configuration.
+    pub base_model: String,
+}
+
+/// The owner's half of a model and the adapters that are trained.
+pub struct TrainableModel {
+    /// The model.
+    pub llama: Llama,
+    /// Its adapters; only the aggregator changes them.
+    pub adapters: LoraAdapters,
+}
+
+impl TrainableModel {
+    /// A model with new adapters.
+    ///
+    /// # Errors
+    /// When a setting cannot be or the model cannot be read.
+    pub fn new(
+        model: Arc<Model>,
+        backend: Arc<dyn LinearBackend>,
+        config: &TrainingConfig,
+    ) -> Result<Self, TrainError> {
+        config.validate()?;
+        let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
+        Ok(Self { llama: Llama::new(model, backend)?, adapters })
+    }
+}
+
+/// What is trained and evaluated on.
+pub struct TrainingData {
+    /// Micro-batches without end, in the order in which they are learnt from.
+    pub train: Box<dyn Iterator<Item = MicroBatch> + Send>,
+    /// The held-out split; may be empty.
+    pub evaluation: Vec<MicroBatch>,
+}
+
+/// How a run ended.
+pub struct TrainOutcome {
+    /// Optimiser steps taken.
+    pub steps: usize,
+    /// Whether it was stopped before its time.
+    pub stopped: bool,
+    /// Mean loss of the held-out split before the first step.
+    pub evaluation_before: Option<f64>,
+    /// The same after the last step; `None` when the run was stopped.
+    pub evaluation_after: Option<f64>,
+    /// The model with its trained adapters.
+    pub model: Arc<TrainableModel>,
+}
+
+/// A run under way.
+pub struct TrainHandle {
+    /// Its progress. It ends when the run has; who does not read it stops the run at some point.
+    pub events: mpsc::Receiver<TrainEvent>,
+    stop: StopHandle,
+    ended: oneshot::Receiver<Result<TrainOutcome, TrainError>>,
+}
+
+impl TrainHandle {
+    /// What stops the run from elsewhere, such as a signal handler.
+    pub fn stopper(&self) -> StopHandle {
+        self.stop.clone()
+    }
+
+    /// Waits for the end of the run; events that nobody read are dropped.
+    ///
+    /// # Errors
+    /// Why the run failed.
+    pub async fn join(self) -> Result<TrainOutcome, TrainError> {
+        drop(self.events);
+        self.ended.await.unwrap_or(Err(TrainError::Panicked))
+    }
+}
+
+/// Stops a run.
+#[derive(Clone)]
+pub struct StopHandle(Arc<AtomicBool>);
+
+impl StopHandle {
+    /// Lets the run finish its current step, save its adapter and end.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Owns the training thread: when the actor stops, as it does with its system, the run ends after its current step.
+pub struct Trainer {
+    stop: StopHandle,
+}
+
+impl Trainer {
+    /// Starts a run. Must be called within an actix system.
+    ///
+    /// # Errors
+    /// When a setting cannot be or the thread cannot be started.
+    pub fn launch(config: TrainerConfig, model: TrainableModel, data: TrainingData) -> Result<TrainHandle, TrainError> {
+        config.training.validate()?;
+        let (sender, events) = mpsc::channel(EVENTS);
+        let (end, ended) = oneshot::channel();
+        let stop = StopHandle(Arc::new(AtomicBool::new(false)));
+        let aggregator = GradientAggregator::new(model.adapters.parameters(), &config.training).start();
+        let model = Arc::new(model);
+        let TrainingData { train, evaluation } = data;
+        let run = Run { config, model, evaluation, aggregator, events: sender, stop: stop.0.clone() };
+        let trainer = Self { stop: stop.clone() }.start();
+        let work = move || {
+            let running = Running(trainer);
+            let result = run.go(train);
+            drop(running);
+            // Nobody waits for it any more: the adapter was saved all the same.
+            let _ = end.send(result);
+        };
+        thread::Builder::new().name("trainer".into()).stack_size(STACK_BYTES).spawn(work)?;
+        Ok(TrainHandle { events, stop, ended })
+    }
+}
+
+/// Tells the actor that its thread is done, however it ends.
+struct Running(Addr<Trainer>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The actor may be gone already, with the system.
+        let _ = self.0.try_send(Ended);
+    }
+}
+
+impl Actor for Trainer {
+    type Context = Context<Self>;
+
+    fn stopped(&mut self, _context: &mut Self::Context) {
+        self.stop.stop();
+    }
+}
+
+/// The training thread is done.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Ended;
+
+impl Handler<Ended> for Trainer {
+    type Result = ();
+
+    fn handle(&mut self, _: Ended, context: &mut Self::Context) {
+        context.stop();
+    }
+}

@@ -1,0 +1,177 @@
+//! From the gradients of a step's micro-batches to new adapters: sum, average, clip, step.
+//!
+//! Micro-batches finish in any order, but floating-point sums depend on theirs, so they are added in the order of
+//! the data: a run's losses do not depend on which worker was faster.
+
+use candle_core::{Tensor, Var};
+use rayon::prelude::*;
+
+use super::AggregatorError;
+use super::adamw::{AdamW, AdamWConfig};
+
+/// What one micro-batch contributes to its step.
+#[derive(Debug)]
+pub struct MicroBatchGradient {
+    /// Its place among the step's micro-batches.
+    pub index: usize,
+    /// Sum of its targets' cross entropies in nats.
+    pub loss: f64,
+    /// Targets that carry loss.
+    pub loss_tokens: usize,
+    /// Gradient of that sum for every parameter, row-major, in the order of the parameters.
+    pub gradients: Vec<Vec<f32>>,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepSummary {
+    /// Mean cross entropy of the step's targets before it, in nats.
+    pub loss: f64,
+    /// Targets that carried loss.
+    pub loss_tokens: usize,
+    /// Norm of the mean gradient over all adapters, before it was clipped.
+    pub gradient_norm: f64,
+}
+
+/// Parameters, optimiser and the step under way.
+pub(super) struct Accumulation {
+    parameters: Vec<Var>,
+    optimiser: AdamW,
+    max_gradient_norm: f64,
+    arrived: Vec<Option<MicroBatchGradient>>,
+    learning_rate: f64,
+}
+
+impl Accumulation {
+    pub(super) fn new(parameters: Vec<Var>, optimiser: AdamWConfig, max_gradient_norm: f64) -> Self {
+        let optimiser = AdamW::new(optimiser, parameters.iter().map(|var| var.elem_count()));
+        Self { parameters, optimiser, max_gradient_norm, arrived: Vec::new(), learning_rate: 0.0 }
+    }
+
+    /// Begins a step of so many micro-batches; what an unfinished one had gathered is forgotten.
+    pub(super) fn begin(&mut self, micro_batches: usize, learning_rate: f64) {
+        self.arrived = (0..micro_batches).map(|_| None).collect();
+        self.learning_rate = learning_rate;
+    }
+
+    /// Keeps a contribution; `true` when it was the last one.
+    pub(super) fn add(&mut self, micro_batch: MicroBatchGradient) -> Result<bool, AggregatorError> {
+        let index = micro_batch.index;
+        if !micro_batch.gradients.iter().map(Vec::len).eq(self.parameters.iter().map(|var| var.elem_count())) {
+            return Err(AggregatorError::Shape { index });
+        }
+        match self.arrived.get_mut(index) {
+            Some(place @ None) => *place = Some(micro_batch),
+            _ => return Err(AggregatorError::Unexpected { index }),
+        }
+        Ok(self.arrived.iter().all(Option::is_some))
+    }
+
+    /// Takes the step, once every micro-batch has arrived.
+    pub(super) fn finish(&mut self) -> Result<StepSummary, AggregatorError> {
+        let micro_batches: Vec<MicroBatchGradient> = std::mem::take(&mut self.arrived).into_iter().flatten().collect();
+        let loss: f64 = micro_batches.iter().map(|m| m.loss).sum();
+        let loss_tokens: usize = micro_batches.iter().map(|m| m.loss_tokens).sum();
+        if loss_tokens == 0 {
+            return Err(AggregatorError::NothingToLearn);
+        }
+        let mut sums = micro_batches.into_iter().map(|m| m.gradients);
+        let Some(mut sum) = sums.next() else { return Err(AggregatorError::NothingToLearn) };
+        for gradients in sums {
+            sum.par_iter_mut().zip(gradients).for_each(|(sum, gradient)| {
+                sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+            });
+        }
+        let squares = |values: &Vec<f32>| values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
+        // Collected before they are added, so that the order does not depend on the threads.
+        let squares: Vec<f64> = sum.par_iter().map(squares).collect();
+        let mean = 1.0 / loss_tokens as f64;
+        let gradient_norm = squares.iter().sum::<f64>().sqrt() * mean;
+        if !(gradient_norm.is_finite() && loss.is_finite()) {
+            return Err(AggregatorError::NotFinite);
+        }
+        let clip = match self.max_gradient_norm {
+            limit if limit > 0.0 && gradient_norm > limit => limit / gradient_norm,
+            _ => 1.0,
+        };
+        self.optimiser.begin_step();
+        for (index, (var, gradient)) in self.parameters.iter().zip(&sum).enumerate() {
+            let mut values = var.flatten_all()?.to_vec1::<f32>()?;
+            self.optimiser.update(index, &mut values, gradient, self.learning_rate, mean * clip);
+            var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
+        }
+        Ok(StepSummary { loss: loss * mean, loss_tokens, gradient_norm })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use candle_core::Device;
+
+    use super::*;
+
+    const PLAIN: AdamWConfig = AdamWConfig { betas: (0.9, 0.999), epsilon: 1e-8, weight_decay: 0.0 };
+
+    fn accumulation(limit: f64) -> (Accumulation, Var) {
+        let var = Var::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
+        (Accumulation::new(vec![var.clone()], PLAIN, limit), var)
+    }
+
+    fn gradient(index: usize, values: [f32; 3], loss_tokens: usize) -> MicroBatchGradient {
+        MicroBatchGradient { index, loss: 2.0 * loss_tokens as f64, loss_tokens, gradients: vec![values.into()] }
+    }
+
+    #[test]
+    fn averages_over_tokens_in_the_order_of_the_data() {
+        let results = [[0, 1, 2], [2, 0, 1]].map(|order| {
+            let (mut step, var) = accumulation(0.0);
+            step.begin(3, 0.1);
+            for (n, index) in order.into_iter().enumerate() {
+                let values = [[1e8f32, 0.0, 3.0], [1.0, 0.0, 1.0], [-1e8, 0.0, 0.0]][index];
+                assert_eq!(step.add(gradient(index, values, index + 1)).unwrap(), n == 2);
+            }
+            let summary = step.finish().unwrap();
+            assert_eq!((summary.loss, summary.loss_tokens), (2.0, 6));
+            (summary, var.to_vec1::<f32>().unwrap())
+        });
+        assert_eq!(results[0], results[1]);
+        let (summary, values) = &results[0];
+        // 1e8 + 1 − 1e8 is 0 in f32 in this order, so the third parameter's mean gradient of 4/6 is all.
+        assert!((summary.gradient_norm - 4.0 / 6.0).abs() < 1e-6);
+        assert!((values[2] - 2.9).abs() < 1e-5 && values[1] == 2.0 && values[0] == 1.0);
+    }
+
+    #[test]
+    fn clips_by_the_norm_over_everything() {
+        // With Adam the first step's size does not depend on the gradient's, so the moments are looked at.
+        let (mut step, _) = accumulation(0.5);
+        step.begin(1, 0.1);
+        assert!(step.add(gradient(0, [30.0, 0.0, 40.0], 10)).unwrap());
+        assert!((step.finish().unwrap().gradient_norm - 5.0).abs() < 1e-6);
+        let first = &step.optimiser.state().1[0].first;
+        assert!((first[0] - 0.1 * 0.3).abs() < 1e-6 && (first[2] - 0.1 * 0.4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn refuses_what_does_not_belong() {
+        let (mut step, var) = accumulation(1.0);
+        assert!(matches!(step.add(gradient(0, [1.0; 3], 1)), Err(AggregatorError::Unexpected { index: 0 })));
+        step.begin(2, 0.1);
+        assert!(!step.add(gradient(1, [1.0; 3], 1)).unwrap());
+        assert!(matches!(step.add(gradient(1, [1.0; 3], 1)), Err(AggregatorError::Unexpected { index: 1 })));
+        assert!(matches!(step.add(gradient(2, [1.0; 3], 1)), Err(AggregatorError::Unexpected { index: 2 })));
+        let short = MicroBatchGradient { index: 0, loss: 0.0, loss_tokens: 1, gradients: vec![vec![0.0; 2]] };
+        assert!(matches!(step.add(short), Err(AggregatorError::Shape { index: 0 })));
+        assert!(step.add(gradient(0, [f32::NAN; 3], 1)).unwrap());
+        assert!(matches!(step.finish(), Err(AggregatorError::NotFinite)));
+        step.begin(1, 0.1);
+        assert!(
+            step.add(MicroBatchGradient { index: 0, loss: 0.0, loss_tokens: 0, gradients: vec![vec![0.0; 3]] })
+                .unwrap()
+        );
+        assert!(matches!(step.finish(), Err(AggregatorError::NothingToLearn)));
+        assert_eq!(var.to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0], "a refused step changed the parameters");
+    }
+}

@@ -1,0 +1,119 @@
+//! The actor that gathers the gradients of a step's micro-batches and hands the step to the optimiser.
+
+use actix::{Actor, ActorFutureExt, AtomicResponse, Context, Handler, Message, WrapFuture};
+use candle_core::Var;
+
+use super::accumulate::{Accumulation, MicroBatchGradient, StepSummary};
+use super::adamw::AdamWConfig;
+use super::config::TrainingConfig;
+use crate::heavy::on_rayon;
+
+/// Messages that may wait: every micro-batch in flight sends one and waits for its answer.
+const MAILBOX: usize = 64;
+
+/// Why a gradient or a step was refused. The parameters are as they were.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AggregatorError {
+    /// No micro-batch of that place is awaited in this step.
+    #[error("no gradient of micro-batch {index} is awaited in this step")]
+    Unexpected {
+        /// The micro-batch.
+        index: usize,
+    },
+    /// The gradients are not those of the parameters.
+    #[error("the gradients of micro-batch {index} have other sizes than the adapters")]
+    Shape {
+        /// The micro-batch.
+        index: usize,
+    },
+    /// None of the step's positions carried loss.
+    #[error("no token of the whole step carries loss; look at the data's maximum length and its roles")]
+    NothingToLearn,
+    /// The loss or the gradient overflowed.
+    #[error("the loss or its gradient is not a finite number; try a lower learning rate")]
+    NotFinite,
+    /// The parameters cannot be read or written.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// An earlier step panicked, and the optimiser with it.
+    #[error("the optimiser stopped after a panic; this is a bug, please report it with the log")]
+    Stopped,
+}
+
+/// Averages the gradients of a step's micro-batches over their tokens, clips them and lets AdamW step.
+pub struct GradientAggregator {
+    /// Away while rayon takes a step; lost if that panics.
+    state: Option<Accumulation>,
+}
+
+impl GradientAggregator {
+    /// For these parameters, which it alone changes.
+    pub fn new(parameters: Vec<Var>, config: &TrainingConfig) -> Self {
+        let TrainingConfig { betas, epsilon, weight_decay, max_gradient_norm, .. } = *config;
+        let optimiser = AdamWConfig { betas, epsilon, weight_decay };
+        Self { state: Some(Accumulation::new(parameters, optimiser, max_gradient_norm)) }
+    }
+}
+
+impl Actor for GradientAggregator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+/// Begins a step.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<(), AggregatorError>")]
+pub struct BeginStep {
+    /// Micro-batches that it sums over.
+    pub micro_batches: usize,
+    /// Its learning rate.
+    pub learning_rate: f64,
+}
+
+impl Handler<BeginStep> for GradientAggregator {
+    type Result = Result<(), AggregatorError>;
+
+    fn handle(&mut self, step: BeginStep, _context: &mut Self::Context) -> Self::Result {
+        let state = self.state.as_mut().ok_or(AggregatorError::Stopped)?;
+        state.begin(step.micro_batches, step.learning_rate);
+        Ok(())
+    }
+}
+
+impl Message for MicroBatchGradient {
+    type Result = Result<Option<StepSummary>, AggregatorError>;
+}
+
+/// Keeps the gradient; the last one of the step takes the step, and its answer says what it did.
+impl Handler<MicroBatchGradient> for GradientAggregator {
+    type Result = AtomicResponse<Self, Result<Option<StepSummary>, AggregatorError>>;
+
+    fn handle(&mut self, micro_batch: MicroBatchGradient, _context: &mut Self::Context) -> Self::Result {
+        let state = self.state.take();
+        let work = async move {
+            let Some(mut state) = state else { return (None, Err(AggregatorError::Stopped)) };
+            match state.add(micro_batch) {
+                Ok(false) => (Some(state), Ok(None)),
+                Err(refused) => (Some(state), Err(refused)),
+                Ok(true) => {
+                    let step = on_rayon(move || {
+                        let summary = state.finish();
+                        (state, summary)
+                    });
+                    match step.await {
+                        Ok((state, summary)) => (Some(state), summary.map(Some)),
+                        Err(_) => (None, Err(AggregatorError::Stopped)),
+                    }
+                }
+            }
+        };
+        AtomicResponse::new(Box::pin(work.into_actor(self).map(|(state, result), actor, _| {
+            actor.state = state;
+            result
+        })))
+    }
+}

@@ -1,0 +1,58 @@
+//! What a training run tells whoever watches it.
+
+use serde::Serialize;
+
+use crate::transport::Traffic;
+
+/// Progress of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum TrainEvent {
+    /// The held-out split is being evaluated.
+    EvaluationStarted {
+        /// Optimiser steps taken so far.
+        step: usize,
+        /// How many micro-batches it takes.
+        micro_batches: usize,
+    },
+    /// The held-out split was evaluated.
+    Evaluation {
+        /// Optimiser steps taken so far.
+        step: usize,
+        /// Mean cross entropy of its targets in nats.
+        loss: f64,
+        /// Wall time it took.
+        seconds: f64,
+    },
+    /// An optimiser step was taken.
+    Step(StepReport),
+    /// The run ended, and its adapter is saved where one was asked for.
+    Finished {
+        /// Optimiser steps taken.
+        steps: usize,
+        /// Whether it was stopped before its time.
+        stopped: bool,
+    },
+}
+
+/// One optimiser step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Which one, from 1.
+    pub step: usize,
+    /// Mean cross entropy of its targets in nats, before the parameters moved.
+    pub loss: f64,
+    /// Wall time it took.
+    pub seconds: f64,
+    /// Tokens that went through the model, padding included.
+    pub tokens: usize,
+    /// Targets that carried loss.
+    pub loss_tokens: usize,
+    /// Its learning rate.
+    pub learning_rate: f64,
+    /// Norm of the mean gradient before clipping.
+    pub gradient_norm: f64,
+    /// Bytes exchanged with workers during it.
+    #[serde(skip)]
+    pub traffic: Traffic,
+}
