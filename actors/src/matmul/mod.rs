@@ -4,6 +4,7 @@
 //! columns, already rounded to the bytes that go back. Which kernels a machine has is found out once, at run time
 //! ([`kernels`]); all of them give the same bytes.
 
+pub mod devices;
 mod digits;
 mod micro;
 mod product;
