@@ -1,0 +1,120 @@
+//! The network as the owner's actors see it, and as a worker's service is seen by whoever serves it.
+
+pub mod memory;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use protocol::he::{Planes, ProductTile};
+use protocol::wire::messages::{ControlReply, ControlRequest, ProductHeader, Refusal};
+use tokio::sync::mpsc;
+
+pub use memory::{Faults, MemoryTransport};
+
+/// Name of a peer: the text form of its libp2p identity, or any text in tests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerName(pub Arc<str>);
+
+impl std::fmt::Display for PeerName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for PeerName {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+/// An encrypted product on its way to a worker.
+#[derive(Clone, Debug)]
+pub struct ProductRequest {
+    /// What is asked for.
+    pub header: ProductHeader,
+    /// The body, `set.limbs() × tokens × inner dimension`.
+    pub body: Arc<Planes>,
+    /// Columns of the answer. It does not travel: the owner knows it from the layer table, the worker from
+    /// [`WorkerService::admit`], and tiles are checked against it before anything is allocated for them.
+    pub outer: usize,
+}
+
+/// Bytes that an owner exchanged with its workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes to the workers.
+    pub up: u64,
+    /// Bytes from the workers.
+    pub down: u64,
+}
+
+impl Traffic {
+    /// What was exchanged since an earlier reading.
+    pub fn since(self, earlier: Self) -> Self {
+        Self { up: self.up.saturating_sub(earlier.up), down: self.down.saturating_sub(earlier.down) }
+    }
+}
+
+/// Tiles of an answer as they come; the channel ends after the last tile or after the first error.
+pub type TileStream<E> = mpsc::Receiver<Result<ProductTile, E>>;
+
+/// Why a worker did not answer.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// It answered, with a refusal.
+    #[error("{peer}: {refusal}")]
+    Refused {
+        /// The worker.
+        peer: PeerName,
+        /// What it said.
+        refusal: Refusal,
+    },
+    /// It sent something that the protocol does not allow.
+    #[error("{peer} broke the protocol: {what}")]
+    Protocol {
+        /// The worker.
+        peer: PeerName,
+        /// What was wrong.
+        what: String,
+    },
+    /// It cannot be reached, or the connection broke, or it took too long.
+    #[error("{peer} cannot be reached: {what}")]
+    Unreachable {
+        /// The worker.
+        peer: PeerName,
+        /// What happened.
+        what: String,
+    },
+}
+
+/// The owner's way to its workers.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// One small request and its reply. A [`ControlReply::Refused`] comes back as [`TransportError::Refused`].
+    async fn control(&self, worker: &PeerName, request: ControlRequest) -> Result<ControlReply, TransportError>;
+
+    /// Sends a product; its tiles come on the stream in any order.
+    async fn product(
+        &self,
+        worker: &PeerName,
+        request: ProductRequest,
+    ) -> Result<TileStream<TransportError>, TransportError>;
+
+    /// Bytes exchanged so far, headers included.
+    fn traffic(&self) -> Traffic;
+}
+
+/// A worker as the network sees it: what serves the two protocols.
+#[async_trait]
+pub trait WorkerService: Send + Sync + 'static {
+    /// Answers a small request.
+    async fn control(&self, owner: &PeerName, request: ControlRequest) -> ControlReply;
+
+    /// Checks a product's header before its body is read, so that nothing is allocated for a peer that may not
+    /// ask. Returns the inner and outer dimension of the product.
+    async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<(usize, usize), Refusal>;
+
+    /// Computes an admitted product.
+    async fn product(&self, owner: &PeerName, request: ProductRequest) -> Result<TileStream<Refusal>, Refusal>;
+}
