@@ -1,1 +1,0 @@
-//! A worker: [`crate::transport::WorkerService`] over its shard store and executors.

@@ -1,0 +1,193 @@
+//! The actor of one device: takes products, computes them one after another on a thread of its own, gives the answers
+//! away in tiles.
+//!
+//! The thread uses the rayon pool, so that one product has all cores; a product that waits holds its body and nothing
+//! else. Tiles go into a channel that has room for a whole answer: the pool never waits for a reader, who may need the
+//! same pool. How many answers may be unread is the caller's to bound ([`super::service`]).
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use actix::prelude::*;
+use protocol::he::mask::expand;
+use protocol::he::{MaskDomain, MaskSeed, Planes, Precision};
+use protocol::wire::messages::Refusal;
+use rayon::prelude::*;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::matmul::{Kernel, PackedLinear, Product, tile_columns};
+use crate::transport::TileStream;
+
+/// Messages that may wait for the actor: each is answered in microseconds.
+const MAILBOX: usize = 64;
+/// Mask columns that one task expands: a few hundred kilobytes of keystream.
+const COLUMNS_PER_TASK: usize = 32;
+
+/// What a device has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, MessageResponse)]
+pub struct Work {
+    /// Products computed, those broken off included.
+    pub calls: u64,
+    /// Seconds spent on them.
+    pub busy_seconds: f64,
+}
+
+/// See the module's documentation.
+pub struct MatmulExecutor {
+    /// `None` after [`Drain`].
+    queue: Option<SyncSender<Job>>,
+    work: Arc<Mutex<Work>>,
+    ended: Option<oneshot::Receiver<()>>,
+}
+
+struct Job {
+    message: Multiply,
+    tiles: mpsc::Sender<Result<protocol::he::ProductTile, Refusal>>,
+}
+
+impl MatmulExecutor {
+    /// Starts the thread of a device. `waiting` products may stand in its queue beside the one that it computes.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn new(kernel: Arc<dyn Kernel>, waiting: usize) -> std::io::Result<Self> {
+        let (queue, jobs) = sync_channel(waiting);
+        let (end, ended) = oneshot::channel();
+        let work = Arc::new(Mutex::new(Work::default()));
+        let of_thread = Arc::clone(&work);
+        let name = format!("device {}", kernel.name());
+        std::thread::Builder::new().name(name).spawn(move || {
+            serve(kernel.as_ref(), &jobs, &of_thread);
+            // Nobody may be waiting for the end.
+            let _ = end.send(());
+        })?;
+        Ok(Self { queue: Some(queue), work, ended: Some(ended) })
+    }
+
+    fn enqueue(&mut self, message: Multiply) -> Result<TileStream<Refusal>, Refusal> {
+        let Some(queue) = &self.queue else {
+            return Err(Refusal::Capacity("it is shutting down".into()));
+        };
+        let outer = message.weights.along(message.domain.direction).outer();
+        // One place more than there are tiles, for an error.
+        let (tiles, stream) = mpsc::channel(outer.div_ceil(tile_columns(outer)) + 1);
+        match queue.try_send(Job { message, tiles }) {
+            Ok(()) => Ok(stream),
+            Err(TrySendError::Full(_)) => Err(Refusal::Capacity("its queue is full".into())),
+            Err(TrySendError::Disconnected(_)) => Err(Refusal::Failed("its device has stopped".into())),
+        }
+    }
+}
+
+/// The thread of a device: computes until the queue is closed and empty.
+fn serve(kernel: &dyn Kernel, jobs: &Receiver<Job>, work: &Mutex<Work>) {
+    let mut mask = Vec::new();
+    for job in jobs {
+        if job.tiles.is_closed() {
+            continue;
+        }
+        let start = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| compute(kernel, &job, &mut mask)));
+        let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Failed("a computation panicked; this is a bug".into())));
+        let seconds = start.elapsed().as_secs_f64();
+        {
+            let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+            work.calls += 1;
+            work.busy_seconds += seconds;
+        }
+        if let Err(refusal) = outcome {
+            tracing::error!(%refusal, "a product failed");
+            // The reader may be gone.
+            let _ = job.tiles.try_send(Err(refusal));
+        }
+    }
+}
+
+fn compute(kernel: &dyn Kernel, job: &Job, mask: &mut Vec<u8>) -> Result<(), Refusal> {
+    let Multiply { precision, seed, domain, weights, body } = &job.message;
+    let weights = weights.along(domain.direction);
+    let bytes = weights.inner() * domain.column_bytes();
+    mask.resize(bytes, 0);
+    mask.par_chunks_mut(COLUMNS_PER_TASK * domain.column_bytes()).enumerate().for_each(|(task, bytes)| {
+        let first = task * COLUMNS_PER_TASK;
+        expand(seed, domain, first..first + bytes.len() / domain.column_bytes(), bytes);
+    });
+    let product = Product { precision: *precision, weights, mask, body };
+    let send = |tile| match job.tiles.try_send(Ok(tile)) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    };
+    kernel
+        .multiply(&product, tile_columns(weights.outer()), &send)
+        .map_err(|error| Refusal::Malformed(error.to_string()))
+}
+
+impl Actor for MatmulExecutor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Supervised for MatmulExecutor {}
+
+/// One product. The answer's tiles come on the stream in any order; dropping the stream breaks the product off.
+#[derive(Message)]
+#[rtype(result = "Result<TileStream<Refusal>, Refusal>")]
+pub struct Multiply {
+    /// Parameter set, and bytes of an output value.
+    pub precision: Precision,
+    /// Seed of the mask.
+    pub seed: MaskSeed,
+    /// What the mask is for; its direction is the product's.
+    pub domain: MaskDomain,
+    /// The served matrix.
+    pub weights: Arc<PackedLinear>,
+    /// The body, `set.limbs() × tokens × inner`.
+    pub body: Arc<Planes>,
+}
+
+impl Handler<Multiply> for MatmulExecutor {
+    type Result = Result<TileStream<Refusal>, Refusal>;
+
+    fn handle(&mut self, message: Multiply, _context: &mut Self::Context) -> Self::Result {
+        self.enqueue(message)
+    }
+}
+
+/// What has the device done?
+#[derive(Message)]
+#[rtype(result = "Work")]
+pub struct AskWork;
+
+impl Handler<AskWork> for MatmulExecutor {
+    type Result = Work;
+
+    fn handle(&mut self, _message: AskWork, _context: &mut Self::Context) -> Work {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes no more products and answers when those in the queue are computed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+impl Handler<Drain> for MatmulExecutor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _message: Drain, _context: &mut Self::Context) -> Self::Result {
+        self.queue = None;
+        let ended = self.ended.take();
+        Box::pin(async move {
+            if let Some(ended) = ended {
+                // An error means that the thread panicked, which also is an end.
+                let _ = ended.await;
+            }
+        })
+    }
+}

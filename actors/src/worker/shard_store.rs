@@ -1,0 +1,289 @@
+//! The layers that a worker holds: who asked for which, how far loading has come, and the packed matrices.
+//!
+//! An owner's layers go through three states: *wanted* (assigned, in the queue), *loading* (one matrix at a time, on a
+//! thread that may block), *loaded*. Matrices that no owner wants any more are dropped at once; a load that ends after
+//! that is thrown away. Owners share what they both want.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use protocol::model::{Group, LinearId};
+use protocol::wire::messages::{ModelDigest, Refusal};
+
+use super::source::{ShardSource, SourceError};
+use crate::matmul::PackedLinear;
+use crate::transport::PeerName;
+
+/// Messages that may wait for the store: each is answered in microseconds.
+const MAILBOX: usize = 256;
+
+/// What a store may hold, and for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// Memory for packed matrices, bytes.
+    pub memory_bytes: u64,
+    /// Owners at a time.
+    pub owners: usize,
+    /// How long an owner's layers are kept for it after its last sign of life, when another owner wants the place.
+    pub lease: Duration,
+}
+
+/// See the module's documentation.
+pub struct ShardStore {
+    source: Arc<dyn ShardSource>,
+    limits: StoreLimits,
+    owners: BTreeMap<PeerName, Share>,
+    loaded: BTreeMap<LinearId, Arc<PackedLinear>>,
+    failed: BTreeMap<LinearId, SourceError>,
+    loading: Option<LinearId>,
+}
+
+/// What one owner was assigned.
+struct Share {
+    layers: Range<u16>,
+    seen: Instant,
+}
+
+impl ShardStore {
+    /// An empty store.
+    pub fn new(source: Arc<dyn ShardSource>, limits: StoreLimits) -> Self {
+        Self {
+            source,
+            limits,
+            owners: BTreeMap::new(),
+            loaded: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            loading: None,
+        }
+    }
+
+    fn wanted(&self) -> BTreeSet<u16> {
+        self.owners.values().flat_map(|share| share.layers.clone()).collect()
+    }
+
+    fn bytes_of(&self, layers: impl IntoIterator<Item = u16>) -> u64 {
+        layers
+            .into_iter()
+            .flat_map(matrices_of)
+            .map(|linear| PackedLinear::memory_for(self.source.shape(linear)))
+            .fold(0, u64::saturating_add)
+    }
+
+    fn assign(&mut self, owner: PeerName, model: ModelDigest, layers: Range<u16>) -> Result<(), Refusal> {
+        if model != self.source.digest() {
+            return Err(Refusal::Model(self.source.digest()));
+        }
+        if layers.is_empty() {
+            return Err(Refusal::Malformed("an assignment of no layers".into()));
+        }
+        if layers.end > self.source.layers() {
+            let (start, end, count) = (layers.start, layers.end, self.source.layers());
+            return Err(Refusal::Layers(format!("layers {start}..{end} of a model of {count} layers")));
+        }
+        let others = self.owners.iter().filter(|(name, _)| **name != owner);
+        let lease = self.limits.lease;
+        let mut idle: Vec<_> = others.clone().filter(|(_, share)| share.seen.elapsed() >= lease).collect();
+        idle.sort_by_key(|(_, share)| share.seen);
+        let surplus = (others.count() + 1).saturating_sub(self.limits.owners);
+        if surplus > idle.len() {
+            let limit = self.limits.owners;
+            return Err(Refusal::Capacity(format!("it serves {limit} owner(s) already, and none of them is idle")));
+        }
+        let displaced: BTreeSet<PeerName> = idle.into_iter().take(surplus).map(|(name, _)| name.clone()).collect();
+
+        let kept = self.owners.iter().filter(|(name, _)| **name != owner && !displaced.contains(*name));
+        let wanted: BTreeSet<u16> = kept.flat_map(|(_, share)| share.layers.clone()).chain(layers.clone()).collect();
+        let (needed, limit) = (self.bytes_of(wanted), self.limits.memory_bytes);
+        if needed > limit {
+            return Err(Refusal::Capacity(format!("these layers need {needed} bytes of memory, the limit is {limit}")));
+        }
+        for name in displaced {
+            tracing::info!(owner = %name, "an idle owner's layers are given up");
+            self.owners.remove(&name);
+        }
+        tracing::info!(%owner, start = layers.start, end = layers.end, "layers assigned");
+        self.failed.retain(|linear, _| !layers.contains(&linear.layer));
+        self.owners.insert(owner, Share { layers, seen: Instant::now() });
+        self.forget_unwanted();
+        Ok(())
+    }
+
+    fn forget_unwanted(&mut self) {
+        let wanted = self.wanted();
+        self.loaded.retain(|linear, _| wanted.contains(&linear.layer));
+        self.failed.retain(|linear, _| wanted.contains(&linear.layer));
+    }
+
+    fn next_to_load(&self) -> Option<LinearId> {
+        let missing = |linear: &LinearId| !self.loaded.contains_key(linear) && !self.failed.contains_key(linear);
+        self.wanted().into_iter().flat_map(matrices_of).find(missing)
+    }
+
+    /// Begins to load the next wanted matrix, unless one is loading.
+    fn advance(&mut self, context: &mut Context<Self>) {
+        if self.loading.is_some() {
+            return;
+        }
+        let Some(linear) = self.next_to_load() else { return };
+        self.loading = Some(linear);
+        let source = Arc::clone(&self.source);
+        let load = tokio::task::spawn_blocking(move || load(source.as_ref(), linear));
+        context.spawn(load.into_actor(self).map(move |loaded, store, context| {
+            store.loading = None;
+            let panicked = |_| Err(SourceError { linear, why: "loading panicked; this is a bug".into() });
+            match loaded.unwrap_or_else(panicked) {
+                Ok(packed) => drop(store.loaded.insert(linear, Arc::new(packed))),
+                Err(error) => {
+                    tracing::error!(%error, "a matrix is missing");
+                    store.failed.insert(linear, error);
+                }
+            }
+            store.forget_unwanted();
+            store.advance(context);
+        }));
+    }
+
+    fn progress(&mut self, owner: &PeerName) -> Progress {
+        let Some(share) = self.owners.get_mut(owner) else { return Progress::default() };
+        share.seen = Instant::now();
+        let layers = share.layers.clone();
+        let is_loaded = |&layer: &u16| matrices_of(layer).all(|linear| self.loaded.contains_key(&linear));
+        let loaded = layers.clone().filter(is_loaded).count() as u16;
+        let failure = self.failed.iter().find(|(linear, _)| layers.contains(&linear.layer));
+        Progress { layers, loaded, failure: failure.map(|(_, error)| error.to_string()) }
+    }
+
+    fn find(&mut self, owner: &PeerName, linear: LinearId) -> Result<Arc<PackedLinear>, Refusal> {
+        let share = self.owners.get_mut(owner).filter(|share| share.layers.contains(&linear.layer));
+        let Some(share) = share else {
+            return Err(Refusal::Layers(format!("{linear}: it is not assigned to this owner")));
+        };
+        share.seen = Instant::now();
+        if let Some(error) = self.failed.get(&linear) {
+            return Err(Refusal::Failed(error.to_string()));
+        }
+        let packed = self.loaded.get(&linear).cloned();
+        packed.ok_or_else(|| Refusal::Layers(format!("{linear} yet: it is still loading")))
+    }
+}
+
+fn matrices_of(layer: u16) -> impl Iterator<Item = LinearId> {
+    Group::ALL.into_iter().map(move |group| LinearId { layer, group })
+}
+
+/// Reads and packs one matrix.
+fn load(source: &dyn ShardSource, linear: LinearId) -> Result<PackedLinear, SourceError> {
+    let (matrix, _) = source.load(linear)?;
+    let of_other_shape = || SourceError { linear, why: "the matrix does not have the shape of its layer".into() };
+    if matrix.shape != source.shape(linear) {
+        return Err(of_other_shape());
+    }
+    PackedLinear::new(matrix.shape, &matrix.values).ok_or_else(of_other_shape)
+}
+
+impl Actor for ShardStore {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(MAILBOX);
+        // After a restart the matrix that was loading is wanted again.
+        self.loading = None;
+        self.advance(context);
+    }
+}
+
+impl Supervised for ShardStore {}
+
+/// Gives an owner some layers instead of those that it had; loading begins.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refusal>")]
+pub struct AssignShard {
+    /// Who asks.
+    pub owner: PeerName,
+    /// The model that it means.
+    pub model: ModelDigest,
+    /// Transformer layers.
+    pub layers: Range<u16>,
+}
+
+impl Handler<AssignShard> for ShardStore {
+    type Result = Result<(), Refusal>;
+
+    fn handle(&mut self, message: AssignShard, context: &mut Self::Context) -> Self::Result {
+        let assigned = self.assign(message.owner, message.model, message.layers);
+        self.advance(context);
+        assigned
+    }
+}
+
+/// An owner needs its layers no more.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct ReleaseShard(pub PeerName);
+
+impl Handler<ReleaseShard> for ShardStore {
+    type Result = ();
+
+    fn handle(&mut self, ReleaseShard(owner): ReleaseShard, _context: &mut Self::Context) {
+        self.owners.remove(&owner);
+        self.forget_unwanted();
+    }
+}
+
+/// How far an owner's layers are.
+#[derive(Message)]
+#[rtype(result = "Progress")]
+pub struct AskProgress(pub PeerName);
+
+/// Answer to [`AskProgress`]; empty for an owner that was assigned nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, MessageResponse)]
+pub struct Progress {
+    /// Layers assigned.
+    pub layers: Range<u16>,
+    /// Layers of them that are loaded.
+    pub loaded: u16,
+    /// Why a matrix of them could not be loaded.
+    pub failure: Option<String>,
+}
+
+impl Handler<AskProgress> for ShardStore {
+    type Result = Progress;
+
+    fn handle(&mut self, AskProgress(owner): AskProgress, _context: &mut Self::Context) -> Progress {
+        self.progress(&owner)
+    }
+}
+
+/// A matrix for one of an owner's products.
+#[derive(Message)]
+#[rtype(result = "Result<Arc<PackedLinear>, Refusal>")]
+pub struct FindMatrix {
+    /// Who asks.
+    pub owner: PeerName,
+    /// The served matrix.
+    pub linear: LinearId,
+}
+
+impl Handler<FindMatrix> for ShardStore {
+    type Result = Result<Arc<PackedLinear>, Refusal>;
+
+    fn handle(&mut self, message: FindMatrix, _context: &mut Self::Context) -> Self::Result {
+        self.find(&message.owner, message.linear)
+    }
+}
+
+/// Memory that is free for more layers, bytes.
+#[derive(Message)]
+#[rtype(result = "u64")]
+pub struct AskFreeMemory;
+
+impl Handler<AskFreeMemory> for ShardStore {
+    type Result = u64;
+
+    fn handle(&mut self, _message: AskFreeMemory, _context: &mut Self::Context) -> u64 {
+        self.limits.memory_bytes.saturating_sub(self.bytes_of(self.wanted()))
+    }
+}

@@ -1,0 +1,400 @@
+//! A worker over synthetic weights, asked through the in-memory network.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar};
+use std::time::Duration;
+
+use protocol::he::reference::reference_answer;
+use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes, Precision, ProductTile};
+use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::quant::{Int8Matrix, LinearMeta, serve};
+use protocol::wire::messages::{
+    ControlReply, ControlRequest, ModelDigest, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
+};
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::matmul::{PackedLinear, best_kernel};
+use crate::transport::{
+    Faults, MemoryTransport, PeerName, ProductRequest, TileStream, Transport, TransportError, WorkerService,
+};
+
+const LAYERS: u16 = 4;
+const DIGEST: ModelDigest = ModelDigest([7; 32]);
+
+fn shape(group: Group) -> LinearShape {
+    let (d_in, d_out) = match group {
+        Group::Qkv => (40, 72),
+        Group::O => (40, 40),
+        Group::GateUp => (40, 200),
+        Group::Down => (100, 40),
+    };
+    LinearShape { d_in, d_out }
+}
+
+/// Random weights; a gate that tests can close before each load, and a layer that is damaged.
+#[derive(Default)]
+struct Synthetic {
+    closed: Mutex<bool>,
+    opened: Condvar,
+    damaged: Option<u16>,
+    repaired: AtomicBool,
+}
+
+impl Synthetic {
+    fn matrix(linear: LinearId) -> (Int8Matrix, LinearMeta) {
+        let shape = shape(linear.group);
+        let mut rng = ChaCha8Rng::seed_from_u64(u64::from(linear.layer) * 10 + linear.group as u64);
+        let weights = (0..shape.d_in * shape.d_out).map(|_| rng.random_range(-1.0..1.0)).collect();
+        serve(weights, shape).unwrap()
+    }
+
+    fn close(&self, closed: bool) {
+        *self.closed.lock().unwrap() = closed;
+        self.opened.notify_all();
+    }
+}
+
+impl ShardSource for Synthetic {
+    fn digest(&self) -> ModelDigest {
+        DIGEST
+    }
+
+    fn layers(&self) -> u16 {
+        LAYERS
+    }
+
+    fn shape(&self, linear: LinearId) -> LinearShape {
+        shape(linear.group)
+    }
+
+    fn load(&self, linear: LinearId) -> Result<(Int8Matrix, LinearMeta), SourceError> {
+        drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+        if self.damaged == Some(linear.layer) && !self.repaired.load(Ordering::Relaxed) {
+            return Err(SourceError { linear, why: "a hole in the file".into() });
+        }
+        Ok(Self::matrix(linear))
+    }
+}
+
+fn layer_bytes() -> u64 {
+    Group::ALL.into_iter().map(|group| PackedLinear::memory_for(shape(group))).sum()
+}
+
+fn limits() -> WorkerLimits {
+    WorkerLimits { memory_bytes: 3 * layer_bytes(), tokens: 64, ..WorkerLimits::default() }
+}
+
+struct Net {
+    network: MemoryTransport,
+    worker: Arc<Worker>,
+    name: PeerName,
+}
+
+async fn start(source: Arc<Synthetic>, limits: WorkerLimits) -> Net {
+    let worker = Worker::start(source, best_kernel(), limits, || 4242).await.unwrap();
+    let net =
+        Net { network: MemoryTransport::new("owner".into()), worker: Arc::new(worker), name: PeerName::from("worker") };
+    net.network.connect(net.name.clone(), Arc::clone(&net.worker) as _);
+    net
+}
+
+impl Net {
+    async fn control(&self, request: ControlRequest) -> Result<ControlReply, TransportError> {
+        self.network.control(&self.name, request).await
+    }
+
+    async fn assign(&self, layers: std::ops::Range<u16>) -> Result<ControlReply, TransportError> {
+        self.control(ControlRequest::Assign { model: DIGEST, layers }).await
+    }
+
+    async fn health(&self) -> WorkerHealth {
+        match self.control(ControlRequest::Health).await.unwrap() {
+            ControlReply::Health(health) => health,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until `done` says so of the worker's health.
+    async fn until(&self, done: impl Fn(&WorkerHealth) -> bool) -> WorkerHealth {
+        loop {
+            let health = self.health().await;
+            if done(&health) {
+                return health;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn loaded(&self, layers: std::ops::Range<u16>) {
+        self.assign(layers.clone()).await.unwrap();
+        self.until(|health| usize::from(health.loaded) == layers.len()).await;
+    }
+
+    async fn product(&self, request: ProductRequest) -> Result<TileStream<TransportError>, TransportError> {
+        self.network.product(&self.name, request).await
+    }
+
+    async fn refusal(&self, header: ProductHeader) -> Refusal {
+        self.worker.admit(&"owner".into(), &header).await.unwrap_err()
+    }
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, TransportError>) -> Refusal {
+    match result.unwrap_err() {
+        TransportError::Refused { refusal, .. } => refusal,
+        other => panic!("{other}"),
+    }
+}
+
+fn request(linear: LinearId, direction: Direction, precision: Precision, tokens: u32) -> ProductRequest {
+    let (inner, outer) = shape(linear.group).along(direction);
+    let mut rng = ChaCha8Rng::seed_from_u64(99);
+    let bytes = (0..precision.set.limbs() * tokens as usize * inner).map(|_| rng.random()).collect();
+    let body = Planes::from_bytes(precision.set.limbs(), tokens as usize, inner, bytes).unwrap();
+    let header =
+        ProductHeader { version: PROTOCOL_VERSION, call: 5, linear, direction, precision, seed: [3; 32], tokens };
+    ProductRequest { header, body: Arc::new(body), outer }
+}
+
+fn simple_request() -> ProductRequest {
+    let linear = LinearId { layer: 1, group: Group::O };
+    request(linear, Direction::Forward, Precision::standard(ParameterSet::P24), 3)
+}
+
+fn expected(request: &ProductRequest) -> ProductTile {
+    let header = &request.header;
+    let domain = MaskDomain { set: header.precision.set, linear: header.linear, direction: header.direction };
+    let (matrix, _) = Synthetic::matrix(header.linear);
+    let seed = MaskSeed::from_bytes(header.seed);
+    reference_answer(header.precision, &seed, &domain, &request.body, &matrix.values, matrix.shape)
+}
+
+async fn collect(mut stream: TileStream<TransportError>) -> Vec<ProductTile> {
+    let mut tiles = Vec::new();
+    while let Some(tile) = stream.recv().await {
+        tiles.push(tile.unwrap());
+    }
+    tiles
+}
+
+fn assert_covers(tiles: Vec<ProductTile>, whole: &ProductTile) {
+    let by_column: HashMap<usize, ProductTile> = tiles.into_iter().map(|tile| (tile.first_column, tile)).collect();
+    let mut next = 0;
+    while next < whole.body.columns() {
+        let tile = &by_column[&next];
+        for (part, whole) in [(&tile.mask, &whole.mask), (&tile.body, &whole.body)] {
+            assert_eq!((part.limbs(), part.rows()), (whole.limbs(), whole.rows()));
+            for limb in 0..part.limbs() {
+                let rows = part.plane(limb).chunks(part.columns());
+                for (row, whole) in rows.zip(whole.plane(limb).chunks(whole.columns())) {
+                    assert_eq!(row, &whole[next..next + part.columns()]);
+                }
+            }
+        }
+        next += tile.body.columns();
+    }
+    assert_eq!(next, whole.body.columns());
+}
+
+#[actix::test]
+async fn answers_are_the_reference_answers() {
+    let net = start(Arc::default(), limits()).await;
+    net.loaded(1..3).await;
+    let mut calls = 0;
+    for set in ParameterSet::ALL {
+        for direction in [Direction::Forward, Direction::Backward] {
+            for (group, tokens) in [(Group::GateUp, 33), (Group::Down, 1)] {
+                let linear = LinearId { layer: 2, group };
+                let request = request(linear, direction, Precision::standard(set), tokens);
+                let whole = expected(&request);
+                assert_covers(collect(net.product(request).await.unwrap()).await, &whole);
+                calls += 1;
+            }
+        }
+    }
+    let health = net.until(|health| health.calls == calls).await;
+    assert!(health.busy_seconds > 0.0);
+    assert_eq!((health.layers, health.loaded, health.peak_rss_bytes), (1..3, 2, 4242));
+    let up = 2 * (33 * (40 + 200) + (100 + 40)) * (3 + 4 + 6) / 2;
+    assert_eq!(net.network.traffic().up, up);
+    net.worker.stop().await;
+}
+
+#[actix::test]
+async fn an_offer_says_what_is_free() {
+    let net = start(Arc::default(), limits()).await;
+    let offer = |version| net.control(ControlRequest::Offer { version });
+    let ControlReply::Offer(first) = offer(PROTOCOL_VERSION).await.unwrap() else { panic!("no offer") };
+    assert_eq!((first.model, first.layers, first.devices.len()), (DIGEST, LAYERS, 1));
+    assert_eq!(first.devices[0].memory_bytes, 3 * layer_bytes());
+    assert!(first.devices[0].macs_per_second > 1e6);
+    net.assign(0..2).await.unwrap();
+    let ControlReply::Offer(second) = offer(PROTOCOL_VERSION).await.unwrap() else { panic!("no offer") };
+    assert_eq!(second.devices[0].memory_bytes, layer_bytes());
+    assert_eq!(refusal(offer(PROTOCOL_VERSION + 1).await), Refusal::Version(PROTOCOL_VERSION));
+}
+
+#[actix::test]
+async fn impossible_assignments_are_refused() {
+    let net = start(Arc::default(), limits()).await;
+    let other = ControlRequest::Assign { model: ModelDigest([8; 32]), layers: 0..1 };
+    assert_eq!(refusal(net.control(other).await), Refusal::Model(DIGEST));
+    assert!(matches!(refusal(net.assign(2..2).await), Refusal::Malformed(_)));
+    assert!(matches!(refusal(net.assign(std::ops::Range { start: 3, end: 1 }).await), Refusal::Malformed(_)));
+    assert!(matches!(refusal(net.assign(2..LAYERS + 1).await), Refusal::Layers(_)));
+    assert!(matches!(refusal(net.assign(0..u16::MAX).await), Refusal::Layers(_)));
+    assert!(matches!(refusal(net.assign(0..4).await), Refusal::Capacity(_)), "three layers fit");
+    assert_eq!(net.health().await.layers, 0..0, "a refused assignment changes nothing");
+}
+
+#[actix::test]
+async fn headers_are_checked_before_bodies() {
+    let source = Arc::new(Synthetic::default());
+    let net = start(Arc::clone(&source), WorkerLimits { product_bytes: 1 << 20, ..limits() }).await;
+    let header = simple_request().header;
+    assert!(matches!(net.refusal(header.clone()).await, Refusal::Layers(_)), "nothing is assigned yet");
+    source.close(true);
+    net.assign(0..2).await.unwrap();
+    let loading = net.refusal(header.clone()).await;
+    assert!(loading.to_string().contains("loading"), "{loading}");
+    source.close(false);
+    net.until(|health| health.loaded == 2).await;
+    assert_eq!(net.worker.admit(&"owner".into(), &header).await, Ok((40, 40)));
+
+    let bad = ProductHeader { version: 9, ..header.clone() };
+    assert_eq!(net.refusal(bad).await, Refusal::Version(PROTOCOL_VERSION));
+    for output_limbs in [0, 4, 255] {
+        let precision = Precision { set: ParameterSet::P24, output_limbs };
+        assert!(matches!(net.refusal(ProductHeader { precision, ..header.clone() }).await, Refusal::Malformed(_)));
+    }
+    for tokens in [0, 65, u32::MAX] {
+        assert!(matches!(net.refusal(ProductHeader { tokens, ..header.clone() }).await, Refusal::Malformed(_)));
+    }
+    for layer in [2, LAYERS, u16::MAX] {
+        let linear = LinearId { layer, group: Group::O };
+        assert!(matches!(net.refusal(ProductHeader { linear, ..header.clone() }).await, Refusal::Layers(_)));
+    }
+    let large = request(LinearId { layer: 1, group: Group::GateUp }, Direction::Forward, header.precision, 64);
+    net.worker.admit(&"owner".into(), &large.header).await.unwrap();
+    let wide = ProductHeader { precision: Precision { set: ParameterSet::P48, output_limbs: 6 }, ..large.header };
+    assert!(matches!(net.refusal(wide).await, Refusal::Capacity(_)), "over a megabyte");
+
+    let stranger = net.worker.admit(&"stranger".into(), &header).await;
+    assert!(matches!(stranger, Err(Refusal::Layers(_))), "layers are an owner's own");
+    let mut lie = simple_request();
+    lie.header.tokens += 1;
+    assert!(matches!(refusal(net.product(lie).await), Refusal::Malformed(_)));
+}
+
+#[actix::test]
+async fn a_matrix_that_cannot_be_loaded_is_reported_and_tried_again() {
+    let source = Arc::new(Synthetic { damaged: Some(1), ..Synthetic::default() });
+    let net = start(Arc::clone(&source), limits()).await;
+    net.assign(0..3).await.unwrap();
+    let health = net.until(|health| health.loaded == 2).await;
+    assert!(health.failure.unwrap().contains("a hole in the file"));
+    assert!(matches!(net.refusal(simple_request().header).await, Refusal::Failed(_)));
+    source.repaired.store(true, Ordering::Relaxed);
+    net.loaded(0..3).await;
+    assert_eq!(net.health().await.failure, None);
+}
+
+#[actix::test]
+async fn owners_share_memory_and_idle_ones_make_place() {
+    let patient = WorkerLimits { owners: 2, ..limits() };
+    let net = start(Arc::default(), patient).await;
+    let assign = |owner: &str, layers| {
+        let (worker, owner) = (Arc::clone(&net.worker), PeerName::from(owner));
+        async move { worker.control(&owner, ControlRequest::Assign { model: DIGEST, layers }).await }
+    };
+    assert_eq!(assign("a", 0..2).await, ControlReply::Assigned);
+    assert!(matches!(assign("b", 2..4).await, ControlReply::Refused(Refusal::Capacity(_))), "four layers do not fit");
+    assert_eq!(assign("b", 1..3).await, ControlReply::Assigned, "three do, one of them shared");
+    assert!(matches!(assign("c", 1..2).await, ControlReply::Refused(Refusal::Capacity(_))), "two owners are served");
+    assert_eq!(net.worker.control(&"a".into(), ControlRequest::Release).await, ControlReply::Released);
+    assert_eq!(assign("c", 1..2).await, ControlReply::Assigned);
+
+    let impatient = start(Arc::default(), WorkerLimits { lease: Duration::ZERO, ..limits() }).await;
+    impatient.loaded(0..1).await;
+    let reply = impatient.worker.control(&"other".into(), ControlRequest::Assign { model: DIGEST, layers: 0..1 }).await;
+    assert_eq!(reply, ControlReply::Assigned, "an idle owner is displaced");
+    assert_eq!(impatient.health().await.layers, 0..0);
+}
+
+#[actix::test]
+async fn unread_answers_hold_their_place_and_dropped_ones_give_it_back() {
+    let net = start(Arc::default(), WorkerLimits { products: 2, ..limits() }).await;
+    net.loaded(1..3).await;
+    let wide = || {
+        request(
+            LinearId { layer: 1, group: Group::GateUp },
+            Direction::Forward,
+            Precision::standard(ParameterSet::P24),
+            2,
+        )
+    };
+    let owner = PeerName::from("owner");
+    let first = net.worker.product(&owner, wide()).await.unwrap();
+    let second = net.worker.product(&owner, wide()).await.unwrap();
+    let third = net.worker.product(&owner, wide()).await;
+    assert!(matches!(third, Err(Refusal::Capacity(_))));
+    drop(first);
+    // The place comes back when the forwarding task has seen the drop.
+    let third = loop {
+        match net.worker.product(&owner, wide()).await {
+            Ok(stream) => break stream,
+            Err(refusal) => assert!(matches!(refusal, Refusal::Capacity(_))),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    for mut stream in [second, third] {
+        let mut columns = 0;
+        while let Some(tile) = stream.recv().await {
+            columns += tile.unwrap().body.columns();
+        }
+        assert_eq!(columns, 200);
+    }
+}
+
+#[actix::test]
+async fn a_stopped_worker_finishes_what_it_began_and_refuses_the_rest() {
+    let net = start(Arc::default(), limits()).await;
+    net.loaded(1..2).await;
+    let request = simple_request();
+    let stream = net.product(request.clone()).await.unwrap();
+    net.worker.stop().await;
+    assert_covers(collect(stream).await, &expected(&request));
+    assert!(matches!(refusal(net.product(request).await), Refusal::Capacity(_)));
+    assert!(matches!(refusal(net.assign(0..1).await), Refusal::Capacity(_)));
+}
+
+#[actix::test]
+async fn the_network_fails_as_it_is_told() {
+    let net = start(Arc::default(), limits()).await;
+    net.loaded(1..2).await;
+    let request = simple_request();
+    let inject = |faults| net.network.inject(&net.name, faults);
+
+    inject(Faults { products: Some(1), unreachable: true, ..Faults::default() });
+    assert!(matches!(net.product(request.clone()).await, Err(TransportError::Unreachable { .. })));
+    assert_covers(collect(net.product(request.clone()).await.unwrap()).await, &expected(&request));
+
+    inject(Faults { refuse: Some(Refusal::Failed("tired".into())), ..Faults::default() });
+    assert_eq!(refusal(net.product(request.clone()).await), Refusal::Failed("tired".into()));
+
+    inject(Faults { break_after: Some(0), ..Faults::default() });
+    let mut stream = net.product(request.clone()).await.unwrap();
+    assert!(matches!(stream.recv().await, Some(Err(TransportError::Unreachable { .. }))));
+    assert!(stream.recv().await.is_none());
+
+    inject(Faults { delay: Duration::from_secs(3600), ..Faults::default() });
+    let late = tokio::time::timeout(Duration::from_millis(20), net.product(request.clone())).await;
+    assert!(late.is_err(), "the product is delayed");
+
+    net.network.disconnect(&net.name);
+    assert!(matches!(net.product(request).await, Err(TransportError::Unreachable { .. })));
+}
