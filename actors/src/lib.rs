@@ -2,11 +2,11 @@
 
 pub mod adapter;
 pub mod backend;
-pub mod matmul;
 pub mod data;
 mod heavy;
 pub mod llama;
 pub mod lora;
+pub mod matmul;
 pub mod owner;
 #[cfg(test)]
 mod testing;
