@@ -166,10 +166,17 @@ impl View for Drawn<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         let values = self.model.tensor(&self.name, &self.shape);
-        let bytes = match self.stored_as {
-            StoredAs::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            StoredAs::Bf16 => values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect(),
-        };
+        let mut bytes = vec![0; self.data_len()];
+        match self.stored_as {
+            StoredAs::F32 => {
+                let places = bytes.par_chunks_exact_mut(4).zip(&values);
+                places.for_each(|(place, value)| place.copy_from_slice(&value.to_le_bytes()));
+            }
+            StoredAs::Bf16 => {
+                let places = bytes.par_chunks_exact_mut(2).zip(&values);
+                places.for_each(|(place, &value)| place.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()));
+            }
+        }
         Cow::Owned(bytes)
     }
 

@@ -33,6 +33,12 @@ fn linear_is_the_transposed_projections_side_by_side() {
     }
 }
 
+/// Every thread of the trainer and of a worker's loader reads the same model.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Model>();
+};
+
 #[test]
 fn bf16_folder_holds_the_rounded_numbers() {
     let synthetic = SyntheticLlama::tiny(2);
@@ -195,6 +201,9 @@ fn what_is_not_a_model_is_named() {
     let text = empty.path().join("notes.txt");
     fs::write(&text, "hello").unwrap();
     assert!(refusal(Model::open(&text)).contains("neither a folder nor a .gguf file"));
+    let gguf = empty.path().join("empty.gguf");
+    fs::write(&gguf, "").unwrap();
+    assert!(refusal(Model::open(&gguf)).contains("empty.gguf: the file is damaged or cut short"));
     let (folder, _) = folder(&SyntheticLlama::tiny(9), StoredAs::F32);
     fs::remove_file(folder.path().join("model.safetensors")).unwrap();
     assert!(refusal(Model::open(folder.path())).contains("neither model.safetensors nor"));
@@ -213,6 +222,49 @@ fn tensors_must_fit_the_configuration() {
     );
     fs::write(&path, json.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).unwrap();
     assert!(refusal(Model::open(folder.path())).contains("model.layers.2.input_layernorm.weight` is missing"));
+}
+
+/// Writes a GGUF file and changes its bytes before it is opened.
+fn gguf_with(change: impl FnOnce(&mut Vec<u8>)) -> Result<Model, ModelError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    SyntheticLlama::tiny(12).write_gguf(&path, GgmlDType::Q8_0).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    change(&mut bytes);
+    fs::write(&path, bytes).unwrap();
+    Model::open(&path)
+}
+
+fn after(bytes: &[u8], text: &str) -> usize {
+    bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap() + text.len()
+}
+
+#[test]
+fn a_gguf_that_lies_is_refused() {
+    let put = |at: usize, value: &[u8], bytes: &mut Vec<u8>| bytes[at..at + value.len()].copy_from_slice(value);
+    // A file of another architecture, of the same length of name.
+    let message = refusal(gguf_with(|bytes| {
+        let at = bytes.windows(5).position(|window| window == b"llama").unwrap();
+        put(at, b"gemma", bytes);
+    }));
+    assert!(message.contains("`gemma`; only `llama` can be served"), "{message}");
+    // Counts, lengths and offsets beyond the file.
+    let huge = u64::MAX.to_le_bytes();
+    for (what, message) in [
+        ("tensors", refusal(gguf_with(|bytes| put(8, &huge, bytes)))),
+        ("metadata", refusal(gguf_with(|bytes| put(16, &huge, bytes)))),
+        ("text", refusal(gguf_with(|bytes| put(24, &huge, bytes)))),
+        ("array", refusal(gguf_with(|bytes| put(after(bytes, "tokenizer.ggml.tokens") + 8, &huge, bytes)))),
+        ("offset", refusal(gguf_with(|bytes| put(after(bytes, "output_norm.weight") + 4 + 8 + 4, &huge, bytes)))),
+    ] {
+        assert!(message.contains("model.gguf") && message.contains("damaged or cut short"), "{what}: {message}");
+    }
+    // A side so long that the number of bytes wraps around.
+    let message = refusal(gguf_with(|bytes| put(after(bytes, "token_embd.weight") + 4 + 8, &huge, bytes)));
+    assert!(message.contains("18446744073709551615"), "{message}");
+    // A number format that nobody knows.
+    let message = refusal(gguf_with(|bytes| put(after(bytes, "token_embd.weight") + 4 + 16, &[99, 0, 0, 0], bytes)));
+    assert!(message.contains("number format 99"), "{message}");
 }
 
 /// A small model's file, cut or scribbled over, in a folder of its own.

@@ -216,3 +216,6 @@ fn frame(bos: Option<(usize, &str)>, eos: Option<(usize, &str)>) -> Json {
         .collect();
     json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens})
 }
+
+#[cfg(test)]
+mod tests;
