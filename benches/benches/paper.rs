@@ -24,7 +24,9 @@ fn main() {
     };
     let shape = LinearShape { d_in, d_out };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let weights: Vec<i8> = (0..d_in * d_out).map(|_| rng.random_range(-127..=127)).collect();
+    // A bell of standard deviation 30, as int8 weights are once they are rotated.
+    let weight = |rng: &mut ChaCha8Rng| (0..6).map(|_| rng.random_range(-21..=21)).sum();
+    let weights: Vec<i8> = (0..d_in * d_out).map(|_| weight(&mut rng)).collect();
 
     println!("{d_in} × {d_out}, {} threads, kernel {}", rayon::current_num_threads(), best_kernel().name());
     println!(

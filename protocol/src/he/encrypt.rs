@@ -174,18 +174,22 @@ fn encrypt_tile_body<W: Word>(
     scratch.masks.load_keystream(&scratch.keystream, width);
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
+    let mut inputs = Zeroizing::new([[0f32; TILE]; STRIP]);
     for (block, secret) in job.secrets.iter().enumerate() {
         scratch.masks.multiply(secret, width);
-        for values in scratch.masks.values.chunks_exact_mut(size).take(width) {
-            scratch.errors.add_to(&mut scratch.rng, values);
+        for column in 0..width {
+            scratch.errors.add_to(&mut scratch.rng, scratch.masks.column_mut(column));
         }
         let first = block * size;
         for row in (0..size.min(tokens - first)).step_by(STRIP) {
             scratch.masks.transpose_strip(row, width, &mut strip);
-            for (token, values) in (first + row..tokens).zip(strip.iter_mut()) {
+            // All rows are fetched before any is encoded, so that their cache misses overlap.
+            for (token, input) in (first + row..tokens).zip(inputs.iter_mut()) {
                 let start = token * job.plaintext.features + columns.start;
-                let input = &job.plaintext.rows[start..start + width];
-                if !add_message(job.set, input, job.plaintext.steps[token], values) {
+                input[..width].copy_from_slice(&job.plaintext.rows[start..start + width]);
+            }
+            for ((token, values), input) in (first + row..tokens).zip(strip.iter_mut()).zip(inputs.iter()) {
+                if !add_message(job.set, &input[..width], job.plaintext.steps[token], values) {
                     return Err(EncryptError::Range { token });
                 }
                 for limb in 0..job.set.limbs() {

@@ -126,7 +126,12 @@ fn transpose_keystream_body(keystream: &[u8], column_bytes: usize, mut tile: Col
             }
             transpose_bytes(&mut block);
             for (i, word) in block.iter().enumerate() {
-                tile.row_mut(row + i)[column..column + count].copy_from_slice(&word.to_le_bytes()[..count]);
+                let bytes = word.to_le_bytes();
+                let out = &mut tile.row_mut(row + i)[column..column + count];
+                match <&mut [u8; 8]>::try_from(&mut *out) {
+                    Ok(out) => *out = bytes,
+                    Err(_) => out.copy_from_slice(&bytes[..count]),
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use zeroize::Zeroizing;
 
-use super::lanes::TILE;
+use super::lanes::{STRIP, TILE};
 use super::ntt::{Digits, Ring};
 use super::secret::OneTimeSecret;
 use super::word::Word;
@@ -20,9 +20,13 @@ pub(crate) struct MaskTile<W: Word> {
     transformed: Vec<u32>,
     /// One polynomial of sums in the transformed domain.
     sums: Zeroizing<Vec<u32>>,
-    /// `[column][N]`: coefficients of a mask on their way in, of the products on their way out.
-    pub(crate) values: Zeroizing<Vec<W>>,
+    /// `[column][N + PADDING]`: coefficients of a mask on their way in, of the products on their way out.
+    values: Zeroizing<Vec<W>>,
 }
+
+/// Values between two columns: columns a power of two apart would all compete for the same sets of the cache while
+/// they are transposed.
+const PADDING: usize = 16;
 
 impl<W: Word> MaskTile<W> {
     /// Memory for masks whose values have `limbs` bytes.
@@ -37,8 +41,15 @@ impl<W: Word> MaskTile<W> {
             digits,
             transformed: vec![0; TILE * digits.count * components * size],
             sums: Zeroizing::new(vec![0; size]),
-            values: Zeroizing::new(vec![W::default(); TILE * size]),
+            values: Zeroizing::new(vec![W::default(); TILE * (size + PADDING)]),
         }
+    }
+
+    /// The values of a column.
+    #[inline(always)]
+    pub(crate) fn column_mut(&mut self, column: usize) -> &mut [W] {
+        let start = column * (self.size + PADDING);
+        &mut self.values[start..start + self.size]
     }
 
     /// Takes `width` columns of keystream, `[column][limb][component][N]`.
@@ -48,7 +59,7 @@ impl<W: Word> MaskTile<W> {
         for column in 0..width {
             let bytes = &keystream[column * self.limbs * rows..(column + 1) * self.limbs * rows];
             for component in 0..self.components {
-                let values = &mut self.values[column * size..(column + 1) * size];
+                let values = self.column_mut(column);
                 values.fill(W::default());
                 for (limb, plane) in bytes.chunks_exact(rows).enumerate() {
                     for (value, &byte) in values.iter_mut().zip(&plane[component * size..]) {
@@ -63,13 +74,18 @@ impl<W: Word> MaskTile<W> {
     /// Takes columns `first..first + width` of planes of `limbs × n` rows.
     #[inline(always)]
     pub(crate) fn load_planes(&mut self, planes: &Planes, first: usize, width: usize) {
-        let size = self.size;
+        let (size, stride) = (self.size, self.size + PADDING);
+        let mut strip = [[W::default(); TILE]; STRIP];
         for component in 0..self.components {
-            for row in 0..size {
-                let mut values = [W::default(); TILE];
-                gather_row(planes, component * size + row, first, &mut values[..width]);
-                for (column, &value) in values[..width].iter().enumerate() {
-                    self.values[column * size + row] = value;
+            for row in (0..size).step_by(STRIP) {
+                // All rows are fetched before any is used, so that their cache misses overlap.
+                for (i, values) in strip.iter_mut().enumerate() {
+                    gather_row(planes, component * size + row + i, first, &mut values[..width]);
+                }
+                for (column, values) in self.values.chunks_exact_mut(stride).enumerate().take(width) {
+                    for (value, strip) in values[row..row + STRIP].iter_mut().zip(&strip) {
+                        *value = strip[column];
+                    }
                 }
             }
             for column in 0..width {
@@ -81,7 +97,8 @@ impl<W: Word> MaskTile<W> {
     #[inline(always)]
     fn transform(&mut self, column: usize, component: usize) {
         let (size, count) = (self.size, self.digits.count);
-        let values = &self.values[column * size..(column + 1) * size];
+        let start = column * (size + PADDING);
+        let values = &self.values[start..start + size];
         for digit in 0..count {
             let at = ((column * count + digit) * self.components + component) * size;
             let out = &mut self.transformed[at..at + size];
@@ -95,7 +112,8 @@ impl<W: Word> MaskTile<W> {
     pub(crate) fn multiply(&mut self, secret: &OneTimeSecret, width: usize) {
         let (size, count, components) = (self.size, self.digits.count, self.components);
         for column in 0..width {
-            let values = &mut self.values[column * size..(column + 1) * size];
+            let start = column * (size + PADDING);
+            let values = &mut self.values[start..start + size];
             values.fill(W::default());
             for digit in 0..count {
                 self.sums.fill(0);
@@ -110,13 +128,12 @@ impl<W: Word> MaskTile<W> {
         }
     }
 
-    /// Copies coefficients `row..row + S` of each of the first `width` columns to `[row][column]`.
+    /// Copies coefficients `row..row + STRIP` of each of the first `width` columns to `[row][column]`.
     #[inline(always)]
-    pub(crate) fn transpose_strip<const S: usize>(&self, row: usize, width: usize, strip: &mut [[W; TILE]; S]) {
-        for column in 0..width {
-            let values = &self.values[column * self.size + row..][..S];
-            for (i, &value) in values.iter().enumerate() {
-                strip[i][column] = value;
+    pub(crate) fn transpose_strip(&self, row: usize, width: usize, strip: &mut [[W; TILE]; STRIP]) {
+        for (column, values) in self.values.chunks_exact(self.size + PADDING).enumerate().take(width) {
+            for (strip, &value) in strip.iter_mut().zip(&values[row..row + STRIP]) {
+                strip[column] = value;
             }
         }
     }
