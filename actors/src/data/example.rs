@@ -60,7 +60,8 @@ impl Example {
 
     /// A text that is learnt from byte `start` on, and the token that ends it.
     fn ended(text: &str, start: usize, tokenizer: &TextTokenizer) -> Result<Self, String> {
-        let mut example = Self::spans(text, &[start..text.len()], true, tokenizer)?;
+        let rest = start..text.len();
+        let mut example = Self::spans(text, std::slice::from_ref(&rest), true, tokenizer)?;
         if let Some(eos) = tokenizer.eos().filter(|eos| example.tokens.last() != Some(eos)) {
             example.tokens.push(eos);
             example.learnt.push(true);
