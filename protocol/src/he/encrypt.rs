@@ -207,12 +207,12 @@ fn encrypt_tile_body<W: Word>(
 #[inline(always)]
 fn add_message<W: Word>(set: ParameterSet, input: &[f32], step: f64, values: &mut [W; TILE]) -> bool {
     let limit = f64::from(set.modulus_bits() - 1).exp2() - 0.5;
-    let mut out_of_range = false;
+    let mut in_range = true;
     for (value, &x) in values.iter_mut().zip(input) {
         let scaled = f64::from(x) * step;
         // NaN fails every comparison.
-        out_of_range |= !(scaled.abs() < limit);
+        in_range &= scaled.abs() < limit;
         *value = value.add(W::rounded(scaled));
     }
-    !out_of_range
+    in_range
 }

@@ -16,7 +16,7 @@
 //!
 //! with fresh errors `|e_i| ≤ η` (centred binomial), rounding errors `|δ| ≤ ½` and secrets `s_r ∈ {−1, 0, 1}`.
 //! `m_i` differs from `κ·x_i` by at most ½ for the rounding and `2^-53·|κ·x_i| ≤ 2^-6` for the product in f64, together
-//! less than [`ROUNDING`]. By Cauchy–Schwarz, and since `‖w‖₁ ≤ √d·‖w‖₂`,
+//! less than `ROUNDING`. By Cauchy–Schwarz, and since `‖w‖₁ ≤ √d·‖w‖₂`,
 //!
 //! ```text
 //! |v| ≤ κ·‖x‖₂·M + (η + ROUNDING)·√d·M + 2^(d_s−1)·(n + 1)
@@ -24,7 +24,7 @@
 //!
 //! (no last term if nothing is dropped). With one unit to spare, the last two terms are [`noise_margin`], and
 //! `κ = (q/2 − margin)/(‖x‖₂·M)` gives `|v| ≤ q/2 − 1`. The norms are computed in f64 over at most
-//! [`MAX_INNER`] terms, each operation exact to `2^-53`; [`FLOAT_SLACK`] is far larger than what they can lose.
+//! [`MAX_INNER`] terms, each operation exact to `2^-53`; `FLOAT_SLACK` is far larger than what they can lose.
 //! Squares of f32 numbers neither overflow nor vanish in f64: from `2^-298` to `2^256`.
 //!
 //! The same κ bounds the message itself: `M ≥ 1` for a matrix with any non-zero entry, and is taken as 1
