@@ -1,8 +1,10 @@
 //! The training loop, on a thread of its own.
 //!
-//! 1. Evaluate the held-out split. 2. For each step draw its micro-batches, run several at once through the model
-//! and back, hand each one's gradients to the aggregator; the last one's answer is the step's summary. 3. Evaluate
-//! again where the settings ask for it and at the end. 4. Save the adapter, whatever ended the run.
+//! 1. Evaluate the held-out split.
+//! 2. For each step draw its micro-batches, run several at once through the model and back, hand each one's gradients
+//!    to the aggregator; the last one's answer is the step's summary.
+//! 3. Evaluate again where the settings ask for it, and at the end.
+//! 4. Save the adapter, whatever ended the run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,7 +68,7 @@ impl Run {
             self.step(outcome.steps, &micro_batches)?;
             outcome.steps += 1;
             let last = outcome.steps == steps;
-            if last || (eval_every > 0 && outcome.steps % eval_every == 0) {
+            if last || (eval_every > 0 && outcome.steps.is_multiple_of(eval_every)) {
                 outcome.evaluation_after = self.evaluate(outcome.steps)?;
             }
         }
