@@ -70,6 +70,12 @@ pub enum TransportError {
         /// What it said.
         refusal: Refusal,
     },
+    /// The request contradicts itself, so that it was not sent: the owner's own mistake, not the worker's.
+    #[error("the request was not sent: {what}")]
+    Invalid {
+        /// What is wrong with it.
+        what: String,
+    },
     /// It sent something that the protocol does not allow.
     #[error("{peer} broke the protocol: {what}")]
     Protocol {
