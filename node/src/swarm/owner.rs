@@ -1,0 +1,329 @@
+//! An owner's transport: control requests and products to workers over the swarm.
+//!
+//! A product goes in four steps. (1) A stream is opened. (2) Header and body are written while (3) tiles are read: both
+//! at once, in one task, so that neither side's full buffers can hold up the other's. (4) The stream is dropped when
+//! every column has come, or at the first thing that is wrong. A worker whose queue of new streams is full drops a
+//! stream without a word; as long as nothing was answered, the same bytes are sent again on a new one.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::transport::{PeerName, ProductRequest, TileStream, Traffic, Transport, TransportError};
+use async_trait::async_trait;
+use futures::AsyncReadExt;
+use futures::future::{Either, select};
+use futures::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use libp2p::{PeerId, Stream};
+use protocol::he::ProductTile;
+use protocol::wire::messages::{ControlReply, ControlRequest, ProductReply};
+use protocol::wire::{PlanesShape, TileLedger};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::PRODUCT_PROTOCOL;
+use super::error::SwarmError;
+use super::handle::{SwarmHandle, peer_name};
+use super::io::{Counters, LinkError, read_message, write_message, write_planes};
+use super::tiles::read_tile;
+
+/// Streams that are opened for one product before it is given up.
+const ATTEMPTS: u32 = 5;
+
+/// Wait before the second attempt; it doubles.
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+
+/// How long a refusal may take to arrive after the worker stopped reading.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Limits of an owner's transport.
+#[derive(Clone, Copy, Debug)]
+pub struct TransportConfig {
+    /// To reach a worker and open a stream.
+    pub connect: Duration,
+    /// For a control request and its reply.
+    pub control: Duration,
+    /// For each 256 KiB that are sent or received.
+    pub stall: Duration,
+    /// From the last byte of the body to the first tile.
+    pub first_tile: Duration,
+    /// From one tile to the next.
+    pub next_tile: Duration,
+    /// Largest mask or body of a tile.
+    pub max_tile_bytes: usize,
+    /// Tiles that wait for whoever decrypts them.
+    pub waiting_tiles: usize,
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            control: Duration::from_secs(30),
+            stall: Duration::from_secs(60),
+            first_tile: Duration::from_secs(120),
+            next_tile: Duration::from_secs(60),
+            max_tile_bytes: 512 << 20,
+            waiting_tiles: 2,
+        }
+    }
+}
+
+/// The owner's way to its workers over libp2p. Peer names are base-58 peer ids.
+#[derive(Clone)]
+pub struct Libp2pTransport {
+    handle: SwarmHandle,
+    config: TransportConfig,
+}
+
+impl Libp2pTransport {
+    /// A transport over a running swarm.
+    pub fn new(handle: SwarmHandle, config: TransportConfig) -> Self {
+        Self { handle, config }
+    }
+
+    /// The swarm below.
+    pub fn handle(&self) -> &SwarmHandle {
+        &self.handle
+    }
+
+    /// One control request with a limit of its own.
+    pub(super) async fn ask(
+        &self,
+        peer: PeerId,
+        request: ControlRequest,
+        limit: Duration,
+    ) -> Result<ControlReply, TransportError> {
+        let handle = self.handle.clone();
+        // On the swarm's runtime, so that callers may be on any executor.
+        let asked = async move { timeout(limit, handle.control(peer, request)).await };
+        let name = || peer_name(peer);
+        let reply = match self.handle.runtime().spawn(asked).await {
+            Ok(Ok(reply)) => reply?,
+            Ok(Err(_)) => {
+                let what = format!("no reply within {limit:?}");
+                return Err(TransportError::Unreachable { peer: name(), what });
+            }
+            Err(_) => return Err(TransportError::Unreachable { peer: name(), what: "the runtime is ending".into() }),
+        };
+        match reply {
+            ControlReply::Refused(refusal) => Err(TransportError::Refused { peer: name(), refusal }),
+            reply => Ok(reply),
+        }
+    }
+}
+
+/// The libp2p name behind a peer's name.
+fn peer_id(name: &PeerName) -> Result<PeerId, TransportError> {
+    name.0.parse().map_err(|_| TransportError::Unreachable { peer: name.clone(), what: "it is no peer id".into() })
+}
+
+#[async_trait]
+impl Transport for Libp2pTransport {
+    async fn control(&self, worker: &PeerName, request: ControlRequest) -> Result<ControlReply, TransportError> {
+        self.ask(peer_id(worker)?, request, self.config.control).await
+    }
+
+    async fn product(
+        &self,
+        worker: &PeerName,
+        request: ProductRequest,
+    ) -> Result<TileStream<TransportError>, TransportError> {
+        let peer = peer_id(worker)?;
+        let body = &request.body;
+        let shape = PlanesShape::of_body(&request.header, body.columns(), usize::MAX);
+        if !shape.is_ok_and(|shape| shape.fits(body)) || request.outer == 0 {
+            return Err(TransportError::Invalid {
+                what: "the body does not have the shape that the header says".into(),
+            });
+        }
+        let (tiles, stream) = mpsc::channel(self.config.waiting_tiles.max(1));
+        let (opened, open) = oneshot::channel();
+        let call = Call { transport: self.clone(), peer, request, tiles, counters: self.handle.counters() };
+        self.handle.runtime().spawn(call.run(opened));
+        let ended = |_| TransportError::Unreachable { peer: worker.clone(), what: "the runtime is ending".into() };
+        open.await.map_err(ended)??;
+        Ok(stream)
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.handle.traffic()
+    }
+}
+
+/// One product on its way.
+struct Call {
+    transport: Libp2pTransport,
+    peer: PeerId,
+    request: ProductRequest,
+    tiles: mpsc::Sender<Result<ProductTile, TransportError>>,
+    counters: Arc<Counters>,
+}
+
+/// How an exchange on one stream ended early.
+enum Failure {
+    /// For good.
+    Final(TransportError),
+    /// The stream was dropped before anything was answered.
+    Dropped(TransportError),
+    /// Nobody waits for the tiles any more.
+    Cancelled,
+}
+
+impl Call {
+    /// The call until it is over or the swarm ends.
+    async fn run(self, opened: oneshot::Sender<Result<(), TransportError>>) {
+        tokio::select! {
+            () = self.call(opened) => {}
+            () = self.transport.handle.stop().cancelled() => {
+                // A full queue says the same by ending too early.
+                let _ = self.tiles.try_send(Err(self.unreachable(SwarmError::Closed.to_string())));
+            }
+        }
+    }
+
+    /// Opens a stream, says whether that worked, and goes through the exchange.
+    async fn call(&self, opened: oneshot::Sender<Result<(), TransportError>>) {
+        let mut stream = match self.open().await {
+            Ok(stream) => stream,
+            Err(error) => return drop(opened.send(Err(error))),
+        };
+        if opened.send(Ok(())).is_err() {
+            return;
+        }
+        let mut backoff = FIRST_BACKOFF;
+        for attempt in 1.. {
+            let error = match self.exchange(stream).await {
+                Ok(()) | Err(Failure::Cancelled) => return,
+                Err(Failure::Dropped(error)) if attempt < ATTEMPTS => error,
+                Err(Failure::Dropped(error) | Failure::Final(error)) => return self.fail(error).await,
+            };
+            tracing::debug!(peer = %self.peer, call = self.request.header.call, %error, attempt, "sending again");
+            sleep(backoff).await;
+            backoff *= 2;
+            stream = match self.open().await {
+                Ok(stream) => stream,
+                Err(error) => return self.fail(error).await,
+            };
+        }
+    }
+
+    async fn fail(&self, error: TransportError) {
+        // The receiver may be gone, and then nobody needs to know.
+        let _ = self.tiles.send(Err(error)).await;
+    }
+
+    async fn open(&self) -> Result<Stream, TransportError> {
+        let limit = self.transport.config.connect;
+        let mut streams = self.transport.handle.streams();
+        match timeout(limit, streams.open_stream(self.peer, PRODUCT_PROTOCOL)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(libp2p_stream::OpenStreamError::UnsupportedProtocol(protocol))) => {
+                Err(self.protocol(format!("it does not speak {protocol}")))
+            }
+            Ok(Err(error)) => Err(self.unreachable(error.to_string())),
+            Err(_) => Err(self.unreachable(format!("no connection within {limit:?}"))),
+        }
+    }
+
+    /// Sends the request and receives the tiles on one stream.
+    async fn exchange(&self, stream: Stream) -> Result<(), Failure> {
+        let (mut reader, mut writer) = stream.split();
+        let (sent, all_sent) = oneshot::channel();
+        let receive = pin!(async {
+            tokio::select! {
+                outcome = self.receive(&mut reader, all_sent) => outcome,
+                () = self.tiles.closed() => Err(Failure::Cancelled),
+            }
+        });
+        let send = pin!(self.send(&mut writer, sent));
+        match select(receive, send).await {
+            Either::Left((outcome, _)) => outcome,
+            Either::Right((Ok(()), receive)) => receive.await,
+            // The worker stopped reading: it may have said why.
+            Either::Right((Err(error), receive)) => match timeout(LAST_WORDS, receive).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(Failure::Dropped(self.link_error(error))),
+            },
+        }
+    }
+
+    async fn send(&self, writer: &mut WriteHalf<Stream>, sent: oneshot::Sender<()>) -> Result<(), LinkError> {
+        let stall = self.transport.config.stall;
+        let stalled = |_| LinkError::TimedOut("accepted", stall);
+        let ProductRequest { header, body, .. } = &self.request;
+        timeout(stall, write_message(writer, header, &self.counters)).await.map_err(stalled)??;
+        write_planes(writer, body, stall, &self.counters).await?;
+        timeout(stall, writer.flush()).await.map_err(stalled)??;
+        // The writing side stays open: its end would tell the worker that nobody waits for the tiles.
+        let _ = sent.send(());
+        Ok(())
+    }
+
+    async fn receive(&self, reader: &mut ReadHalf<Stream>, sent: oneshot::Receiver<()>) -> Result<(), Failure> {
+        let config = &self.transport.config;
+        let mut ledger = TileLedger::new(&self.request.header, self.request.outer, config.max_tile_bytes);
+        let mut reply = self.first_reply(reader, sent).await?;
+        loop {
+            let tile = match reply {
+                ProductReply::Tile(tile) => tile,
+                ProductReply::Refused(refusal) => {
+                    return Err(Failure::Final(TransportError::Refused { peer: peer_name(self.peer), refusal }));
+                }
+            };
+            let shapes = ledger.accept(&tile).map_err(|error| Failure::Final(self.protocol(error.to_string())))?;
+            let tile = read_tile(reader, shapes, config.stall, &self.counters).await;
+            let tile = tile.map_err(|error| Failure::Final(self.link_error(error)))?;
+            self.tiles.send(Ok(tile)).await.map_err(|_| Failure::Cancelled)?;
+            if ledger.left() == 0 {
+                return Ok(());
+            }
+            reply = match timeout(config.next_tile, read_message(reader, &self.counters)).await {
+                Ok(Ok(reply)) => reply,
+                Ok(Err(error)) => return Err(Failure::Final(self.link_error(error))),
+                Err(_) => {
+                    let what = format!("{} columns missing, and no tile for {:?}", ledger.left(), config.next_tile);
+                    return Err(Failure::Final(self.unreachable(what)));
+                }
+            };
+        }
+    }
+
+    /// The first reply. Its time begins when the body has been sent.
+    async fn first_reply(
+        &self,
+        reader: &mut ReadHalf<Stream>,
+        sent: oneshot::Receiver<()>,
+    ) -> Result<ProductReply, Failure> {
+        let limit = self.transport.config.first_tile;
+        let expired = async {
+            match sent.await {
+                Ok(()) => sleep(limit).await,
+                // Sending failed, and whoever saw that has a limit for what comes now.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            reply = read_message(reader, &self.counters) => reply.map_err(|error| match error {
+                LinkError::Closed | LinkError::Broken(_) => Failure::Dropped(self.link_error(error)),
+                error => Failure::Final(self.link_error(error)),
+            }),
+            () = expired => Err(Failure::Final(self.unreachable(format!("no tile within {limit:?}")))),
+        }
+    }
+
+    fn link_error(&self, error: LinkError) -> TransportError {
+        match error {
+            LinkError::Frame(error) => self.protocol(error.to_string()),
+            error => self.unreachable(error.to_string()),
+        }
+    }
+
+    fn unreachable(&self, what: String) -> TransportError {
+        TransportError::Unreachable { peer: peer_name(self.peer), what }
+    }
+
+    fn protocol(&self, what: String) -> TransportError {
+        TransportError::Protocol { peer: peer_name(self.peer), what }
+    }
+}
