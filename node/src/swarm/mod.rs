@@ -44,3 +44,6 @@ pub(crate) const PRODUCT_PROTOCOL: libp2p::StreamProtocol = libp2p::StreamProtoc
 
 /// Name of the DHT, so that Velum's peers keep no records for other networks.
 pub(crate) const KADEMLIA_PROTOCOL: libp2p::StreamProtocol = libp2p::StreamProtocol::new("/velum/kad/1");
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! Swarms on loopback sockets: what both ends do together, and what they do with a hostile other end.
+#![allow(clippy::unwrap_used)]
+
+mod discovery;
+mod hostile_owner;
+mod hostile_worker;
+mod products;
+mod starting;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::transport::{PeerName, ProductRequest, TileStream, Transport, WorkerService};
+use async_trait::async_trait;
+use protocol::he::{ParameterSet, Planes, Precision, ProductTile};
+use protocol::model::{Direction, Group, LinearId};
+use protocol::wire::messages::*;
+use tokio::sync::mpsc;
+
+use super::handle::peer_name;
+use super::*;
+
+const TCP: &str = "/ip4/127.0.0.1/tcp/0";
+const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+const DIGEST: ModelDigest = ModelDigest([0xd1; 32]);
+
+/// No test waits longer than this for something that should happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A service whose answers follow from the request by a simple rule.
+struct FakeService {
+    offer: WorkerOffer,
+    inner: usize,
+    outer: usize,
+    tile_columns: usize,
+    /// Waits so long before the first tile.
+    delay: Duration,
+}
+
+impl FakeService {
+    fn new(inner: usize, outer: usize, tile_columns: usize) -> Self {
+        let device = DeviceOffer { name: "fake".into(), memory_bytes: 1, macs_per_second: 1.0 };
+        let offer = WorkerOffer { version: PROTOCOL_VERSION, model: DIGEST, layers: 4, devices: vec![device] };
+        Self { offer, inner, outer, tile_columns, delay: Duration::ZERO }
+    }
+}
+
+/// The rule: an answer's mask counts, and its body repeats the request's, both shifted by the limb.
+fn fake_tile(header: &ProductHeader, body: &Planes, first_column: usize, columns: usize) -> ProductTile {
+    let limbs = usize::from(header.precision.output_limbs);
+    let (mask_rows, tokens, inner) = (header.precision.set.mask_rows(), body.rows(), body.columns());
+    let fill = |rows: usize, value: &dyn Fn(usize, usize) -> u8| {
+        let mut bytes = Vec::with_capacity(limbs * rows * columns);
+        for limb in 0..limbs {
+            for row in 0..rows {
+                bytes.extend((first_column..first_column + columns).map(|j| value(row, j).wrapping_add(limb as u8)));
+            }
+        }
+        Planes::from_bytes(limbs, rows, columns, bytes).unwrap()
+    };
+    let mask = fill(mask_rows, &|row, column| (row + column) as u8);
+    let body = fill(tokens, &|row, column| body.bytes()[row * inner + column % inner]);
+    ProductTile { first_column, mask, body }
+}
+
+#[async_trait]
+impl WorkerService for FakeService {
+    async fn control(&self, _: &PeerName, request: ControlRequest) -> ControlReply {
+        match request {
+            ControlRequest::Offer { .. } => ControlReply::Offer(self.offer.clone()),
+            ControlRequest::Assign { model, .. } if model != self.offer.model => {
+                ControlReply::Refused(Refusal::Model(self.offer.model))
+            }
+            ControlRequest::Assign { .. } => ControlReply::Assigned,
+            // An answer that no frame holds.
+            ControlRequest::Health => ControlReply::Refused(Refusal::Failed("x".repeat(1 << 20))),
+            ControlRequest::Release => ControlReply::Released,
+        }
+    }
+
+    async fn admit(&self, _: &PeerName, header: &ProductHeader) -> Result<(usize, usize), Refusal> {
+        if header.linear.layer >= self.offer.layers {
+            return Err(Refusal::Layers(header.linear.to_string()));
+        }
+        Ok((self.inner, self.outer))
+    }
+
+    async fn product(&self, _: &PeerName, request: ProductRequest) -> Result<TileStream<Refusal>, Refusal> {
+        tokio::time::sleep(self.delay).await;
+        let (sender, tiles) = mpsc::channel(1);
+        for first in (0..self.outer).step_by(self.tile_columns) {
+            let columns = self.tile_columns.min(self.outer - first);
+            if first == 0 {
+                sender.try_send(Ok(fake_tile(&request.header, &request.body, first, columns))).unwrap();
+                continue;
+            }
+            let (sender, request) = (sender.clone(), request.clone());
+            tokio::spawn(async move {
+                // The receiver is gone when the owner is.
+                let _ = sender.send(Ok(fake_tile(&request.header, &request.body, first, columns))).await;
+            });
+        }
+        Ok(tiles)
+    }
+}
+
+/// A worker on loopback.
+struct Worker {
+    handle: SwarmHandle,
+    _serving: Serving,
+}
+
+impl Worker {
+    async fn start(listen: &str, service: FakeService, config: ServeConfig) -> Self {
+        let handle = node(SwarmRole::Worker, &[listen], vec![]).await;
+        let serving = serve(&handle, Arc::new(service), config).await.unwrap();
+        Self { handle, _serving: serving }
+    }
+
+    fn name(&self) -> PeerName {
+        peer_name(self.handle.local_peer())
+    }
+
+    fn address(&self) -> Multiaddr {
+        self.handle.listening()[0].clone()
+    }
+}
+
+async fn node(role: SwarmRole, listen: &[&str], dial: Vec<Multiaddr>) -> SwarmHandle {
+    let mut config = SwarmConfig::new(Identity::ephemeral(), role);
+    config.listen = listen.iter().map(|address| address.parse().unwrap()).collect();
+    config.dial = dial;
+    SwarmHandle::start(config).await.unwrap()
+}
+
+/// An owner that is connected to a peer.
+async fn owner_of(worker: &SwarmHandle, config: TransportConfig) -> Libp2pTransport {
+    let handle = node(SwarmRole::Owner, &[], vec![worker.listening()[0].clone()]).await;
+    connected(&handle, worker.local_peer()).await;
+    Libp2pTransport::new(handle, config)
+}
+
+async fn connected(handle: &SwarmHandle, peer: PeerId) {
+    let wanted = KnownPeer { peer, connected: true };
+    tokio::time::timeout(PATIENCE, async {
+        while !handle.peers().await.unwrap().contains(&wanted) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("a connection");
+}
+
+/// A request with counting bytes as its body.
+fn request(call: u64, tokens: u32, inner: usize, outer: usize) -> ProductRequest {
+    let header = ProductHeader {
+        version: PROTOCOL_VERSION,
+        call,
+        linear: LinearId { layer: 0, group: Group::Down },
+        direction: Direction::Forward,
+        precision: Precision::standard(ParameterSet::P32),
+        seed: [7; 32],
+        tokens,
+    };
+    let mut body = Planes::zeros(4, tokens as usize, inner);
+    body.bytes_mut().iter_mut().zip((0..=250u8).cycle()).for_each(|(byte, value)| *byte = value);
+    ProductRequest { header, body: Arc::new(body), outer }
+}
+
+/// Receives a whole answer and compares it with the rule.
+async fn receive(
+    request: &ProductRequest,
+    tiles: TileStream<actors::transport::TransportError>,
+) -> Result<usize, actors::transport::TransportError> {
+    let mut tiles = tiles;
+    let mut columns = 0;
+    while let Some(tile) = tokio::time::timeout(PATIENCE, tiles.recv()).await.expect("a tile in time") {
+        let tile = tile?;
+        assert!(tile == fake_tile(&request.header, &request.body, tile.first_column, tile.body.columns()));
+        columns += tile.body.columns();
+    }
+    Ok(columns)
+}
+
+/// Asks for a product and checks it: the worker is alive and well.
+async fn works(transport: &Libp2pTransport, worker: &PeerName, inner: usize, outer: usize) {
+    let request = request(1, 9, inner, outer);
+    let tiles = transport.product(worker, request.clone()).await.unwrap();
+    assert_eq!(receive(&request, tiles).await.unwrap(), outer);
+}
