@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use protocol::he::reference::reference_answer;
 use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes, Precision, ProductTile};
-use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::model::synthetic::{StoredAs, SyntheticLlama};
+use protocol::model::{Direction, Group, LinearId, LinearShape, Model};
 use protocol::quant::{Int8Matrix, LinearMeta, serve};
 use protocol::wire::messages::{
     ControlReply, ControlRequest, ModelDigest, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
@@ -397,4 +398,21 @@ async fn the_network_fails_as_it_is_told() {
 
     net.network.disconnect(&net.name);
     assert!(matches!(net.product(request).await, Err(TransportError::Unreachable { .. })));
+}
+
+#[test]
+fn a_model_on_disk_is_served_rotated_and_rounded() {
+    let folder = tempfile::tempdir().unwrap();
+    SyntheticLlama::tiny(5).write_folder(folder.path(), StoredAs::F32).unwrap();
+    let model = Arc::new(Model::open(folder.path()).unwrap());
+    let source = ModelSource::new(Arc::clone(&model)).unwrap();
+    assert_eq!((source.digest(), source.layers()), (model.digest().unwrap(), 2));
+    for group in Group::ALL {
+        let linear = LinearId { layer: 1, group };
+        let (matrix, _) = source.load(linear).unwrap();
+        let (expected, _) = serve(model.linear(linear).unwrap(), model.config().shape(group)).unwrap();
+        assert_eq!((matrix.shape, &matrix), (source.shape(linear), &expected));
+    }
+    let beyond = LinearId { layer: 2, group: Group::O };
+    assert_eq!(source.load(beyond).unwrap_err().linear, beyond);
 }
