@@ -3,9 +3,9 @@
 //! One task owns the swarm ([`SwarmHandle::start`]); everybody else holds a cloneable [`SwarmHandle`] and talks to
 //! that task over a private channel. On top of it stand the two ends of the protocol:
 //!
-//! - an owner's [`Libp2pTransport`], which is the network that its actors see, and [`discover`], which collects
+//! - an owner's [`Libp2pTransport`], which is the network that its actors see, and [`discover()`], which collects
 //!   workers that serve a model;
-//! - a worker's [`serve`], which puts a [`actors::transport::WorkerService`] on the network.
+//! - a worker's [`serve()`], which puts a [`actors::transport::WorkerService`] on the network.
 //!
 //! Small messages are request-response (`/velum/control/1`). A product is a stream of its own
 //! (`/velum/product/1`): header and body one way, tiles the other, both at once, so that no side waits for the
