@@ -1,2 +1,22 @@
-//! x
-fn main() {}
+//! The velum node. See `node --help`.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use node::cli::Arguments;
+
+fn main() -> ExitCode {
+    // Candle adds large tensors on a pool whose caller spins until the pool's threads run; our own work is on rayon,
+    // and owner and workers may share the cores.
+    // SAFETY: no other thread has been started yet, so none can read the environment while it changes.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    let arguments = Arguments::parse();
+    node::logging::start();
+    match node::run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The cluster harness: real `node` processes on loopback, on a small random model.
+//!
+//! Tests say what a user would type; the harness finds the binary, makes models and data, reads what processes print,
+//! and leaves no process behind.
+
+mod process;
+mod workspace;
+
+pub use process::{Finished, Node};
+pub use workspace::Workspace;

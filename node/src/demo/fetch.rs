@@ -16,6 +16,8 @@ use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
+use crate::folders;
+
 /// What every failure ends with: the way round it.
 const OTHER_MODEL: &str = "or use another model with `--model PATH` (a Hugging Face folder or a .gguf file)";
 
@@ -72,19 +74,7 @@ pub fn smollm2() -> anyhow::Result<PathBuf> {
         bytes: 98_362_432,
         sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53".to_owned(),
     };
-    Fetcher { artifact, cache: cache_folder()?, python: vec!["python3".into()] }.fetch()
-}
-
-/// `velum/` in the user's cache folder, as the XDG base directory specification has it: an absolute
-/// `$XDG_CACHE_HOME`, else `~/.cache`.
-fn cache_folder() -> anyhow::Result<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .map(|cache| cache.join("velum"))
-        .with_context(|| {
-            format!("neither XDG_CACHE_HOME nor HOME says where to keep the model: set one, {OTHER_MODEL}")
-        })
+    Fetcher { artifact, cache: folders::cache().context(OTHER_MODEL)?, python: vec!["python3".into()] }.fetch()
 }
 
 impl Fetcher {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use atomic::write_atomically;
 pub use plot::loss_svg;
-pub use process::{cpu_seconds, peak_rss_bytes, peak_rss_bytes_of};
+pub use process::{available_memory_bytes, cpu_seconds, peak_rss_bytes, peak_rss_bytes_of};
 
 /// File name of the report in the output folder.
 pub const REPORT_FILE: &str = "report.json";

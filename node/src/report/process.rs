@@ -22,12 +22,17 @@ pub fn peak_rss_bytes() -> u64 {
 /// Largest resident memory of the running process `pid` so far, in bytes; `None` where there is no such process or
 /// the system does not tell.
 pub fn peak_rss_bytes_of(pid: u32) -> Option<u64> {
-    high_water_mark(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
+    kilobytes(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmHWM:")
 }
 
-/// The line `VmHWM:  1234 kB` of a process's status, in bytes.
-fn high_water_mark(status: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// Memory that programs can still get without swapping, in bytes; `None` where the system does not tell.
+pub fn available_memory_bytes() -> Option<u64> {
+    kilobytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+}
+
+/// The line `NAME:  1234 kB` among others, in bytes.
+fn kilobytes(lines: &str, name: &str) -> Option<u64> {
+    let value = lines.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().strip_suffix("kB")?.trim_end().parse::<u64>().ok()?.checked_mul(1024)
 }
 
@@ -46,12 +51,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn high_water_mark_is_read_from_its_line() {
+    fn a_figure_is_read_from_its_line() {
         let status = "Name:\tnode\nVmPeak:\t  900000 kB\nVmHWM:\t  123456 kB\nVmRSS:\t 99 kB\n";
-        assert_eq!(high_water_mark(status), Some(123_456 * 1024));
-        assert_eq!(high_water_mark("Name:\tnode\n"), None);
-        assert_eq!(high_water_mark("VmHWM:\t lots kB\n"), None);
-        assert_eq!(high_water_mark("VmHWM:\t 18446744073709551615 kB\n"), None);
+        assert_eq!(kilobytes(status, "VmHWM:"), Some(123_456 * 1024));
+        assert_eq!(kilobytes("Name:\tnode\n", "VmHWM:"), None);
+        assert_eq!(kilobytes("VmHWM:\t lots kB\n", "VmHWM:"), None);
+        assert_eq!(kilobytes("VmHWM:\t 18446744073709551615 kB\n", "VmHWM:"), None);
     }
 
     #[test]

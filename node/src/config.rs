@@ -1,0 +1,255 @@
+//! Configuration: one TOML file for every role, every key with a default, checked as a whole before anything runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use actors::data::DataOptions;
+use actors::matmul::devices::GpuRequest;
+use actors::trainer::TrainingConfig;
+use anyhow::{Context as _, bail, ensure};
+use clap::ValueEnum;
+use libp2p::Multiaddr;
+use protocol::quant::PrecisionTarget;
+use serde::{Deserialize, Serialize};
+
+/// Everything that can be configured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A Hugging Face folder or a .gguf file.
+    pub model: Option<PathBuf>,
+    /// Peers and addresses.
+    pub network: NetworkConfig,
+    /// What a worker serves with.
+    pub worker: WorkerConfig,
+    /// How an owner runs.
+    pub owner: OwnerConfig,
+    /// How precise encrypted products must be.
+    pub encryption: PrecisionTarget,
+    /// How the lines of the training data become examples.
+    pub data: DataOptions,
+    /// The adapters, the optimiser and its schedule.
+    pub training: TrainingConfig,
+}
+
+/// `[network]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Addresses to listen on.
+    pub listen: Vec<String>,
+    /// Peers to dial.
+    pub peers: Vec<String>,
+    /// Look for peers on the local network.
+    pub mdns: bool,
+    /// Key file of this peer's identity; without one, an owner is a new peer in every run, and a worker keeps its key
+    /// in the user's configuration folder.
+    pub identity: Option<PathBuf>,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
+            peers: Vec::new(),
+            mdns: true,
+            identity: None,
+        }
+    }
+}
+
+impl NetworkConfig {
+    /// The addresses, parsed.
+    ///
+    /// # Errors
+    /// Names the text that is no multiaddress.
+    pub fn addresses(&self) -> anyhow::Result<(Vec<Multiaddr>, Vec<Multiaddr>)> {
+        Ok((parse_addresses("network.listen", &self.listen)?, parse_addresses("network.peers", &self.peers)?))
+    }
+}
+
+fn parse_addresses(key: &str, texts: &[String]) -> anyhow::Result<Vec<Multiaddr>> {
+    texts
+        .iter()
+        .map(|text| {
+            text.parse().with_context(|| {
+                format!("{key}: `{text}` is not a multiaddress; write it like /ip4/192.0.2.7/tcp/4001")
+            })
+        })
+        .collect()
+}
+
+/// `[worker]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerConfig {
+    /// `none`, `all`, or indices like `0,1`.
+    pub gpus: String,
+    /// Memory for layers in MiB; 0 takes what is free when the worker starts.
+    pub memory_mib: u64,
+    /// Owners served at a time.
+    pub max_owners: usize,
+    /// Rows of one product, at most.
+    pub max_tokens: u32,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self { gpus: "none".into(), memory_mib: 0, max_owners: 1, max_tokens: 16_384 }
+    }
+}
+
+/// Where base products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChoice {
+    /// By workers, on ciphertexts.
+    Encrypted,
+    /// In the owner's process, with f32 weights: the reference for convergence.
+    Plain,
+}
+
+/// `[owner]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OwnerConfig {
+    /// The text to train on: a JSONL file.
+    pub data: Option<PathBuf>,
+    /// Folder for the results.
+    pub out: PathBuf,
+    /// Where base products are computed.
+    pub backend: BackendChoice,
+    /// Workers to wait for.
+    pub workers: usize,
+    /// Seconds to look for them. When they are over, the run begins with those that were found, if there are any.
+    pub discovery_seconds: u64,
+}
+
+impl Default for OwnerConfig {
+    fn default() -> Self {
+        Self {
+            data: None,
+            out: "velum-out".into(),
+            backend: BackendChoice::Encrypted,
+            workers: 1,
+            discovery_seconds: 60,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no TOML, or has a key or value that does not exist; the message names file and line.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text =
+            fs::read_to_string(path).with_context(|| format!("the configuration {} cannot be read", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("the configuration {} is not valid", path.display()))
+    }
+
+    /// Checks what all roles share.
+    ///
+    /// # Errors
+    /// Names the key.
+    pub fn validate(&self) -> anyhow::Result<()> {
+        self.network.addresses()?;
+        self.gpus()?;
+        ensure!(self.worker.max_owners > 0, "worker.max_owners must be at least 1");
+        ensure!(self.worker.max_tokens > 0, "worker.max_tokens must be at least 1");
+        ensure!(self.owner.workers > 0, "owner.workers must be at least 1");
+        ensure!(self.owner.discovery_seconds > 0, "owner.discovery_seconds must be at least 1");
+        ensure!(
+            self.encryption.factor.is_finite() && self.encryption.factor > 0.0,
+            "encryption.factor must be a positive number; 1.0 means as precise as plain 8-bit arithmetic"
+        );
+        self.training.validate().context("[training]")?;
+        Ok(())
+    }
+
+    /// The GPUs asked for.
+    ///
+    /// # Errors
+    /// When the list cannot be read.
+    pub fn gpus(&self) -> anyhow::Result<GpuRequest> {
+        self.worker.gpus.parse().context("worker.gpus (--gpus)")
+    }
+
+    /// The model's path.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn model(&self) -> anyhow::Result<&Path> {
+        match &self.model {
+            Some(path) => Ok(path),
+            None => bail!(
+                "no model: give --model PATH (a Hugging Face folder or a .gguf file), or `model` in the configuration"
+            ),
+        }
+    }
+
+    /// The data's path.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn data(&self) -> anyhow::Result<&Path> {
+        match &self.owner.data {
+            Some(path) => Ok(path),
+            None => bail!("no training data: give --data FILE.jsonl, or `data` under [owner] in the configuration"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn error_of(text: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("velum.toml");
+        fs::write(&path, text).unwrap();
+        let result = Config::read(&path).and_then(|config| config.validate());
+        format!("{:#}", result.unwrap_err())
+    }
+
+    #[test]
+    fn defaults_are_valid_and_survive_toml() {
+        let config = Config::default();
+        config.validate().unwrap();
+        let text = toml::to_string(&config).unwrap();
+        let again: Config = toml::from_str(&text).unwrap();
+        assert_eq!(toml::to_string(&again).unwrap(), text);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let message = error_of("[training]\nsteps = 3\nlearning_rat = 0.1\n");
+        assert!(message.contains("learning_rat") && message.contains("line 3"), "{message}");
+        assert!(error_of("modell = 'x'").contains("modell"));
+        assert!(error_of("[data]\nlenght = 3").contains("lenght"));
+    }
+
+    #[test]
+    fn bad_values_name_their_key() {
+        assert!(error_of("[network]\nlisten = ['localhost:1']").contains("network.listen: `localhost:1`"));
+        assert!(error_of("[worker]\ngpus = 'one'").contains("worker.gpus"));
+        assert!(error_of("[owner]\nworkers = 0").contains("owner.workers"));
+        assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
+    }
+
+    #[test]
+    fn every_shipped_configuration_is_valid() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let mut seen = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                Config::read(&path).and_then(|config| config.validate()).unwrap();
+                seen += 1;
+            }
+        }
+        assert!(seen >= 3, "configs/ has a file for every role");
+    }
+}

@@ -1,0 +1,56 @@
+//! What the demo says at its end, read from the report that the owner wrote.
+
+use std::path::Path;
+
+use indicatif::HumanBytes;
+
+use crate::report::{PLOT_FILE, REPORT_FILE, Report};
+
+/// Prints what came out of the run in `out`.
+///
+/// # Errors
+/// When there is no report.
+pub(super) fn print(out: &Path) -> anyhow::Result<()> {
+    let report = Report::read(out)?;
+    for line in lines(&report, out) {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn lines(report: &Report, out: &Path) -> Vec<String> {
+    let mut lines = vec![String::new(), format!("{} on {}", report.backend, report.model)];
+    if let (Some(before), Some(after)) = (report.eval_loss_before, report.eval_loss_after) {
+        lines.push(format!("  evaluation loss   {before:.4} before, {after:.4} after {} steps", report.steps.len()));
+    }
+    let tokens: u64 = report.steps.iter().map(|step| step.tokens).sum();
+    if tokens > 0 {
+        let seconds: f64 = report.steps.iter().map(|step| step.seconds).sum();
+        let bytes: u64 = report.steps.iter().map(|step| step.bytes_up + step.bytes_down).sum();
+        lines.push(format!(
+            "  per token         {:.2} ms, {}",
+            1e3 * seconds / tokens as f64,
+            HumanBytes(bytes / tokens)
+        ));
+    }
+    let time = &report.time;
+    lines.push(format!(
+        "  time              encrypt {:.1} s, network and workers {:.1} s, decrypt {:.1} s, owner's own {:.1} s",
+        time.encrypt_seconds, time.transport_and_multiply_seconds, time.decrypt_seconds, time.own_seconds
+    ));
+    lines.push(format!("  owner             {} of memory at its peak", HumanBytes(report.owner_peak_rss_bytes)));
+    for worker in &report.workers {
+        lines.push(format!(
+            "  {}  layers {} to {}, {} products in {:.1} s, {} at its peak",
+            worker.peer_id,
+            worker.layers.start,
+            worker.layers.end.saturating_sub(1),
+            worker.calls,
+            worker.busy_seconds,
+            HumanBytes(worker.peak_rss_bytes)
+        ));
+    }
+    let path = |name: &str| out.join(name).display().to_string();
+    lines.push(format!("  results           {}, {}, {}", path("adapter"), path(PLOT_FILE), path(REPORT_FILE)));
+    lines
+}

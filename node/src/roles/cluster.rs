@@ -1,0 +1,189 @@
+//! The owner's side of the network: workers found, layers assigned, actors running.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actors::backend::LinearBackend;
+use actors::matmul::PackedLinear;
+use actors::owner::scheduler::{AskHealth, AssignLayers, Assignment, Candidate, LoadingProgress, ReleaseLayers};
+use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseTimes};
+use actors::transport::Transport;
+use anyhow::{Context as _, bail};
+use protocol::he::ParameterSet;
+use protocol::model::{Group, Model};
+use protocol::wire::messages::{ModelDigest, WorkerHealth};
+use tokio::sync::mpsc;
+
+use super::progress::Progress;
+use crate::config::Config;
+use crate::folders;
+use crate::swarm::{
+    Discovery, DiscoveryEvent, DiscoveryQuery, Identity, Libp2pTransport, SwarmConfig, SwarmHandle, SwarmRole,
+    TransportConfig, discover,
+};
+
+/// Loading reports that may wait to be shown.
+const LOADING_REPORTS: usize = 64;
+
+/// Workers that hold all layers, and the actors that talk to them.
+pub(super) struct Cluster {
+    swarm: SwarmHandle,
+    transport: Arc<dyn Transport>,
+    actors: OwnerActors,
+    parameter_sets: Vec<ParameterSet>,
+}
+
+impl Cluster {
+    /// Finds workers and has them load the model.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on, no worker with this model is found in time, the workers found are too
+    /// small, or one of them fails to load its layers.
+    pub(super) async fn build(
+        config: &Config,
+        model: &Arc<Model>,
+        digest: ModelDigest,
+        progress: &Progress,
+    ) -> anyhow::Result<Self> {
+        let swarm = start_swarm(config).await?;
+        let transport = Libp2pTransport::new(swarm.clone(), TransportConfig::default());
+        // The table takes a while where it is not cached: it is computed while workers are being looked for.
+        let table = tokio::task::spawn_blocking({
+            let (model, target) = (Arc::clone(model), config.encryption);
+            let cache = folders::cache().ok().map(|folder| folder.join("tables"));
+            move || LayerTable::of_model(&model, digest, &target, cache.as_deref(), |_, _| {})
+        });
+        let candidates = find_workers(config, &transport, digest, progress).await?;
+        progress.status("reading the model's layers");
+        let table = table.await.context("reading the model's layers")??;
+        let parameter_sets = table.parameter_sets();
+        let transport: Arc<dyn Transport> = Arc::new(transport);
+        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport));
+        let (reports, loading) = mpsc::channel(LOADING_REPORTS);
+        let layer_bytes = Group::ALL.iter().map(|&group| PackedLinear::memory_for(model.config().shape(group))).sum();
+        let assign = AssignLayers {
+            model: digest,
+            layers: u16::try_from(model.config().layers).context("a model has fewer than 65,536 layers")?,
+            layer_bytes,
+            candidates,
+            progress: reports,
+        };
+        let (assigned, ()) = tokio::join!(actors.scheduler.send(assign), show_loading(loading, progress));
+        let assignments = assigned.context("the layer scheduler is gone")??;
+        for Assignment { peer, layers, device } in &assignments {
+            progress.note(&format!("{peer} serves layers {} to {} on {device}", layers.start, layers.end - 1));
+        }
+        Ok(Self { swarm, transport, actors, parameter_sets })
+    }
+
+    /// Where the trainer gets its products.
+    pub(super) fn backend(&self) -> Arc<dyn LinearBackend> {
+        Arc::new(EncryptedBackend::new(self.actors.scheduler.clone(), Arc::clone(&self.transport)))
+    }
+
+    /// Parameter sets in use.
+    pub(super) fn parameter_sets(&self) -> Vec<ParameterSet> {
+        self.parameter_sets.clone()
+    }
+
+    /// Where the time of products went so far.
+    pub(super) fn times(&self) -> PhaseTimes {
+        self.actors.clock.read()
+    }
+
+    /// What each worker did so far; a worker that does not answer did nothing that is known.
+    pub(super) async fn health(&self) -> anyhow::Result<Vec<(Assignment, WorkerHealth)>> {
+        let asked = self.actors.scheduler.send(AskHealth).await.context("the layer scheduler is gone")?;
+        let known = asked.into_iter().map(|(assignment, health)| {
+            let health = health.unwrap_or_else(|error| {
+                tracing::warn!(peer = %assignment.peer, %error, "a worker does not say what it did");
+                WorkerHealth {
+                    layers: assignment.layers.clone(),
+                    loaded: 0,
+                    failure: Some(error.to_string()),
+                    calls: 0,
+                    busy_seconds: 0.0,
+                    peak_rss_bytes: 0,
+                }
+            });
+            (assignment, health)
+        });
+        Ok(known.collect())
+    }
+
+    /// Releases the workers and ends actors and swarm.
+    pub(super) async fn stop(self) {
+        if self.actors.scheduler.send(ReleaseLayers).await.is_err() {
+            tracing::debug!("the layer scheduler ended before it released its workers");
+        }
+        // Waiting for the actors' threads blocks.
+        let stopped = tokio::task::spawn_blocking(move || self.actors.stop()).await;
+        if stopped.is_err() {
+            tracing::warn!("the owner's actors did not end by themselves");
+        }
+        self.swarm.shut_down();
+    }
+}
+
+async fn start_swarm(config: &Config) -> anyhow::Result<SwarmHandle> {
+    let identity = match &config.network.identity {
+        Some(path) => Identity::load_or_create(path)?,
+        None => Identity::ephemeral(),
+    };
+    let (listen, dial) = config.network.addresses()?;
+    let mut swarm = SwarmConfig::new(identity, SwarmRole::Owner);
+    swarm.listen = listen;
+    swarm.dial = dial;
+    swarm.mdns = config.network.mdns;
+    swarm.kademlia = true;
+    Ok(SwarmHandle::start(swarm).await?)
+}
+
+/// Workers with this model: as many as are wanted, or those that were found in time.
+async fn find_workers(
+    config: &Config,
+    transport: &Libp2pTransport,
+    model: ModelDigest,
+    progress: &Progress,
+) -> anyhow::Result<Vec<Candidate>> {
+    let (wanted, seconds) = (config.owner.workers, config.owner.discovery_seconds);
+    progress.status(format!("looking for {wanted} workers"));
+    let query = DiscoveryQuery { model, wanted, time_out: Duration::from_secs(seconds) };
+    let found = discover(transport, query, |event| match event {
+        DiscoveryEvent::Found(worker) => {
+            let devices: Vec<_> = worker.offer.devices.iter().map(|device| device.name.as_str()).collect();
+            progress.note(&format!("found {} ({})", worker.peer, devices.join(", ")));
+        }
+        DiscoveryEvent::Rejected(peer) => progress.note(&format!("{}: {}", peer.peer, peer.why)),
+    })
+    .await?;
+    if found.workers.is_empty() {
+        bail!(nobody(config, model, &found));
+    }
+    if found.workers.len() < wanted {
+        tracing::warn!("{} of {wanted} workers found within {seconds} s: going on with these", found.workers.len());
+    }
+    Ok(found.workers.into_iter().map(|worker| Candidate { peer: worker.peer, offer: worker.offer }).collect())
+}
+
+/// Why nobody can be trained with, and what to do.
+fn nobody(config: &Config, model: ModelDigest, found: &Discovery) -> String {
+    let seconds = config.owner.discovery_seconds;
+    let mut text = format!("no worker that serves model {model} was found within {seconds} s");
+    for rejected in &found.rejected {
+        text.push_str(&format!("\n  {}: {}", rejected.peer, rejected.why));
+    }
+    text.push_str("\nStart one with `node --role worker --model PATH` and give the address that it prints as --peer");
+    text
+}
+
+/// Shows how far the workers are, until all have loaded their layers.
+async fn show_loading(mut loading: mpsc::Receiver<LoadingProgress>, progress: &Progress) {
+    let mut loaded = HashMap::new();
+    while let Some(LoadingProgress { assignment, loaded: layers }) = loading.recv().await {
+        loaded.insert(assignment.peer, layers);
+        let sum: u32 = loaded.values().map(|&layers| u32::from(layers)).sum();
+        progress.status(format!("workers have loaded {sum} layers"));
+    }
+}

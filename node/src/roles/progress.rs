@@ -1,0 +1,74 @@
+//! What a person sees of a run while it lasts: a bar on a terminal, a line per step elsewhere.
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use actors::trainer::StepReport;
+use actors::transport::Traffic;
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+/// The display of one run.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    plain: bool,
+    steps: usize,
+    evaluation: Option<f64>,
+}
+
+impl Progress {
+    /// A display for a run of so many steps.
+    pub(super) fn new(steps: usize) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(steps as u64) };
+        let template = "{spinner} step {pos}/{len} [{bar:30}] {elapsed} (about {eta} left)  {msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(Duration::from_millis(250));
+        Self { bar, plain, steps, evaluation: None }
+    }
+
+    /// A line that stays.
+    pub(super) fn note(&self, line: &str) {
+        if self.plain {
+            eprintln!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+
+    /// What is being done before the first step; on a terminal only, where it does not stay.
+    pub(super) fn status(&self, text: impl Into<String>) {
+        self.bar.set_message(text.into());
+    }
+
+    /// A step is done.
+    pub(super) fn step(&mut self, line: &StepReport) {
+        let rate = if line.seconds > 0.0 { line.tokens as f64 / line.seconds } else { 0.0 };
+        let mut text = format!("loss {:.4}", line.loss);
+        if let Some(loss) = self.evaluation {
+            text.push_str(&format!("  eval {loss:.4}"));
+        }
+        text.push_str(&format!("  {rate:.0} tokens/s"));
+        if line.traffic != Traffic::default() {
+            let Traffic { up, down } = line.traffic;
+            text.push_str(&format!("  {} up, {} down", HumanBytes(up), HumanBytes(down)));
+        }
+        if self.plain {
+            eprintln!("step {}/{}  {text}", line.step, self.steps);
+        }
+        self.bar.set_position(line.step as u64);
+        self.bar.set_message(text);
+    }
+
+    /// An evaluation is done.
+    pub(super) fn evaluation(&mut self, step: usize, loss: f64) {
+        self.evaluation = Some(loss);
+        self.note(&format!("evaluation after {step} steps: loss {loss:.4}"));
+    }
+
+    /// The run is over.
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,39 @@
+//! Prints the tokens that an owner evaluates on, for `tests/peft_check.py`:
+//!
+//!     cargo run --release -p tests --example held_out_tokens -- owner.toml > tokens.json
+//!
+//! `owner.toml` is the configuration of the run, with its model, data and seed in it.
+
+use std::path::PathBuf;
+
+use actors::data::{Dataset, IGNORED};
+use anyhow::Context as _;
+use node::config::Config;
+use protocol::model::Model;
+
+fn main() -> anyhow::Result<()> {
+    let path = std::env::args_os().nth(1).map(PathBuf::from).context("which configuration?")?;
+    let config = Config::read(&path)?;
+    let tokenizer = Model::open(config.model()?)?.tokenizer()?;
+    let (_, held_out) =
+        Dataset::load(config.data()?, &config.data, &tokenizer)?.split(config.data.held_out, config.training.seed)?;
+    let batches = match config.training.eval_batches {
+        0 => usize::MAX,
+        most => most,
+    };
+    let sequences: Vec<_> = held_out.in_order(config.training.micro_batch).take(batches).collect();
+    let mut lines = Vec::new();
+    for batch in &sequences {
+        for (tokens, targets) in batch.tokens.chunks(batch.length).zip(batch.targets.chunks(batch.length)) {
+            // Right padding changes no position before it.
+            let used = targets.iter().rposition(|&target| target != IGNORED).map_or(0, |last| last + 1);
+            let targets: Vec<i64> = targets[..used]
+                .iter()
+                .map(|&target| if target == IGNORED { -100 } else { i64::from(target) })
+                .collect();
+            lines.push(serde_json::json!({ "tokens": tokens[..used], "targets": targets }));
+        }
+    }
+    println!("{}", serde_json::Value::from(lines));
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! A `node` process under test.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Longer than any of the processes under test takes on a busy machine; reaching it fails the test.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A running process. Dropping it kills it.
+pub struct Node {
+    child: Child,
+    stdout: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+    seen: Vec<String>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// All that it printed to standard output.
+    pub stdout: String,
+    /// All that it printed to standard error.
+    pub stderr: String,
+}
+
+/// The binary that `cargo test` built beside the tests.
+fn binary() -> PathBuf {
+    let mut path = std::env::current_exe().expect("a test knows its own path");
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    let binary = path.join(format!("node{}", std::env::consts::EXE_SUFFIX));
+    assert!(binary.exists(), "{} is missing: build it with `cargo build --release -p node`", binary.display());
+    binary
+}
+
+impl Node {
+    /// Starts `node` with these arguments.
+    pub fn start<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .env("RUST_LOG", "info")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let (sender, stdout) = mpsc::channel();
+        let out = child.stdout.take().expect("standard output is piped");
+        thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut err = child.stderr.take().expect("standard error is piped");
+        let stderr = thread::spawn(move || {
+            let mut text = Vec::new();
+            // A process that dies in the middle of a line still leaves what it wrote before.
+            let _ = err.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Self { child, stdout, stderr: Some(stderr), seen: Vec::new() }
+    }
+
+    /// Waits for a line of standard output that begins with `prefix`; returns the rest of it.
+    ///
+    /// # Panics
+    /// When the process ends without it, or takes too long.
+    pub fn expect_line(&mut self, prefix: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.stdout.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if let Some(rest) = line.strip_prefix(prefix) {
+                        return rest.trim().to_owned();
+                    }
+                }
+                Err(_) => panic!("no line `{prefix}…`; printed: {:#?}", self.seen),
+            }
+        }
+    }
+
+    /// Sends SIGINT, as Ctrl-C does.
+    pub fn interrupt(&self) {
+        let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success(), "the process takes signals");
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn finish(mut self) -> Finished {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            match self.child.try_wait().expect("a child can be waited for") {
+                Some(status) => break status,
+                None if Instant::now() > deadline => panic!("the process does not end; printed: {:#?}", self.seen),
+                None => thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        while let Ok(line) = self.stdout.recv_timeout(Duration::from_secs(5)) {
+            self.seen.push(line);
+        }
+        let stderr = self.stderr.take().expect("taken once").join().expect("the reader does not panic");
+        Finished { code: status.code(), stdout: self.seen.join("\n"), stderr }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Both fail only where the process has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
