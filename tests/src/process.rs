@@ -1,6 +1,8 @@
 //! A `node` process under test.
 
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -103,6 +105,22 @@ impl Node {
         self.child.id()
     }
 
+    /// Whether a text stands anywhere in the process's memory.
+    ///
+    /// # Panics
+    /// When the memory cannot be read, which takes the rights of a debugger.
+    pub fn remembers(&self, text: &str) -> bool {
+        let folder = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let maps = fs::read_to_string(folder.join("maps")).expect("the process runs");
+        let memory = File::open(folder.join("mem")).expect("a parent may read its child's memory");
+        let mut buffer = Vec::new();
+        maps.lines().filter_map(private_region).any(|(start, length)| {
+            buffer.resize(length, 0);
+            // Some regions, such as the kernel's own, cannot be read.
+            memory.read_exact_at(&mut buffer, start).is_ok() && contains(&buffer, text.as_bytes())
+        })
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -127,6 +145,27 @@ impl Node {
         let stderr = self.stderr.take().expect("taken once").join().expect("the reader does not panic");
         Finished { code: status.code(), stdout: self.seen.join("\n"), stderr }
     }
+}
+
+/// Start and length of a region that the process can write, from its line in `/proc/PID/maps`.
+fn private_region(line: &str) -> Option<(u64, usize)> {
+    let mut words = line.split_whitespace();
+    let (range, rights) = (words.next()?, words.next()?);
+    let (start, end) = range.split_once('-')?;
+    let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+    rights.starts_with("rw").then_some((start, usize::try_from(end - start).ok()?))
+}
+
+fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    let (first, rest) = (needle[0], &needle[1..]);
+    let mut left = bytes;
+    while let Some(at) = left.iter().position(|&byte| byte == first) {
+        left = &left[at + 1..];
+        if left.starts_with(rest) {
+            return true;
+        }
+    }
+    false
 }
 
 impl Drop for Node {

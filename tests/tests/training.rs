@@ -104,10 +104,11 @@ fn encrypted_training_over_three_workers_follows_plain_training() {
     assert!(workspace.names_in("encrypted").contains(&"loss.svg".to_owned()));
     for (mut node, _) in workers {
         assert!(node.is_running(), "a worker outlives its owner");
+        assert!(node.remembers("model.layers.0.self_attn"), "the search finds what a worker does know");
+        assert!(!node.remembers("What is 1"), "a worker never sees the data");
+        assert!(!node.remembers("lora_A"), "a worker never sees an adapter");
         node.interrupt();
-        let finished = node.finish();
-        assert_success(&finished);
-        assert!(!finished.stderr.contains("It is"), "a worker never sees the data");
+        assert_success(&node.finish());
     }
 }
 
