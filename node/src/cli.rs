@@ -130,7 +130,11 @@ impl Arguments {
         set(&mut config.owner.out, &self.out);
         set(&mut config.owner.backend, &self.backend);
         set(&mut config.owner.workers, &self.workers);
-        set(&mut config.training.steps, &self.steps);
+        if let Some(steps) = self.steps {
+            config.training.steps = steps;
+            // A run made shorter by the flag warms up no longer than it lasts.
+            config.training.warmup_steps = config.training.warmup_steps.min(steps);
+        }
         set(&mut config.training.seed, &self.seed);
     }
 }
@@ -168,8 +172,10 @@ mod tests {
         ];
         let mut config = Config::default();
         config.training.steps = 99;
+        config.training.warmup_steps = 20;
         Arguments::try_parse_from(line).unwrap().apply(&mut config);
         assert_eq!(config.training.steps, 7);
+        config.validate().unwrap();
         assert_eq!(config.owner.workers, 2);
         assert!(!config.network.mdns);
         assert_eq!(config.network.peers, ["/ip4/127.0.0.1/tcp/1"]);

@@ -72,6 +72,7 @@ impl Cluster {
         let (assigned, ()) = tokio::join!(actors.scheduler.send(assign), show_loading(loading, progress));
         let assignments = assigned.context("the layer scheduler is gone")??;
         for Assignment { peer, layers, device } in &assignments {
+            let device = printable(device);
             progress.note(&format!("{peer} serves layers {} to {} on {device}", layers.start, layers.end - 1));
         }
         Ok(Self { swarm, transport, actors, parameter_sets })
@@ -152,10 +153,10 @@ async fn find_workers(
     let query = DiscoveryQuery { model, wanted, time_out: Duration::from_secs(seconds) };
     let found = discover(transport, query, |event| match event {
         DiscoveryEvent::Found(worker) => {
-            let devices: Vec<_> = worker.offer.devices.iter().map(|device| device.name.as_str()).collect();
+            let devices: Vec<_> = worker.offer.devices.iter().map(|device| printable(&device.name)).collect();
             progress.note(&format!("found {} ({})", worker.peer, devices.join(", ")));
         }
-        DiscoveryEvent::Rejected(peer) => progress.note(&format!("{}: {}", peer.peer, peer.why)),
+        DiscoveryEvent::Rejected(peer) => progress.note(&format!("{}: {}", peer.peer, printable(&peer.why))),
     })
     .await?;
     if found.workers.is_empty() {
@@ -172,10 +173,16 @@ fn nobody(config: &Config, model: ModelDigest, found: &Discovery) -> String {
     let seconds = config.owner.discovery_seconds;
     let mut text = format!("no worker that serves model {model} was found within {seconds} s");
     for rejected in &found.rejected {
-        text.push_str(&format!("\n  {}: {}", rejected.peer, rejected.why));
+        text.push_str(&format!("\n  {}: {}", rejected.peer, printable(&rejected.why)));
     }
     text.push_str("\nStart one with `node --role worker --model PATH` and give the address that it prints as --peer");
     text
+}
+
+/// What a peer says of itself, fit for a terminal: no control characters, and not too long.
+fn printable(text: &str) -> String {
+    const LONGEST: usize = 300;
+    text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// Shows how far the workers are, until all have loaded their layers.
@@ -185,5 +192,17 @@ async fn show_loading(mut loading: mpsc::Receiver<LoadingProgress>, progress: &P
         loaded.insert(assignment.peer, layers);
         let sum: u32 = loaded.values().map(|&layers| u32::from(layers)).sum();
         progress.status(format!("workers have loaded {sum} layers"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_cannot_steer_the_terminal() {
+        assert_eq!(printable("cpu (avx2)"), "cpu (avx2)");
+        assert_eq!(printable("\u{1b}[2Jcpu\n"), "?[2Jcpu?");
+        assert_eq!(printable(&"x".repeat(100_000)).len(), 300);
     }
 }
