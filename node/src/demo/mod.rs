@@ -56,13 +56,13 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     let mut workers = Vec::new();
     if config.owner.backend == BackendChoice::Encrypted {
         println!("starting {} workers", config.owner.workers);
+        // One after the other: each measures its speed when it starts, and two at a time would measure each other.
         for number in 1..=config.owner.workers {
-            workers.push(WorkerProcess::start(number, &model, &out)?);
-        }
-        for worker in &mut workers {
+            let mut worker = WorkerProcess::start(number, &model, &out)?;
             let address = worker.address().await?;
-            println!("  worker {}: {address}", worker.number());
+            println!("  worker {number}: {address}");
             config.network.peers.push(address);
+            workers.push(worker);
         }
     }
     let settings = write(&out, "owner.toml", &toml::to_string(&config)?)?;

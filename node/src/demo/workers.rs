@@ -46,10 +46,6 @@ impl WorkerProcess {
         Ok(Self { number, child, lines: BufReader::new(stdout).lines(), log })
     }
 
-    pub(super) fn number(&self) -> usize {
-        self.number
-    }
-
     /// The address that it prints once it listens.
     pub(super) async fn address(&mut self) -> anyhow::Result<String> {
         let log = self.log.display();
