@@ -86,7 +86,9 @@ impl Results {
     /// When they cannot be written.
     pub(super) fn write(mut self) -> anyhow::Result<Report> {
         self.report.eval_loss_before = self.report.evaluations.first().map(|evaluation| evaluation.loss);
-        let last = self.report.evaluations.last().filter(|last| last.step > 0);
+        // An evaluation of earlier adapters, of a run that was stopped since, says nothing about those that are saved.
+        let steps = self.report.steps.last().map(|step| step.step);
+        let last = self.report.evaluations.last().filter(|last| Some(last.step) == steps);
         self.report.eval_loss_after = last.map(|evaluation| evaluation.loss);
         self.report.owner_peak_rss_bytes = report::peak_rss_bytes();
         self.report.owner_cpu_seconds = report::cpu_seconds();
