@@ -20,6 +20,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How often a worker that loads its layers is asked how far it is.
 const LOADING_POLL: Duration = Duration::from_millis(200);
 
+/// How long a worker may take for one more layer: many times what a slow disk needs for the largest, so that only a
+/// worker that hangs, or says that it loads and does not, is given up.
+const LOADING_PATIENCE: Duration = Duration::from_secs(120);
+
 /// Why a product or an assignment failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -149,9 +153,9 @@ impl Handler<AssignLayers> for LayerScheduler {
         let transport = Arc::clone(&self.transport);
         let work = async move {
             let assignments = plan(&message)?;
-            let loading = assignments
-                .iter()
-                .map(|assignment| load(transport.as_ref(), message.model, assignment, &message.progress));
+            let loading = assignments.iter().map(|assignment| {
+                load(transport.as_ref(), message.model, assignment, &message.progress, LOADING_PATIENCE)
+            });
             futures::future::try_join_all(loading).await?;
             Ok(assignments)
         };
@@ -184,18 +188,20 @@ fn plan(message: &AssignLayers) -> Result<Vec<Assignment>, ScheduleError> {
         .collect())
 }
 
-/// Has one worker load its layers and waits until it has.
-async fn load(
+/// Has one worker load its layers and waits until it has, as long as another layer comes within `patience`.
+pub(super) async fn load(
     transport: &dyn Transport,
     model: ModelDigest,
     assignment: &Assignment,
     progress: &mpsc::Sender<LoadingProgress>,
+    patience: Duration,
 ) -> Result<(), ScheduleError> {
     let peer = &assignment.peer;
     let request = ControlRequest::Assign { model, layers: assignment.layers.clone() };
     if transport.control(peer, request).await? != ControlReply::Assigned {
         return Err(ScheduleError::WrongAnswer(peer.clone()));
     }
+    let (mut loaded, mut since) = (0, Instant::now());
     loop {
         let health = health(transport, peer).await?;
         if let Some(why) = health.failure {
@@ -205,6 +211,12 @@ async fn load(
         let _ = progress.try_send(LoadingProgress { assignment: assignment.clone(), loaded: health.loaded });
         if usize::from(health.loaded) >= assignment.layers.len() {
             return Ok(());
+        }
+        if health.loaded > loaded {
+            (loaded, since) = (health.loaded, Instant::now());
+        } else if since.elapsed() > patience {
+            let why = format!("{loaded} of {} were loaded, and no other within {patience:?}", assignment.layers.len());
+            return Err(ScheduleError::Loading { peer: peer.clone(), why });
         }
         tokio::time::sleep(LOADING_POLL).await;
     }
@@ -225,18 +237,18 @@ impl Handler<Apply> for LayerScheduler {
         let route = self.route(message.linear);
         Box::pin(async move {
             let peer = route?;
-            let mut pause = FIRST_PAUSE;
-            for attempt in 1.. {
+            let (mut attempt, mut pause) = (1, FIRST_PAUSE);
+            loop {
                 match attempt_product(transport.as_ref(), &keys, &peer, &message).await {
                     Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                         tracing::warn!(%peer, linear = %message.linear, attempt, %error, "sending the product again");
                         tokio::time::sleep(pause).await;
                         pause *= 2;
+                        attempt += 1;
                     }
                     result => return result,
                 }
             }
-            Err(ScheduleError::NoRoute(message.linear))
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::he::reference::reference_answer;
@@ -33,6 +34,8 @@ struct Workers {
     failures: Mutex<u32>,
     /// Columns of a tile.
     tile: usize,
+    /// They say for ever that they load, and do not.
+    stalled: bool,
 }
 
 fn columns_of(planes: &Planes, columns: std::ops::Range<usize>) -> Planes {
@@ -56,7 +59,7 @@ impl Transport for Workers {
             }
             ControlRequest::Health => {
                 let layers = assigned.get(worker).cloned().unwrap_or_default();
-                let loaded = layers.len() as u16;
+                let loaded = if self.stalled { 0 } else { layers.len() as u16 };
                 ControlReply::Health(WorkerHealth {
                     layers,
                     loaded,
@@ -261,6 +264,17 @@ fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
         assert!(result.unwrap_err().why.contains("row 0"), "rows that cannot be encoded are named");
         cluster.actors.stop();
     });
+}
+
+#[tokio::test]
+async fn a_worker_that_never_loads_is_given_up() {
+    let workers = Workers { stalled: true, ..Workers::default() };
+    let peer = PeerName::from("sleeper");
+    let assignment = scheduler::Assignment { peer, layers: 0..2, device: "cpu".into() };
+    let (progress, _listener) = mpsc::channel(16);
+    let patience = Duration::from_millis(50);
+    let given_up = scheduler::load(&workers, ModelDigest([0; 32]), &assignment, &progress, patience).await;
+    assert!(given_up.unwrap_err().to_string().contains("sleeper could not load its layers: 0 of 2"));
 }
 
 #[test]
