@@ -2,8 +2,11 @@
 
 mod plain;
 
+use std::sync::Arc;
+
 use protocol::model::{Direction, LinearId};
 
+use crate::buffer::Buffer;
 use crate::transport::Traffic;
 
 pub use plain::PlainBackend;
@@ -13,7 +16,7 @@ pub use plain::PlainBackend;
 /// Calls block the calling thread (a worker thread of the trainer, never an actor's).
 pub trait LinearBackend: Send + Sync + 'static {
     /// `rows` is `tokens × inner`, row-major; returns `tokens × outer`, row-major, where inner and outer are the
-    /// dimensions of `linear` along `direction`.
+    /// dimensions of `linear` along `direction`. Rows are shared, so that nobody on their way has to copy them.
     ///
     /// # Errors
     /// When no worker could compute the product.
@@ -21,9 +24,9 @@ pub trait LinearBackend: Send + Sync + 'static {
         &self,
         linear: LinearId,
         direction: Direction,
-        rows: &[f32],
+        rows: Arc<Buffer>,
         tokens: usize,
-    ) -> Result<Vec<f32>, BackendError>;
+    ) -> Result<Buffer, BackendError>;
 
     /// Bytes exchanged with workers so far; none where products are computed by the owner itself.
     fn traffic(&self) -> Traffic {

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod backend;
+pub mod buffer;
 pub mod data;
 mod heavy;
 pub mod llama;

@@ -1,11 +1,13 @@
 //! Base products from f32 weights in the owner's memory: the reference that encrypted training is held against.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use protocol::model::{Direction, LinearId, LinearShape, Model, ModelError};
 use rayon::prelude::*;
 
 use super::{BackendError, LinearBackend};
+use crate::buffer::Buffer;
 use crate::llama::{Before, Matrix, MatrixMut, Threads, multiply};
 
 /// Every served matrix of a model in f32.
@@ -30,9 +32,9 @@ impl LinearBackend for PlainBackend {
         &self,
         linear: LinearId,
         direction: Direction,
-        rows: &[f32],
+        rows: Arc<Buffer>,
         tokens: usize,
-    ) -> Result<Vec<f32>, BackendError> {
+    ) -> Result<Buffer, BackendError> {
         let fail = |why: String| BackendError { linear, direction, why };
         let (shape, weights) = self.matrices.get(&linear).ok_or_else(|| fail("the model has no such layer".into()))?;
         let (inner, outer) = shape.along(direction);
@@ -44,8 +46,8 @@ impl LinearBackend for PlainBackend {
             Direction::Forward => weights,
             Direction::Backward => weights.transposed(),
         };
-        let mut out = vec![0.0; tokens * outer];
-        let rows = Matrix::new(rows, tokens, inner);
+        let mut out = Buffer::scratch(tokens * outer);
+        let rows = Matrix::new(&rows, tokens, inner);
         multiply(MatrixMut::new(&mut out, tokens, outer), Before::Replaced, 1.0, rows, weights, Threads::All);
         Ok(out)
     }

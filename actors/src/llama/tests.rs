@@ -8,6 +8,7 @@ use protocol::model::{Direction, LinearId};
 
 use super::*;
 use crate::backend::{BackendError, PlainBackend};
+use crate::buffer::Buffer;
 use crate::lora::{LoraConfig, Projection};
 use crate::testing::{TinyModel, nudge};
 
@@ -87,7 +88,7 @@ fn padding_changes_no_loss() {
 fn no_gradient_is_asked_below_the_lowest_adapter() {
     struct Recording(PlainBackend, Mutex<Vec<(Direction, LinearId)>>);
     impl LinearBackend for Recording {
-        fn apply(&self, linear: LinearId, way: Direction, rows: &[f32], n: usize) -> Result<Vec<f32>, BackendError> {
+        fn apply(&self, linear: LinearId, way: Direction, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
             self.1.lock().unwrap().push((way, linear));
             self.0.apply(linear, way, rows, n)
         }

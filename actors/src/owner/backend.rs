@@ -7,6 +7,7 @@ use protocol::model::{Direction, LinearId};
 
 use super::scheduler::{Apply, LayerScheduler};
 use crate::backend::{BackendError, LinearBackend};
+use crate::buffer::Buffer;
 use crate::transport::{Traffic, Transport};
 
 /// Computes products by asking the layer scheduler and waiting for its answer.
@@ -27,13 +28,14 @@ impl LinearBackend for EncryptedBackend {
         &self,
         linear: LinearId,
         direction: Direction,
-        rows: &[f32],
+        rows: Arc<Buffer>,
         tokens: usize,
-    ) -> Result<Vec<f32>, BackendError> {
+    ) -> Result<Buffer, BackendError> {
         let failed = |why: String| BackendError { linear, direction, why };
-        let request = Apply { linear, direction, rows: Arc::from(rows), tokens };
+        let request = Apply { linear, direction, rows, tokens };
         futures::executor::block_on(self.scheduler.send(request))
             .map_err(|error| failed(format!("the layer scheduler is gone ({error})")))?
+            .map(Buffer::from)
             .map_err(|error| failed(error.to_string()))
     }
 

@@ -19,6 +19,7 @@ use rand_chacha::ChaCha20Rng;
 
 use super::clock::PhaseClock;
 use super::table::LayerTable;
+use crate::buffer::Buffer;
 use crate::heavy::{Panicked, on_rayon};
 use crate::transport::{TileStream, TransportError};
 
@@ -80,7 +81,7 @@ pub(crate) struct Encrypt {
     pub(crate) linear: LinearId,
     pub(crate) direction: Direction,
     /// `tokens × inner`, row-major.
-    pub(crate) rows: Arc<[f32]>,
+    pub(crate) rows: Arc<Buffer>,
     pub(crate) tokens: usize,
 }
 

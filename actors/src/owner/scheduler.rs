@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::assignment::{Capacity, NotEnoughMemory, split_layers};
 use super::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager};
+use crate::buffer::Buffer;
 use crate::transport::{PeerName, ProductRequest, Transport, TransportError};
 
 /// Times that a product is sent before the scheduler gives up on its worker.
@@ -107,7 +108,7 @@ pub struct AssignLayers {
 pub(crate) struct Apply {
     pub(crate) linear: LinearId,
     pub(crate) direction: Direction,
-    pub(crate) rows: Arc<[f32]>,
+    pub(crate) rows: Arc<Buffer>,
     pub(crate) tokens: usize,
 }
 

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use super::scheduler::{AskHealth, AssignLayers, Candidate, ReleaseLayers};
 use super::*;
 use crate::backend::LinearBackend as _;
+use crate::buffer::Buffer;
 use crate::transport::{PeerName, ProductRequest, TileStream, Traffic, TransportError};
 
 const SHAPE: LinearShape = LinearShape { d_in: 48, d_out: 40 };
@@ -175,9 +176,9 @@ async fn apply(
     direction: Direction,
     rows: Vec<f32>,
     tokens: usize,
-) -> (Cluster, Result<Vec<f32>, crate::backend::BackendError>) {
+) -> (Cluster, Result<Buffer, crate::backend::BackendError>) {
     let call = tokio::task::spawn_blocking(move || {
-        let result = cluster.backend.apply(linear, direction, &rows, tokens);
+        let result = cluster.backend.apply(linear, direction, Arc::new(rows.into()), tokens);
         (cluster, result)
     });
     call.await.unwrap()
@@ -284,7 +285,7 @@ fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
         let linear = LinearId { layer: 0, group: Group::O };
         let table = Arc::new(LayerTable::new(&[(linear, meta)], &PrecisionTarget::default()).unwrap());
         let keys = actix::Actor::start(KeyManager::new(table, Arc::new(PhaseClock::default())));
-        let rows: Arc<[f32]> = random(SHAPE.d_in, 2).into();
+        let rows = Arc::new(Buffer::from(random(SHAPE.d_in, 2)));
         let encrypt = keys::Encrypt { linear, direction: Direction::Forward, rows, tokens: 1 };
         let call = keys.send(encrypt).await.unwrap().unwrap().header.call;
         let decrypt = || {

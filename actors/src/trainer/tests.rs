@@ -9,6 +9,7 @@ use protocol::model::{Direction, LinearId};
 use super::*;
 use crate::adapter;
 use crate::backend::{BackendError, PlainBackend};
+use crate::buffer::Buffer;
 use crate::data::IGNORED;
 use crate::lora::LoraConfig;
 use crate::testing::TinyModel;
@@ -124,7 +125,13 @@ struct Failing {
 }
 
 impl LinearBackend for Failing {
-    fn apply(&self, linear: LinearId, direction: Direction, rows: &[f32], n: usize) -> Result<Vec<f32>, BackendError> {
+    fn apply(
+        &self,
+        linear: LinearId,
+        direction: Direction,
+        rows: Arc<Buffer>,
+        n: usize,
+    ) -> Result<Buffer, BackendError> {
         match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
             Ok(_) => self.plain.apply(linear, direction, rows, n),
             Err(_) => Err(BackendError { linear, direction, why: "every worker is gone".into() }),

@@ -10,6 +10,7 @@ use protocol::model::{Direction, LinearId, LinearShape};
 
 use super::storage::{tensor, values, with_values};
 use crate::backend::LinearBackend;
+use crate::buffer::Buffer;
 use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::lora::{Dropout, Slot};
 
@@ -28,7 +29,11 @@ impl BaseProduct {
     fn apply(&self, direction: Direction, rows: &[f32]) -> Result<Vec<f32>> {
         let (inner, outer) = self.shape.along(direction);
         let tokens = rows.len() / inner;
-        let out = self.backend.apply(self.linear, direction, rows, tokens).map_err(Error::wrap)?;
+        let out = self
+            .backend
+            .apply(self.linear, direction, Arc::new(Buffer::copy_of(rows)), tokens)
+            .map_err(Error::wrap)?
+            .to_vec();
         if out.len() != tokens * outer {
             let why = format!("{}: the backend returned {} values for {tokens} × {outer}", self.linear, out.len());
             return Err(Error::Msg(why).bt());

@@ -12,6 +12,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::*;
 use crate::backend::{BackendError, LinearBackend};
+use crate::buffer::Buffer;
 use crate::data::IGNORED;
 use crate::lora::{Draw, Dropout, Projection, Slot};
 
@@ -143,16 +144,16 @@ impl LinearBackend for Recording {
         &self,
         _linear: LinearId,
         direction: Direction,
-        rows: &[f32],
+        rows: Arc<Buffer>,
         tokens: usize,
-    ) -> std::result::Result<Vec<f32>, BackendError> {
+    ) -> std::result::Result<Buffer, BackendError> {
         self.asked.lock().unwrap().push(direction);
-        let rows = Tensor::from_slice(rows, (tokens, rows.len() / tokens), &Device::Cpu).unwrap();
+        let rows = Tensor::from_slice(&rows, (tokens, rows.len() / tokens), &Device::Cpu).unwrap();
         let weights = match direction {
             Direction::Forward => self.weights.clone(),
             Direction::Backward => self.weights.t().unwrap(),
         };
-        Ok(rows.matmul(&weights).unwrap().flatten_all().unwrap().to_vec1().unwrap())
+        Ok(rows.matmul(&weights).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().into())
     }
 }
 
@@ -214,11 +215,11 @@ fn a_backend_that_fails_or_answers_short_is_an_error() {
             &self,
             linear: LinearId,
             direction: Direction,
-            _: &[f32],
+            _: Arc<Buffer>,
             _: usize,
-        ) -> std::result::Result<Vec<f32>, BackendError> {
+        ) -> std::result::Result<Buffer, BackendError> {
             let fail = || BackendError { linear, direction, why: "nobody is there".into() };
-            self.0.map(|values| vec![0.0; values]).ok_or_else(fail)
+            self.0.map(Buffer::zeroed).ok_or_else(fail)
         }
     }
     let x = random(11, &[2, 4]);
