@@ -1,249 +1,155 @@
 //! Byte limbs rewritten as the digits that a kernel multiplies, in the order in which it reads them.
 //!
-//! A packed operand is `[row panel][step][lane]` of 32-bit words. A word holds the digits of the inner elements of
-//! one step: two 16-bit digits ([`Pairs`]) or four bytes ([`Quads`]). The lanes of a panel are its rows, and the
-//! digits of each row after one another, so that a micro-kernel has all digits of a value in its registers.
+//! A packed operand is `[row panel][digit][line][lane]` of cache lines: the lanes of a panel are its rows, and a line
+//! holds one digit of consecutive inner elements of one row, as 16-bit integers ([`Pairs`]) or bytes ([`Quads`]).
+//! What a micro-kernel multiplies over an inner range is one run of memory, and a run of a plane is a run of a line.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use protocol::he::{ParameterSet, Planes};
+use protocol::he::Planes;
 use rayon::prelude::*;
 
+use super::lines::{LINE_WORDS, Line, Pool, Pooled, at_least};
 use super::micro::Micro;
-use super::weights::QUAD;
+use super::weights::BLOCK;
+use super::{MAX_LIMBS, Rows};
 
-/// Most byte limbs that a parameter set has.
-const MAX_LIMBS: usize = 6;
-/// Row panels packed by one task: enough rows for vector loads, few enough that the write streams stay in L1.
-const PANELS_PER_TASK: usize = 16;
+/// Rows that are transposed together: a cache line of the keystream.
+const STRIP: usize = 64;
+
+/// Side of the squares that are transposed: bytes of the narrowest vector.
+const SQUARE: usize = 16;
+
+/// One limb of the values of a row's block.
+type LimbBlock = [u8; BLOCK];
 
 /// How limbs become digits.
 pub(crate) trait Encoding: Send + Sync + 'static {
-    /// Inner elements in a word.
-    const STEP: usize;
+    /// Lines in which a digit of a block's elements is held.
+    const LINES: usize;
+    /// Digit `d` weighs `2^(d · DIGIT_BITS)`.
+    const DIGIT_BITS: u32;
 
-    /// Digits of a value.
-    fn digits(set: ParameterSet) -> usize;
+    /// Digits of a value of `limbs` bytes.
+    fn digits(limbs: usize) -> usize;
 
-    /// Weight of digit `d` is `2^(d · digit_bits)`.
-    fn digit_bits(set: ParameterSet) -> u32;
+    /// Inner blocks after which a 32-bit accumulator must be read out: up to there it is exact, or wraps only in bits
+    /// that are above the modulus.
+    fn exact_blocks(limbs: usize) -> usize;
 
-    /// Inner elements after which a 32-bit accumulator must be read out: up to there it is exact, or wraps only
-    /// in bits that are above the modulus.
-    fn inner_limit(set: ParameterSet) -> usize;
-
-    /// Words `[digit][step]` of one row, whose limbs are `inner` bytes each.
-    fn row_words(set: ParameterSet, limbs: &[&[u8]], words: &mut [u32]);
-
-    /// Words `[row][digit]` of one step, from `[element][limb]` slices of a byte per row; fewer than
-    /// [`Self::STEP`] elements at the end of the matrix.
-    fn column_words(set: ParameterSet, columns: &[[&[u8]; MAX_LIMBS]], words: &mut [u32]);
+    /// The digits of one row's block; `put` takes digit, line and content.
+    fn encode(limbs: &[LimbBlock], put: impl FnMut(usize, usize, Line));
 }
 
-/// Two 16-bit digits to a word, for 16-bit multiply-adds: P24 as two non-negative digits of 12 bits, P32 and P48 as
-/// two and three signed digits of 16 bits (the low ones carry into the next; the carry out of the top is a
-/// multiple of the modulus).
+/// 16-bit digits, for 16-bit multiply-adds. They are signed: a low digit carries into the next, and the carry out of
+/// the top is a multiple of the modulus. A last single byte is a digit of its own.
 pub(crate) struct Pairs;
 
-/// Four limbs to a word, for unsigned-by-signed byte dot products: a limb is a digit.
+/// Bytes, for unsigned-by-signed byte dot products: a limb is a digit.
 pub(crate) struct Quads;
 
-#[inline(always)]
-fn split24(b: [u8; 3]) -> [u16; 2] {
-    [u16::from(b[0]) | u16::from(b[1] & 15) << 8, u16::from(b[1] >> 4) | u16::from(b[2]) << 4]
-}
-
-#[inline(always)]
-fn split32(b: [u8; 4]) -> [u16; 2] {
-    let low = u16::from_le_bytes([b[0], b[1]]);
-    [low, u16::from_le_bytes([b[2], b[3]]).wrapping_add(low >> 15)]
-}
-
-#[inline(always)]
-fn split48(b: [u8; 6]) -> [u16; 3] {
-    let low = u16::from_le_bytes([b[0], b[1]]);
-    let (middle, wrapped) = u16::from_le_bytes([b[2], b[3]]).overflowing_add(low >> 15);
-    let high = u16::from_le_bytes([b[4], b[5]]);
-    [low, middle, high.wrapping_add((middle >> 15) | u16::from(wrapped))]
-}
-
-/// [`Encoding::row_words`] of [`Pairs`] for a set of `L` limbs and `D` digits.
-#[inline(always)]
-fn pair_row<const L: usize, const D: usize>(limbs: &[&[u8]], words: &mut [u32], split: impl Fn([u8; L]) -> [u16; D]) {
-    let limbs: [&[u8]; L] = std::array::from_fn(|l| limbs[l]);
-    let inner = limbs[0].len();
-    let steps = words.len() / D;
-    for step in 0..inner / 2 {
-        let low = split(std::array::from_fn(|l| limbs[l][2 * step]));
-        let high = split(std::array::from_fn(|l| limbs[l][2 * step + 1]));
-        for d in 0..D {
-            words[d * steps + step] = u32::from(low[d]) | u32::from(high[d]) << 16;
-        }
-    }
-    if inner % 2 == 1 {
-        let low = split(std::array::from_fn(|l| limbs[l][inner - 1]));
-        for d in 0..D {
-            words[d * steps + inner / 2] = u32::from(low[d]);
-        }
-    }
-}
-
-/// [`Encoding::column_words`] of [`Pairs`].
-#[inline(always)]
-fn pair_columns<const L: usize, const D: usize>(
-    columns: &[[&[u8]; MAX_LIMBS]],
-    words: &mut [u32],
-    split: impl Fn([u8; L]) -> [u16; D],
-) {
-    let words = words.as_chunks_mut::<D>().0;
-    let rows = words.len();
-    let limbs = |element: usize| -> [&[u8]; L] { std::array::from_fn(|l| &columns[element][l][..rows]) };
-    let first = limbs(0);
-    if columns.len() == 1 {
-        for (row, words) in words.iter_mut().enumerate() {
-            *words = split(std::array::from_fn(|l| first[l][row])).map(u32::from);
-        }
-        return;
-    }
-    let second = limbs(1);
-    for (row, words) in words.iter_mut().enumerate() {
-        let low = split(std::array::from_fn(|l| first[l][row]));
-        let high = split(std::array::from_fn(|l| second[l][row]));
-        *words = std::array::from_fn(|d| u32::from(low[d]) | u32::from(high[d]) << 16);
-    }
-}
-
 impl Encoding for Pairs {
-    const STEP: usize = 2;
+    const LINES: usize = 2;
+    const DIGIT_BITS: u32 = 16;
 
-    fn digits(set: ParameterSet) -> usize {
-        match set {
-            ParameterSet::P24 | ParameterSet::P32 => 2,
-            ParameterSet::P48 => 3,
-        }
+    fn digits(limbs: usize) -> usize {
+        limbs.div_ceil(2)
     }
 
-    fn digit_bits(set: ParameterSet) -> u32 {
-        match set {
-            ParameterSet::P24 => 12,
-            ParameterSet::P32 | ParameterSet::P48 => 16,
-        }
-    }
-
-    fn inner_limit(set: ParameterSet) -> usize {
-        match set {
-            // The modulus divides 2^32, so accumulators may wrap.
-            ParameterSet::P24 | ParameterSet::P32 => usize::MAX,
-            // 508 · 2^15 · 2^7 < 2^31, and a whole number of quads.
-            ParameterSet::P48 => 508,
-        }
+    fn exact_blocks(limbs: usize) -> usize {
+        // Up to four limbs the modulus divides 2^32, so accumulators may wrap; above, 7 · 64 · 2^15 · 2^7 < 2^31.
+        if limbs <= 4 { usize::MAX } else { 7 }
     }
 
     #[inline(always)]
-    fn row_words(set: ParameterSet, limbs: &[&[u8]], words: &mut [u32]) {
-        match set {
-            ParameterSet::P24 => pair_row(limbs, words, split24),
-            ParameterSet::P32 => pair_row(limbs, words, split32),
-            ParameterSet::P48 => pair_row(limbs, words, split48),
-        }
-    }
-
-    #[inline(always)]
-    fn column_words(set: ParameterSet, columns: &[[&[u8]; MAX_LIMBS]], words: &mut [u32]) {
-        match set {
-            ParameterSet::P24 => pair_columns(columns, words, split24),
-            ParameterSet::P32 => pair_columns(columns, words, split32),
-            ParameterSet::P48 => pair_columns(columns, words, split48),
+    fn encode(limbs: &[LimbBlock], mut put: impl FnMut(usize, usize, Line)) {
+        let mut carries = [0u16; BLOCK];
+        for (d, pair) in limbs.chunks(2).enumerate() {
+            let mut digits = [0u16; BLOCK];
+            for (i, (digit, carry)) in digits.iter_mut().zip(&mut carries).enumerate() {
+                let raw = u16::from(pair[0][i]) | pair.get(1).map_or(0, |high| u16::from(high[i]) << 8);
+                let (sum, wrapped) = raw.overflowing_add(*carry);
+                *digit = sum;
+                *carry = (sum >> 15) | u16::from(wrapped);
+            }
+            for (line, digits) in digits.chunks_exact(2 * LINE_WORDS).enumerate() {
+                let mut words = Line::ZERO;
+                bytemuck::cast_slice_mut(&mut words.0).copy_from_slice(digits);
+                put(d, line, words);
+            }
         }
     }
 }
 
 impl Encoding for Quads {
-    const STEP: usize = 4;
+    const LINES: usize = 1;
+    const DIGIT_BITS: u32 = 8;
 
-    fn digits(set: ParameterSet) -> usize {
-        set.limbs()
+    fn digits(limbs: usize) -> usize {
+        limbs
     }
 
-    fn digit_bits(_set: ParameterSet) -> u32 {
-        8
-    }
-
-    fn inner_limit(_set: ParameterSet) -> usize {
-        // 65,000 · 255 · 128 < 2^31.
-        65_000
+    fn exact_blocks(_limbs: usize) -> usize {
+        // 1,015 · 64 · 255 · 128 < 2^31.
+        1_015
     }
 
     #[inline(always)]
-    fn row_words(set: ParameterSet, limbs: &[&[u8]], words: &mut [u32]) {
-        let steps = words.len() / set.limbs();
-        for (bytes, words) in limbs.iter().zip(words.chunks_exact_mut(steps)) {
-            for (word, bytes) in words.iter_mut().zip(bytes.chunks(Self::STEP)) {
-                let mut quad = [0; 4];
-                quad[..bytes.len()].copy_from_slice(bytes);
-                *word = u32::from_le_bytes(quad);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn column_words(set: ParameterSet, columns: &[[&[u8]; MAX_LIMBS]], words: &mut [u32]) {
-        for limb in 0..set.limbs() {
-            for (row, words) in words.chunks_exact_mut(set.limbs()).enumerate() {
-                let bytes =
-                    columns.iter().enumerate().map(|(element, column)| u32::from(column[limb][row]) << (8 * element));
-                words[limb] = bytes.sum();
-            }
+    fn encode(limbs: &[LimbBlock], mut put: impl FnMut(usize, usize, Line)) {
+        for (digit, bytes) in limbs.iter().enumerate() {
+            put(digit, 0, bytemuck::cast(*bytes));
         }
     }
 }
 
 /// Rows of a product's left operand, packed for the register block `M`.
-pub(crate) struct Operand<M> {
+pub(crate) struct Operand<'a, M> {
     rows: usize,
-    steps: usize,
-    words: Vec<u32>,
+    digits: usize,
+    blocks: usize,
+    lines: Pooled<'a, Vec<Line>>,
     micro: PhantomData<M>,
 }
 
-impl<M: Micro> Operand<M> {
-    /// Packs a body: planes `[limb][row][feature]`.
-    pub(crate) fn from_body(micro: &M, set: ParameterSet, body: &Planes) -> Self {
-        let mut operand = Self::zeros(set, body.rows(), body.columns());
-        let (steps, digits) = (operand.steps, M::Encoding::digits(set));
-        operand.tasks().for_each_init(
-            || vec![0; digits * steps],
-            |row_words, (task, words)| {
-                micro.vectorised(|| body_panels::<M>(set, body, task * PANELS_PER_TASK, steps, row_words, words));
-            },
-        );
-        operand
-    }
-
-    /// Packs a mask: keystream `[feature][limb][row]` with `rows` bytes for each limb of a feature.
-    pub(crate) fn from_mask(micro: &M, set: ParameterSet, keystream: &[u8], rows: usize) -> Self {
-        let mut operand = Self::zeros(set, rows, keystream.len() / (set.limbs() * rows));
-        let steps = operand.steps;
-        operand.tasks().for_each_init(
-            || vec![0; M::LANES * PANELS_PER_TASK],
-            |column_words, (task, words)| {
-                let first = task * PANELS_PER_TASK;
-                micro.vectorised(|| mask_panels::<M>(set, keystream, rows, first, steps, column_words, words));
-            },
-        );
-        operand
-    }
-
-    fn zeros(set: ParameterSet, rows: usize, inner: usize) -> Self {
-        let steps = inner.div_ceil(QUAD) * QUAD / M::Encoding::STEP;
-        let panels = rows.div_ceil(rows_per_panel::<M>(set));
-        Self { rows, steps, words: vec![0; panels * steps * M::LANES], micro: PhantomData }
-    }
-
-    fn tasks(&mut self) -> impl IndexedParallelIterator<Item = (usize, &mut [u32])> {
-        let panel = (self.steps * M::LANES).max(1);
-        self.words.par_chunks_mut(panel * PANELS_PER_TASK).enumerate()
+impl<'a, M: Micro> Operand<'a, M> {
+    /// Packs `rows`, `inner` values of `limbs` bytes each, in a buffer of `pool`.
+    ///
+    /// What fills up the last block and the last panel is whatever the buffer held: it meets weights of zero, or its
+    /// sums are not read.
+    pub(crate) fn pack(micro: &M, pool: &'a Pool<Vec<Line>>, limbs: usize, inner: usize, rows: Rows<'_>) -> Self {
+        let (digits, blocks) = (M::Encoding::digits(limbs), inner.div_ceil(BLOCK));
+        let panel_lines = digits * blocks * M::Encoding::LINES * M::LANES;
+        let mut lines = pool.take();
+        let used = at_least(&mut lines, rows.count().div_ceil(M::LANES) * panel_lines, Line::ZERO);
+        match rows {
+            Rows::Body(body) => used.par_chunks_mut(panel_lines.max(1)).enumerate().for_each(|(panel, lines)| {
+                micro.vectorised(|| match limbs {
+                    1 => body_panel::<M, 1>(body, panel, lines),
+                    2 => body_panel::<M, 2>(body, panel, lines),
+                    3 => body_panel::<M, 3>(body, panel, lines),
+                    4 => body_panel::<M, 4>(body, panel, lines),
+                    5 => body_panel::<M, 5>(body, panel, lines),
+                    _ => body_panel::<M, MAX_LIMBS>(body, panel, lines),
+                });
+            }),
+            Rows::Masks { keystream, rows } => {
+                // Whole panels that fill whole strips, so that a cache line of the keystream is read once.
+                let panels = lcm(M::LANES, STRIP) / M::LANES;
+                used.par_chunks_mut((panels * panel_lines).max(1)).enumerate().for_each(|(task, lines)| {
+                    let first = task * panels * M::LANES;
+                    micro.vectorised(|| match limbs {
+                        1 => mask_panels::<M, 1>(keystream, rows, inner, first, lines),
+                        2 => mask_panels::<M, 2>(keystream, rows, inner, first, lines),
+                        3 => mask_panels::<M, 3>(keystream, rows, inner, first, lines),
+                        4 => mask_panels::<M, 4>(keystream, rows, inner, first, lines),
+                        5 => mask_panels::<M, 5>(keystream, rows, inner, first, lines),
+                        _ => mask_panels::<M, MAX_LIMBS>(keystream, rows, inner, first, lines),
+                    });
+                });
+            }
+        }
+        Self { rows: rows.count(), digits, blocks, lines, micro: PhantomData }
     }
 
     /// Rows of the operand, without those that fill up the last panel.
@@ -251,77 +157,113 @@ impl<M: Micro> Operand<M> {
         self.rows
     }
 
-    /// `[step][lane]` words of one row panel, for some of its steps.
-    pub(crate) fn panel(&self, panel: usize, steps: Range<usize>) -> &[u32] {
-        let base = panel * self.steps * M::LANES;
-        &self.words[base + steps.start * M::LANES..base + steps.end * M::LANES]
+    /// `[line][lane]` of one digit of a row panel, for some inner blocks.
+    pub(crate) fn group(&self, panel: usize, digit: usize, blocks: Range<usize>) -> &[Line] {
+        let base = (panel * self.digits + digit) * self.blocks;
+        let size = M::Encoding::LINES * M::LANES;
+        &self.lines[(base + blocks.start) * size..(base + blocks.end) * size]
     }
 }
 
-/// Rows of a row panel.
-pub(crate) fn rows_per_panel<M: Micro>(set: ParameterSet) -> usize {
-    M::LANES / M::Encoding::digits(set)
+const fn lcm(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
 }
 
-/// Packs some row panels of a body, from panel `first` on; `row_words` is scratch for one row.
+/// Writes the digits of one row's block into its panel of `blocks` blocks.
 #[inline(always)]
-fn body_panels<M: Micro>(
-    set: ParameterSet,
-    body: &Planes,
-    first: usize,
-    steps: usize,
-    row_words: &mut [u32],
-    words: &mut [u32],
-) {
-    let (inner, digits) = (body.columns(), M::Encoding::digits(set));
-    let rows_per_panel = rows_per_panel::<M>(set);
-    for (panel, words) in words.chunks_exact_mut(steps * M::LANES).enumerate() {
-        let first = (first + panel) * rows_per_panel;
-        for row in first..(first + rows_per_panel).min(body.rows()) {
-            let limbs: [&[u8]; MAX_LIMBS] = std::array::from_fn(|limb| {
-                if limb < set.limbs() { &body.plane(limb)[row * inner..(row + 1) * inner] } else { &[] }
-            });
-            M::Encoding::row_words(set, &limbs[..set.limbs()], row_words);
-            for (digit, source) in row_words.chunks_exact(steps).enumerate() {
-                let lane = (row - first) * digits + digit;
-                for (step, &word) in words.chunks_exact_mut(M::LANES).zip(source) {
-                    step[lane] = word;
+fn put_row<M: Micro>(limbs: &[LimbBlock], blocks: usize, block: usize, lane: usize, lines: &mut [Line]) {
+    M::Encoding::encode(limbs, |digit, line, content| {
+        lines[((digit * blocks + block) * M::Encoding::LINES + line) * M::LANES + lane] = content;
+    });
+}
+
+/// Packs one row panel of a body.
+#[inline(always)]
+fn body_panel<M: Micro, const L: usize>(body: &Planes, panel: usize, lines: &mut [Line]) {
+    let inner = body.columns();
+    let blocks = inner.div_ceil(BLOCK);
+    let planes: [&[u8]; L] = std::array::from_fn(|limb| body.plane(limb));
+    let first = panel * M::LANES;
+    for row in first..(first + M::LANES).min(body.rows()) {
+        let limbs = planes.map(|plane| &plane[row * inner..(row + 1) * inner]);
+        for block in 0..blocks {
+            let start = block * BLOCK;
+            let mut bytes = [[0; BLOCK]; L];
+            for (bytes, limb) in bytes.iter_mut().zip(limbs) {
+                match limb.get(start..start + BLOCK) {
+                    Some(whole) => bytes.copy_from_slice(whole),
+                    None => bytes[..inner - start].copy_from_slice(&limb[start..]),
                 }
+            }
+            put_row::<M>(&bytes, blocks, block, row - first, lines);
+        }
+    }
+}
+
+/// Packs some row panels of a mask, from row `first` on.
+#[inline(always)]
+fn mask_panels<M: Micro, const L: usize>(
+    keystream: &[u8],
+    rows: usize,
+    inner: usize,
+    first: usize,
+    lines: &mut [Line],
+) {
+    let blocks = inner.div_ceil(BLOCK);
+    let panel_lines = M::Encoding::digits(L) * blocks * M::Encoding::LINES * M::LANES;
+    let last = (first + lines.len() / panel_lines * M::LANES).min(rows);
+    // Limbs of a strip's rows, as they would stand in planes.
+    let mut strip = [[[0; BLOCK]; L]; STRIP];
+    for block in 0..blocks {
+        for start in (first..last).step_by(STRIP) {
+            let count = (last - start).min(STRIP);
+            for limb in 0..L {
+                for feature in (0..BLOCK).step_by(SQUARE) {
+                    for row in (0..count).step_by(SQUARE) {
+                        let square = std::array::from_fn(|i| {
+                            let column = (block * BLOCK + feature + i) * L + limb;
+                            square_row(keystream, column * rows, start + row, rows)
+                        });
+                        for (i, bytes) in transpose(square).iter().enumerate() {
+                            strip[row + i][limb][feature..feature + SQUARE].copy_from_slice(bytes);
+                        }
+                    }
+                }
+            }
+            for (row, limbs) in (start - first..).zip(&strip[..count]) {
+                let panel = &mut lines[row / M::LANES * panel_lines..][..panel_lines];
+                put_row::<M>(limbs, blocks, block, row % M::LANES, panel);
             }
         }
     }
 }
 
-/// Packs some row panels of a mask, from panel `first` on; `column_words` is scratch for one step of them.
+/// Rows from `row` on of the keystream's run of `rows` bytes that begins at `base`; zeros beyond its end.
 #[inline(always)]
-fn mask_panels<M: Micro>(
-    set: ParameterSet,
-    keystream: &[u8],
-    rows: usize,
-    first: usize,
-    steps: usize,
-    column_words: &mut [u32],
-    words: &mut [u32],
-) {
-    let (limbs, step_size) = (set.limbs(), M::Encoding::STEP);
-    let inner = keystream.len() / (limbs * rows);
-    let first = first * rows_per_panel::<M>(set);
-    let count = (words.len() / (steps * M::LANES) * rows_per_panel::<M>(set)).min(rows - first);
-    for step in 0..inner.div_ceil(step_size) {
-        let elements = (inner - step * step_size).min(step_size);
-        let columns: [[&[u8]; MAX_LIMBS]; QUAD] = std::array::from_fn(|element| {
-            std::array::from_fn(|limb| {
-                if element >= elements || limb >= limbs {
-                    return &[][..];
-                }
-                let start = ((step * step_size + element) * limbs + limb) * rows + first;
-                &keystream[start..start + count]
-            })
-        });
-        // Rows beyond the matrix are never written, so they stay zero.
-        M::Encoding::column_words(set, &columns[..elements], &mut column_words[..count * M::Encoding::digits(set)]);
-        for (panel, source) in words.chunks_exact_mut(steps * M::LANES).zip(column_words.chunks_exact(M::LANES)) {
-            panel[step * M::LANES..(step + 1) * M::LANES].copy_from_slice(source);
-        }
+fn square_row(keystream: &[u8], base: usize, row: usize, rows: usize) -> [u8; SQUARE] {
+    let mut bytes = [0; SQUARE];
+    let end = (row + SQUARE).min(rows);
+    match keystream.get(base + row..base + end) {
+        Some(run) if run.len() == SQUARE => bytes.copy_from_slice(run),
+        Some(run) => bytes[..run.len()].copy_from_slice(run),
+        None => {}
     }
+    bytes
+}
+
+/// Transposes a square of bytes: four times, the rows of its halves are interleaved.
+#[inline(always)]
+fn transpose(mut square: [[u8; SQUARE]; SQUARE]) -> [[u8; SQUARE]; SQUARE] {
+    for _ in 0..SQUARE.ilog2() {
+        square = std::array::from_fn(|row| {
+            let (upper, lower) = (&square[row / 2], &square[row / 2 + SQUARE / 2]);
+            let start = row % 2 * (SQUARE / 2);
+            std::array::from_fn(|i| if i % 2 == 0 { upper[start + i / 2] } else { lower[start + i / 2] })
+        });
+    }
+    square
 }

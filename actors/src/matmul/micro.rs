@@ -1,46 +1,62 @@
 //! What a CPU kernel is made of, and the portable one.
 
-use std::ops::Range;
-
 use super::digits::{Encoding, Pairs};
-use super::weights::{PANEL, PackedMatrix, QUAD};
+use super::lines::Line;
+use super::weights::{BLOCK_LINES, HALF, PANEL};
 
-/// A register block: `LANES` rows of digits times `COLUMNS` columns of weights.
+/// A register block: `LANES` rows of one digit times `COLUMNS` columns of weights.
 ///
 /// A value of an implementing type is proof that the CPU has the instructions that it uses.
 pub(crate) trait Micro: Send + Sync + 'static {
     /// How limbs are split into digits.
     type Encoding: Encoding;
-    /// Digit rows of the block: a multiple of every set's digit count.
+    /// Rows of the block.
     const LANES: usize;
-    /// Columns of the block: a multiple of [`PANEL`].
+    /// Columns of the block: [`PANEL`] or [`HALF`].
     const COLUMNS: usize;
+    /// Most inner blocks that are multiplied before sums are read out: the weights of so many fill about half of a
+    /// first-level cache, through which the rows pass.
+    const INNER_BLOCKS: usize;
 
-    /// Writes the weights of [`Self::COLUMNS`] columns from panel `panel` on as `[step][column]` words, zero where
-    /// the matrix has no such column.
-    fn prepare(&self, weights: &PackedMatrix, panel: usize, quads: Range<usize>, words: &mut [u32]);
+    /// The weights of [`Self::COLUMNS`] columns as [`Self::multiply`] wants them, `[line][COLUMNS]` lines:
+    /// `packed` itself where the block takes a whole panel as it is packed, or half `half` of it rewritten in `scratch`.
+    fn prepare<'a>(&self, packed: &'a [Line], half: usize, scratch: &'a mut Vec<Line>) -> &'a [Line];
 
-    /// `sums[lane][column] = Σ_step digits[step][lane] · weights[step][column]`, as wrapping 32-bit integers.
+    /// `sums[lane][column] = Σ digits[line][lane] · weights[line][column]`, as wrapping 32-bit integers; of `digits`
+    /// each line is a run of inner elements of one row. Lanes from `rows` on may be left out of the sums.
+    ///
+    /// Called inside of [`Self::task`] only.
     ///
     /// # Panics
-    /// If the slices do not hold the same number of steps, or `sums` is not `LANES × COLUMNS`.
-    fn multiply(&self, digits: &[u32], weights: &[u32], sums: &mut [i32]);
+    /// If the slices do not hold the same number of lines, or `sums` is not `LANES × COLUMNS`.
+    fn multiply(&self, digits: &[Line], weights: &[Line], rows: usize, sums: &mut [Line]);
 
     /// Runs `work`, compiled for the instructions of this block where it can be inlined: the plain loops around the
     /// block are vectorised as widely as the block itself.
     fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
         work()
     }
+
+    /// [`Self::vectorised`], with the processor's state set up for [`Self::multiply`].
+    fn task<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.vectorised(work)
+    }
+
+    /// Runs the multiply instruction `passes` times some number, on registers alone; returns the integer operations
+    /// done, two for each multiply-add of a digit and a weight. `None` where the compiler chooses the instructions.
+    fn register_loop(&self, _passes: u64) -> Option<u64> {
+        None
+    }
 }
 
-/// Checks the lengths on which a micro-kernel's pointers rely; returns the number of steps.
+/// Checks the lengths on which a micro-kernel's pointers rely; returns the number of lines of a lane.
 #[inline(always)]
-pub(crate) fn checked_steps<M: Micro>(digits: &[u32], weights: &[u32], sums: &[i32]) -> usize {
-    let steps = digits.len() / M::LANES;
-    assert_eq!(digits.len(), steps * M::LANES, "whole steps of digits");
-    assert_eq!(weights.len(), steps * M::COLUMNS, "as many steps of weights");
-    assert_eq!(sums.len(), M::LANES * M::COLUMNS, "one sum for each lane and column");
-    steps
+pub(crate) fn checked_lines<M: Micro>(digits: &[Line], weights: &[Line], sums: &[Line]) -> usize {
+    let lines = digits.len() / M::LANES;
+    assert_eq!(digits.len(), lines * M::LANES, "whole lines of digits");
+    assert_eq!(weights.len(), lines * M::COLUMNS, "as many lines of weights");
+    assert_eq!(sums.len() * HALF, M::LANES * M::COLUMNS, "one sum for each lane and column");
+    lines
 }
 
 /// Sixteen-bit multiply-adds in plain Rust, for every CPU.
@@ -49,51 +65,57 @@ pub(crate) struct Portable;
 impl Micro for Portable {
     type Encoding = Pairs;
     const LANES: usize = 6;
-    const COLUMNS: usize = PANEL;
+    const COLUMNS: usize = HALF;
+    const INNER_BLOCKS: usize = 8;
 
-    fn prepare(&self, weights: &PackedMatrix, panel: usize, quads: Range<usize>, words: &mut [u32]) {
-        widen(weights.panel(panel, quads), words);
+    fn prepare<'a>(&self, packed: &'a [Line], half: usize, scratch: &'a mut Vec<Line>) -> &'a [Line] {
+        widen_half(packed, half, scratch, |quad, words| {
+            let bytes: &[i8] = bytemuck::cast_slice(&quad.0);
+            let words: &mut [i16] = bytemuck::cast_slice_mut(words);
+            for (column, bytes) in bytes.chunks_exact(4).enumerate() {
+                for (pair, bytes) in bytes.chunks_exact(2).enumerate() {
+                    let start = pair * PANEL + 2 * column;
+                    words[start] = i16::from(bytes[0]);
+                    words[start + 1] = i16::from(bytes[1]);
+                }
+            }
+        })
     }
 
-    fn multiply(&self, digits: &[u32], weights: &[u32], sums: &mut [i32]) {
-        checked_steps::<Self>(digits, weights, sums);
-        sums.fill(0);
+    fn multiply(&self, digits: &[Line], weights: &[Line], _rows: usize, sums: &mut [Line]) {
+        checked_lines::<Self>(digits, weights, sums);
+        sums.fill(Line::ZERO);
         for (digits, weights) in digits.chunks_exact(Self::LANES).zip(weights.chunks_exact(Self::COLUMNS)) {
-            for (&digit, sums) in digits.iter().zip(sums.chunks_exact_mut(Self::COLUMNS)) {
-                let (low, high) = (i32::from(digit as i16), i32::from((digit >> 16) as i16));
-                for (sum, &weight) in sums.iter_mut().zip(weights) {
-                    let product = low * i32::from(weight as i16) + high * i32::from((weight >> 16) as i16);
-                    *sum = sum.wrapping_add(product);
+            for (digits, sums) in digits.iter().zip(sums.iter_mut()) {
+                let digits: &[i16] = bytemuck::cast_slice(&digits.0);
+                for (digits, weights) in digits.chunks_exact(2).zip(weights) {
+                    let (low, high) = (i32::from(digits[0]), i32::from(digits[1]));
+                    let weights: &[i16] = bytemuck::cast_slice(&weights.0);
+                    for (sum, weights) in sums.0.iter_mut().zip(weights.chunks_exact(2)) {
+                        let product = low * i32::from(weights[0]) + high * i32::from(weights[1]);
+                        *sum = sum.wrapping_add(product as u32);
+                    }
                 }
             }
         }
     }
 }
 
-/// `[quad][column][4]` bytes to `[pair][column]` words of two 16-bit weights.
-pub(crate) fn widen(panel: &[i8], words: &mut [u32]) {
-    let word = |low: i8, high: i8| u32::from(i16::from(low) as u16) | u32::from(i16::from(high) as u16) << 16;
-    for (quad, words) in panel.chunks_exact(QUAD * PANEL).zip(words.chunks_exact_mut(2 * PANEL)) {
-        let (first, second) = words.split_at_mut(PANEL);
-        for ((bytes, first), second) in quad.chunks_exact(QUAD).zip(first).zip(second) {
-            *first = word(bytes[0], bytes[1]);
-            *second = word(bytes[2], bytes[3]);
+/// Half of a packed panel with its weights widened to 16 bits, `[pair of inner elements][16 columns]`; `widen` makes
+/// the two lines of a quad.
+#[inline(always)]
+pub(crate) fn widen_half<'a>(
+    packed: &[Line],
+    half: usize,
+    scratch: &'a mut Vec<Line>,
+    mut widen: impl FnMut(&Line, &mut [Line]),
+) -> &'a [Line] {
+    assert!(half < 2 && packed.len().is_multiple_of(BLOCK_LINES));
+    let widened = super::lines::at_least(scratch, packed.len(), Line::ZERO);
+    for (block, words) in packed.chunks_exact(BLOCK_LINES).zip(widened.chunks_exact_mut(BLOCK_LINES)) {
+        for (quad, words) in block[half * HALF..(half + 1) * HALF].iter().zip(words.chunks_exact_mut(2)) {
+            widen(quad, words);
         }
     }
-}
-
-/// Two neighbouring panels, `[quad][column][4]` bytes each, to `[quad][32 columns]` words of four weights; the second
-/// may lie beyond the matrix.
-pub(crate) fn interleave(weights: &PackedMatrix, panel: usize, quads: Range<usize>, words: &mut [u32]) {
-    assert_eq!(words.len(), quads.len() * 2 * PANEL, "a word for each quad and column");
-    for half in 0..2 {
-        let mut source = weights.panel(panel + half, quads.clone()).chunks_exact(QUAD);
-        for step in words.chunks_exact_mut(2 * PANEL) {
-            for word in &mut step[half * PANEL..(half + 1) * PANEL] {
-                *word = source
-                    .next()
-                    .map_or(0, |quad| u32::from_le_bytes([quad[0] as u8, quad[1] as u8, quad[2] as u8, quad[3] as u8]));
-            }
-        }
-    }
+    widened
 }

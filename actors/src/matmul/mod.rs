@@ -1,17 +1,20 @@
 //! The worker's arithmetic: rows mod q times int8 weights, on whatever this machine has.
 //!
-//! A [`Kernel`] multiplies a mask and a body by a [`PackedMatrix`] and gives the product away in tiles of output
-//! columns, already rounded to the bytes that go back. Which kernels a machine has is found out once, at run time
-//! ([`kernels`]); all of them give the same bytes.
+//! A [`Kernel`] multiplies a mask or a body by a [`PackedMatrix`] and gives the product away in tiles of output
+//! columns, already rounded to the bytes that go back. It knows values of some bytes, not parameter sets. Which kernels
+//! a machine has is found out once, at run time ([`kernels`]); all of them give the same bytes.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 pub mod devices;
 mod digits;
+mod lines;
 mod micro;
 mod product;
 mod speed;
-mod weights;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod vnni;
+mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -19,11 +22,13 @@ mod tests;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use protocol::he::{Planes, Precision, ProductTile};
+use protocol::he::{Planes, ProductTile};
 
 pub use speed::measure_speed;
 pub use weights::{PackedLinear, PackedMatrix};
 
+/// Most bytes of a value.
+pub const MAX_LIMBS: usize = 6;
 /// Tiles into which a product is cut, where it is wide enough: an owner decrypts one while the next is computed.
 const TILES: usize = 8;
 /// Fewest columns of a tile: narrower ones would spend their time on headers and on fetching the rows again.
@@ -31,32 +36,65 @@ const MIN_TILE_COLUMNS: usize = 64;
 /// Tiles begin at multiples of this: the widest register block.
 const TILE_STEP: usize = 32;
 
-/// One encrypted product.
+/// The left operand of a product.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    /// An expanded mask.
+    Masks {
+        /// `[feature][limb][row]`: `inner · limbs · rows` bytes.
+        keystream: &'a [u8],
+        /// Rows of the mask.
+        rows: usize,
+    },
+    /// Values as they travel, `limbs × tokens × inner`.
+    Body(&'a Planes),
+}
+
+impl Rows<'_> {
+    /// How many rows there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Masks { rows, .. } => *rows,
+            Self::Body(body) => body.rows(),
+        }
+    }
+}
+
+/// A product mod `2^(8·limbs)` of rows by int8 weights.
+///
+/// With one limb it is the plain product of unsigned bytes by int8 weights, of which a byte is kept: what the same
+/// kernel costs on operands that nobody encrypted.
 pub struct Product<'a> {
-    /// Parameter set, and bytes of an output value.
-    pub precision: Precision,
     /// The matrix of the product's direction, `inner × outer`.
     pub weights: &'a PackedMatrix,
-    /// The expanded mask, `[feature][limb][row]`: `inner · set.limbs() · set.mask_rows()` bytes.
-    pub mask: &'a [u8],
-    /// The body, `set.limbs() × tokens × inner`.
-    pub body: &'a Planes,
+    /// Bytes of a value of the rows, 1 to [`MAX_LIMBS`].
+    pub limbs: usize,
+    /// Most significant bytes of an output value that are given away, rounded to the nearest: `1..=limbs`.
+    pub output_limbs: usize,
+    /// What is multiplied.
+    pub rows: Rows<'a>,
 }
 
 impl Product<'_> {
     fn check(&self) -> Result<(), ProductError> {
-        let set = self.precision.set;
-        if !self.precision.is_valid() {
-            return Err(ProductError::Precision(self.precision));
+        let &Self { weights, limbs, output_limbs, rows } = self;
+        if !(1..=MAX_LIMBS).contains(&limbs) || !(1..=limbs).contains(&output_limbs) {
+            return Err(ProductError::Limbs { limbs, output_limbs });
         }
-        let inner = self.weights.inner();
-        let expected = inner.checked_mul(set.limbs() * set.mask_rows());
-        if expected != Some(self.mask.len()) {
-            return Err(ProductError::Mask { bytes: self.mask.len(), inner, precision: self.precision });
-        }
-        if self.body.limbs() != set.limbs() || self.body.columns() != inner {
-            let (limbs, columns) = (self.body.limbs(), self.body.columns());
-            return Err(ProductError::Body { limbs, columns, inner, precision: self.precision });
+        let inner = weights.inner();
+        match rows {
+            Rows::Masks { keystream, rows } => {
+                let expected = inner.checked_mul(limbs).and_then(|column| column.checked_mul(rows));
+                if expected != Some(keystream.len()) {
+                    return Err(ProductError::Masks { bytes: keystream.len(), rows, limbs, inner });
+                }
+            }
+            Rows::Body(body) => {
+                if body.limbs() != limbs || body.columns() != inner {
+                    let (body_limbs, columns) = (body.limbs(), body.columns());
+                    return Err(ProductError::Body { body_limbs, columns, limbs, inner });
+                }
+            }
         }
         Ok(())
     }
@@ -66,30 +104,37 @@ impl Product<'_> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProductError {
-    /// The set has no such number of output limbs.
-    #[error("precision {0} asks for output bytes that the set does not have")]
-    Precision(Precision),
+    /// Byte counts that no kernel has.
+    #[error("there is no product of {limbs} bytes a value that gives {output_limbs}")]
+    Limbs {
+        /// Bytes of a value asked for.
+        limbs: usize,
+        /// Bytes of an output value asked for.
+        output_limbs: usize,
+    },
     /// A mask of the wrong length.
-    #[error("a mask of {bytes} bytes does not fit {inner} inner elements at {precision}")]
-    Mask {
+    #[error("a mask of {bytes} bytes is not {rows} rows of {inner} values of {limbs} bytes")]
+    Masks {
         /// Bytes that came.
         bytes: usize,
+        /// Rows that they should be.
+        rows: usize,
+        /// Bytes of a value.
+        limbs: usize,
         /// Inner dimension of the weights.
         inner: usize,
-        /// Precision of the product.
-        precision: Precision,
     },
     /// A body of the wrong shape.
-    #[error("a body of {limbs} limbs and {columns} columns does not fit {inner} inner elements at {precision}")]
+    #[error("a body of {body_limbs} bytes a value and {columns} columns does not fit {inner} values of {limbs} bytes")]
     Body {
         /// Limbs that came.
-        limbs: usize,
+        body_limbs: usize,
         /// Columns that came.
         columns: usize,
+        /// Limbs of the product.
+        limbs: usize,
         /// Inner dimension of the weights.
         inner: usize,
-        /// Precision of the product.
-        precision: Precision,
     },
 }
 
@@ -108,6 +153,15 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// When the operands do not fit each other; then `sink` was not called.
     fn multiply(&self, product: &Product<'_>, tile_columns: usize, sink: TileSink<'_>) -> Result<(), ProductError>;
+
+    /// Integer operations that one multiply-add of a value of `limbs` bytes by a weight takes: two for each digit that
+    /// the kernel splits it into, a byte (`vpdpbusd`, `tdpbusd`) or 16 bits (`vpmaddwd`).
+    fn operations(&self, limbs: usize) -> usize;
+
+    /// The most of these operations per second that all threads of the current rayon pool can do together: the
+    /// kernel's own multiply instruction on registers alone, measured for some milliseconds. `None` where the compiler
+    /// chooses the instructions.
+    fn peak_ops(&self) -> Option<f64>;
 }
 
 /// Columns of the tiles in which a product of `outer` columns is best sent.
@@ -120,14 +174,14 @@ pub fn kernels() -> Vec<Arc<dyn Kernel>> {
     let mut kernels: Vec<Arc<dyn Kernel>> = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        if let Some(micro) = x86::Vnni::detect() {
-            kernels.push(Arc::new(product::Cpu { name: "avx512-vnni", micro }));
+        if let Some(micro) = vnni::Vnni::detect() {
+            kernels.push(Arc::new(product::Cpu::new("avx512-vnni", micro)));
         }
-        if let Some(micro) = x86::Avx2::detect() {
-            kernels.push(Arc::new(product::Cpu { name: "avx2", micro }));
+        if let Some(micro) = avx2::Avx2::detect() {
+            kernels.push(Arc::new(product::Cpu::new("avx2", micro)));
         }
     }
-    kernels.push(Arc::new(product::Cpu { name: "portable", micro: micro::Portable }));
+    kernels.push(Arc::new(product::Cpu::new("portable", micro::Portable)));
     kernels
 }
 

@@ -1,38 +1,50 @@
 //! The blocked product that all CPU kernels share: which rows, columns and inner elements meet in the caches, how
 //! digit sums become values mod q, and how these are switched and written as bytes.
 //!
-//! 1. Mask and body are packed once for the call ([`Operand`]).
+//! 1. The rows are packed once for the call ([`Operand`]), in memory that is kept from call to call.
 //! 2. Output columns are cut into tiles, tiles into blocks of rows: both are rayon tasks.
-//! 3. A task walks over its columns in strips whose weights fit the second-level cache, and over the inner dimension
-//!    in blocks; a row panel stays in the first-level cache while it meets all columns of the strip.
-//! 4. Digit sums are shifted and added into a small block of values; after the last inner block the values are
-//!    rounded to the output's limbs and written. No sum leaves the task.
+//! 3. A task walks over the inner dimension in blocks, and in each over its columns; the weights of a register
+//!    block's columns stay in the first-level cache while all rows of the task pass.
+//! 4. Digit sums are shifted and added into values while they are in the first-level cache. After the last inner
+//!    block the values are rounded to the output's limbs and written; between inner blocks, where there are several,
+//!    a strip of them waits in the second-level cache. No sum leaves the task.
 
+use std::mem::MaybeUninit;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use protocol::he::{ParameterSet, Planes, Precision, ProductTile};
+use protocol::he::{Planes, ProductTile};
 use rayon::prelude::*;
 
-use super::digits::{Encoding, Operand, rows_per_panel};
+use super::digits::{Encoding, Operand};
+use super::lines::{Line, Pool, at_least};
 use super::micro::Micro;
-use super::weights::{PANEL, PackedMatrix, QUAD};
+use super::weights::{HALF, PANEL, PackedMatrix};
 use super::{Kernel, Product, ProductError, TileSink};
 
-/// Rows of a task: a multiple of every kernel's rows to a panel, and enough that preparing the weights of a strip is
+/// Rows of a task: a multiple of every kernel's rows to a panel, and enough that fetching and preparing the weights is
 /// about 1 % of multiplying by them.
-const BLOCK_ROWS: usize = 192;
-/// Most inner elements of a block: a row panel of them fills most of a 32 KiB first-level cache.
-const BLOCK_INNER: usize = 2048;
-/// Prepared weights of a strip, in 32-bit words: half of a 512 KiB second-level cache.
-const STRIP_WORDS: usize = 64 * 1024;
-/// Most columns of a strip: the values of a task's rows are to fit beside the weights.
+const TASK_ROWS: usize = 192;
+/// Columns whose values wait between inner blocks.
 const STRIP_COLUMNS: usize = 128;
+/// Passes of the register loop in one timing, a few hundred microseconds, and timings of which the best counts.
+const PEAK_PASSES: u64 = 50_000;
+const PEAK_TIMINGS: usize = 40;
 
 /// A register block as a whole kernel.
 pub(crate) struct Cpu<M> {
-    pub(crate) name: &'static str,
-    pub(crate) micro: M,
+    name: &'static str,
+    micro: M,
+    operands: Pool<Vec<Line>>,
+    scratch32: Pool<Scratch<u32>>,
+    scratch64: Pool<Scratch<u64>>,
+}
+
+impl<M: Micro> Cpu<M> {
+    pub(crate) const fn new(name: &'static str, micro: M) -> Self {
+        Self { name, micro, operands: Pool::new(), scratch32: Pool::new(), scratch64: Pool::new() }
+    }
 }
 
 impl<M: Micro> Kernel for Cpu<M> {
@@ -42,11 +54,26 @@ impl<M: Micro> Kernel for Cpu<M> {
 
     fn multiply(&self, product: &Product<'_>, tile_columns: usize, sink: TileSink<'_>) -> Result<(), ProductError> {
         product.check()?;
-        match product.precision.set {
-            ParameterSet::P24 | ParameterSet::P32 => self.run::<u32>(product, tile_columns, sink),
-            ParameterSet::P48 => self.run::<u64>(product, tile_columns, sink),
+        if product.limbs <= 4 {
+            self.run(&self.scratch32, product, tile_columns, sink);
+        } else {
+            self.run(&self.scratch64, product, tile_columns, sink);
         }
         Ok(())
+    }
+
+    fn operations(&self, limbs: usize) -> usize {
+        2 * M::Encoding::digits(limbs)
+    }
+
+    fn peak_ops(&self) -> Option<f64> {
+        let time = || {
+            let start = Instant::now();
+            let operations = self.micro.task(|| self.micro.register_loop(PEAK_PASSES))?;
+            Some(operations as f64 / start.elapsed().as_secs_f64())
+        };
+        let best = || (0..PEAK_TIMINGS).map(|_| time()).try_fold(0.0, |best: f64, speed| Some(best.max(speed?)));
+        rayon::broadcast(|_| best()).into_iter().sum()
     }
 }
 
@@ -54,11 +81,14 @@ impl<M: Micro> Kernel for Cpu<M> {
 trait Value: Copy + Send + Sync + 'static {
     const ZERO: Self;
 
-    /// `self + sum · 2^shift`.
-    fn add_shifted(self, sum: i32, shift: u32) -> Self;
+    /// `self + sum · 2^shift`, `sum` being the bits of a signed integer.
+    fn add_shifted(self, sum: u32, shift: u32) -> Self;
 
-    /// A byte of `self` rounded to a multiple of `2^dropped`: the eight bits from bit `shift` on.
-    fn rounded_byte(self, dropped: u32, shift: u32) -> u8;
+    /// `self + half`, without the bits below `shift`, of which the lowest byte is kept.
+    fn rounded_byte(self, half: Self, shift: u32) -> u8;
+
+    /// Half of `2^dropped`, and nothing where no bit is dropped.
+    fn half(dropped: u32) -> Self;
 }
 
 macro_rules! value {
@@ -67,15 +97,18 @@ macro_rules! value {
             const ZERO: Self = 0;
 
             #[inline(always)]
-            fn add_shifted(self, sum: i32, shift: u32) -> Self {
-                self.wrapping_add((sum as Self) << shift)
+            fn add_shifted(self, sum: u32, shift: u32) -> Self {
+                self.wrapping_add((sum as i32 as Self) << shift)
             }
 
             #[inline(always)]
-            fn rounded_byte(self, dropped: u32, shift: u32) -> u8 {
-                // Half of the step, and nothing where no bit is dropped.
-                let half = (1 << dropped) >> 1;
+            fn rounded_byte(self, half: Self, shift: u32) -> u8 {
                 (self.wrapping_add(half) >> shift) as u8
+            }
+
+            #[inline(always)]
+            fn half(dropped: u32) -> Self {
+                (1 << dropped) >> 1
             }
         }
     };
@@ -83,135 +116,148 @@ macro_rules! value {
 value!(u32);
 value!(u64);
 
+/// Values of neighbouring columns of a row.
+type Values<V> = [V; HALF];
+
 /// What one task needs beside its operands, kept from task to task.
 struct Scratch<V> {
-    weights: Vec<u32>,
-    sums: Vec<i32>,
-    values: Vec<V>,
+    weights: Vec<Line>,
+    sums: Vec<Line>,
+    values: Vec<Values<V>>,
 }
 
+impl<V> Default for Scratch<V> {
+    fn default() -> Self {
+        Self { weights: Vec::new(), sums: Vec::new(), values: Vec::new() }
+    }
+}
+
+/// What all tasks of a product share.
+struct Work<'a, M> {
+    operand: Operand<'a, M>,
+    weights: &'a PackedMatrix,
+    /// Bytes of a value, before and after modulus switching.
+    limbs: usize,
+    output_limbs: usize,
+    stopped: AtomicBool,
+}
+
+/// A task's part of the output planes, `[row][column]` for each limb: all of it is written.
+type Output<'a> = Vec<&'a mut [MaybeUninit<u8>]>;
+
 impl<M: Micro> Cpu<M> {
-    fn run<V: Value>(&self, product: &Product<'_>, tile_columns: usize, sink: TileSink<'_>) {
-        let set = product.precision.set;
-        let (mask, body) = rayon::join(
-            || Operand::from_mask(&self.micro, set, product.mask, set.mask_rows()),
-            || Operand::from_body(&self.micro, set, product.body),
-        );
-        let outer = product.weights.outer();
-        let tile_columns = tile_columns.clamp(1, outer.max(1)).next_multiple_of(M::COLUMNS);
-        let stopped = AtomicBool::new(false);
+    fn run<V: Value>(
+        &self,
+        scratch: &Pool<Scratch<V>>,
+        product: &Product<'_>,
+        tile_columns: usize,
+        sink: TileSink<'_>,
+    ) {
+        let &Product { weights, limbs, output_limbs, rows } = product;
+        let operand = Operand::pack(&self.micro, &self.operands, limbs, weights.inner(), rows);
+        let work = Work { operand, weights, limbs, output_limbs, stopped: AtomicBool::new(false) };
+        let outer = weights.outer();
+        let tile_columns = tile_columns.clamp(1, outer.max(1)).next_multiple_of(PANEL);
         (0..outer.div_ceil(tile_columns)).into_par_iter().for_each(|tile| {
             let columns = tile * tile_columns..((tile + 1) * tile_columns).min(outer);
-            let rows = |operand: &Operand<M>| {
-                self.rows::<V>(operand, product.weights, columns.clone(), product.precision, &stopped)
-            };
-            let (mask, body) = rayon::join(|| rows(&mask), || rows(&body));
-            if stopped.load(Ordering::Relaxed) {
-                return;
-            }
-            if let ControlFlow::Break(()) = sink(ProductTile { first_column: columns.start, mask, body }) {
-                stopped.store(true, Ordering::Relaxed);
+            let first_column = columns.start;
+            let Some(rows) = self.tile(scratch, &work, columns) else { return };
+            if let ControlFlow::Break(()) = sink(ProductTile { first_column, rows }) {
+                work.stopped.store(true, Ordering::Relaxed);
             }
         });
     }
 
-    /// All rows of an operand times some columns.
-    fn rows<V: Value>(
-        &self,
-        operand: &Operand<M>,
-        weights: &PackedMatrix,
-        columns: Range<usize>,
-        precision: Precision,
-        stopped: &AtomicBool,
-    ) -> Planes {
-        let limbs = usize::from(precision.output_limbs);
-        let mut planes = Planes::zeros(limbs, operand.rows(), columns.len());
-        let plane_bytes = (operand.rows() * columns.len()).max(1);
-        let mut blocks: Vec<Vec<&mut [u8]>> = Vec::new();
-        blocks.resize_with(operand.rows().div_ceil(BLOCK_ROWS), || Vec::with_capacity(limbs));
-        for plane in planes.bytes_mut().chunks_exact_mut(plane_bytes) {
-            for (block, bytes) in blocks.iter_mut().zip(plane.chunks_mut(BLOCK_ROWS * columns.len())) {
-                block.push(bytes);
+    /// All rows times some columns, unless the product is stopped meanwhile.
+    fn tile<V: Value>(&self, scratch: &Pool<Scratch<V>>, work: &Work<'_, M>, columns: Range<usize>) -> Option<Planes> {
+        let rows = work.operand.rows();
+        let plane = rows * columns.len();
+        let mut bytes = Vec::with_capacity(work.output_limbs * plane);
+        let mut tasks: Vec<Output<'_>> = Vec::new();
+        tasks.resize_with(rows.div_ceil(TASK_ROWS), || Vec::with_capacity(work.output_limbs));
+        let uninit = &mut bytes.spare_capacity_mut()[..work.output_limbs * plane];
+        for plane in uninit.chunks_exact_mut(plane.max(1)) {
+            for (task, part) in tasks.iter_mut().zip(plane.chunks_mut(TASK_ROWS * columns.len())) {
+                task.push(part);
             }
         }
-        blocks.into_par_iter().enumerate().for_each_init(
-            || Scratch { weights: Vec::new(), sums: vec![0; M::LANES * M::COLUMNS], values: Vec::new() },
-            |scratch: &mut Scratch<V>, (block, mut output)| {
-                if !stopped.load(Ordering::Relaxed) {
-                    let first = block * BLOCK_ROWS;
-                    let rows = first..(first + BLOCK_ROWS).min(operand.rows());
-                    let columns = columns.clone();
-                    self.micro.vectorised(|| {
-                        self.block(operand, rows, weights, columns, precision, scratch, &mut output);
-                    });
+        tasks.into_par_iter().enumerate().for_each_init(
+            || scratch.take(),
+            |scratch, (task, mut output)| {
+                if !work.stopped.load(Ordering::Relaxed) {
+                    let rows = task * TASK_ROWS..((task + 1) * TASK_ROWS).min(rows);
+                    self.micro.task(|| self.block(work, rows, columns.clone(), scratch, &mut output));
                 }
             },
         );
-        planes
+        if work.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        // SAFETY: so many bytes were reserved, and the tasks' parts cover them. Each task has ended and wrote all of
+        // its part, unless it saw the flag set, which nobody takes back: then it was set above, too.
+        unsafe { bytes.set_len(work.output_limbs * plane) };
+        Planes::from_bytes(work.output_limbs, rows, columns.len(), bytes)
     }
 
-    /// One task: `rows` of an operand times `columns`, written to the output's planes `[row][column]`.
+    /// One task: some rows times some columns, written to the output's planes.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the two operands, the range of each, and where the result goes")]
     fn block<V: Value>(
         &self,
-        operand: &Operand<M>,
+        work: &Work<'_, M>,
         rows: Range<usize>,
-        weights: &PackedMatrix,
         columns: Range<usize>,
-        precision: Precision,
         scratch: &mut Scratch<V>,
-        output: &mut [&mut [u8]],
+        output: &mut Output<'_>,
     ) {
-        let digits = M::Encoding::digits(precision.set);
-        let bits = M::Encoding::digit_bits(precision.set);
-        let rows_per_panel = rows_per_panel::<M>(precision.set);
-        let panels = rows.start / rows_per_panel..rows.end.div_ceil(rows_per_panel);
-        let steps_per_quad = QUAD / M::Encoding::STEP;
+        let digits = M::Encoding::digits(work.limbs);
+        let panels = rows.start / M::LANES..rows.end.div_ceil(M::LANES);
+        let halves = M::COLUMNS / HALF;
+        let sums = at_least(&mut scratch.sums, digits * M::LANES * halves, Line::ZERO);
 
-        let quads = weights.quads();
-        let limit = (M::Encoding::inner_limit(precision.set).min(BLOCK_INNER)) / QUAD;
-        let block_quads = quads.div_ceil(quads.div_ceil(limit).max(1)).max(1);
-        let strip_words = block_quads * steps_per_quad * M::COLUMNS;
-        let strip_blocks = (STRIP_WORDS / strip_words).clamp(1, STRIP_COLUMNS / M::COLUMNS);
-        let strip_columns = strip_blocks * M::COLUMNS;
+        // Inner blocks of equal size; one that is empty where there is nothing to sum, so that zeros are written.
+        let blocks = work.weights.blocks();
+        let passes = blocks.div_ceil(M::INNER_BLOCKS.min(M::Encoding::exact_blocks(work.limbs))).max(1);
+        let blocks_per_pass = blocks.div_ceil(passes);
 
-        for strip in (columns.start..columns.end).step_by(strip_columns) {
-            let width = (columns.end - strip).min(strip_columns);
-            let blocks = width.div_ceil(M::COLUMNS);
-            let padded = blocks * M::COLUMNS;
-            scratch.values.clear();
-            scratch.values.resize(panels.len() * rows_per_panel * padded, V::ZERO);
-
-            for first_quad in (0..quads).step_by(block_quads) {
-                let range = first_quad..(first_quad + block_quads).min(quads);
-                let steps = range.start * steps_per_quad..range.end * steps_per_quad;
-                let block_words = steps.len() * M::COLUMNS;
-                scratch.weights.resize(blocks * block_words, 0);
-                for (block, words) in scratch.weights.chunks_exact_mut(block_words).enumerate() {
-                    let panel = (strip + block * M::COLUMNS) / PANEL;
-                    self.micro.prepare(weights, panel, range.clone(), words);
-                }
-                for (panel, values) in panels.clone().zip(scratch.values.chunks_exact_mut(rows_per_panel * padded)) {
-                    let row_digits = operand.panel(panel, steps.clone());
-                    for (block, words) in scratch.weights.chunks_exact(block_words).enumerate() {
-                        self.micro.multiply(row_digits, words, &mut scratch.sums);
-                        for (row, sums) in scratch.sums.chunks_exact(digits * M::COLUMNS).enumerate() {
-                            let start = row * padded + block * M::COLUMNS;
-                            recombine(&mut values[start..start + M::COLUMNS], sums, bits);
+        for strip in columns.clone().step_by(STRIP_COLUMNS) {
+            let strip_columns = strip..(strip + STRIP_COLUMNS).min(columns.end);
+            let strip_blocks = strip_columns.len().div_ceil(M::COLUMNS);
+            let waiting = if passes > 1 { panels.len() * M::LANES * halves } else { 0 };
+            let values = at_least(&mut scratch.values, strip_blocks * waiting, [V::ZERO; HALF]);
+            for pass in 0..passes {
+                let inner = (pass * blocks_per_pass).min(blocks)..((pass + 1) * blocks_per_pass).min(blocks);
+                for block in 0..strip_blocks {
+                    let first = strip + block * M::COLUMNS;
+                    let packed = work.weights.panel(first / PANEL, inner.clone());
+                    let prepared = self.micro.prepare(packed, first / HALF % 2, &mut scratch.weights);
+                    for panel in panels.clone() {
+                        let first_row = panel * M::LANES;
+                        let panel_rows = (rows.end - first_row).min(M::LANES);
+                        for (digit, sums) in sums.chunks_exact_mut(M::LANES * halves).enumerate() {
+                            let group = work.operand.group(panel, digit, inner.clone());
+                            self.micro.multiply(group, prepared, panel_rows, sums);
                         }
-                    }
-                }
-            }
-
-            let offset = strip - columns.start;
-            for (row, values) in (0..rows.len()).zip(scratch.values.chunks_exact(padded)) {
-                let start = row * columns.len() + offset;
-                for (limb, plane) in output.iter_mut().enumerate() {
-                    let dropped = precision.dropped_bits();
-                    let shift = dropped + 8 * limb as u32;
-                    for (byte, value) in plane[start..start + width].iter_mut().zip(values) {
-                        *byte = value.rounded_byte(dropped, shift);
+                        for index in 0..panel_rows * halves {
+                            let (row, half) = (index / halves, index % halves);
+                            let waiting = block * waiting + (first_row - rows.start) * halves + index;
+                            let mut value = if pass > 0 { values[waiting] } else { [V::ZERO; HALF] };
+                            for (digit, sums) in sums.chunks_exact(M::LANES * halves).enumerate() {
+                                let shift = M::Encoding::DIGIT_BITS * digit as u32;
+                                for (value, &sum) in value.iter_mut().zip(&sums[index].0) {
+                                    *value = value.add_shifted(sum, shift);
+                                }
+                            }
+                            if pass + 1 < passes {
+                                values[waiting] = value;
+                                continue;
+                            }
+                            let column = first + half * HALF;
+                            if column < columns.end {
+                                let start = (first_row - rows.start + row) * columns.len() + column - columns.start;
+                                let width = (columns.end - column).min(HALF);
+                                write(&value, work.limbs, output, start, width);
+                            }
+                        }
                     }
                 }
             }
@@ -219,13 +265,14 @@ impl<M: Micro> Cpu<M> {
     }
 }
 
-/// Adds the sums `[digit][column]` of one row, each times its digit's weight, to the row's values.
+/// Rounds values to their most significant bytes and writes the first `width` of them to the planes.
 #[inline(always)]
-fn recombine<V: Value>(values: &mut [V], sums: &[i32], bits: u32) {
-    for (digit, sums) in sums.chunks_exact(values.len()).enumerate() {
-        let shift = bits * digit as u32;
-        for (value, &sum) in values.iter_mut().zip(sums) {
-            *value = value.add_shifted(sum, shift);
-        }
+fn write<V: Value>(values: &Values<V>, limbs: usize, output: &mut Output<'_>, start: usize, width: usize) {
+    let dropped = 8 * (limbs - output.len()) as u32;
+    let half = V::half(dropped);
+    for (limb, plane) in output.iter_mut().enumerate() {
+        let shift = dropped + 8 * limb as u32;
+        let bytes = values.map(|value| MaybeUninit::new(value.rounded_byte(half, shift)));
+        plane[start..start + width].copy_from_slice(&bytes[..width]);
     }
 }

@@ -1,41 +1,58 @@
 //! Int8 weights in the order in which every CPU kernel reads them.
 
+use std::ops::Range;
+
 use protocol::model::{Direction, LinearShape};
 use rayon::prelude::*;
 
+use super::lines::{LINE_WORDS, Line};
+
 /// Output columns of one packed panel.
-pub(crate) const PANEL: usize = 16;
+pub(crate) const PANEL: usize = 32;
+/// Output columns of half a panel: a line of 32-bit words, a row of an AMX tile.
+pub(crate) const HALF: usize = LINE_WORDS;
+/// Inner elements of a block: a line of bytes.
+pub(crate) const BLOCK: usize = 64;
 /// Consecutive inner elements kept together: the dot product of one `vpdpbusd` lane, two of `vpmaddwd`.
 pub(crate) const QUAD: usize = 4;
+/// Lines of one block of a panel.
+pub(crate) const BLOCK_LINES: usize = PANEL * BLOCK / 64;
 
-/// An `inner × outer` int8 matrix, packed `[panel of 16 columns][inner / 4][column][4]` and filled up with zeros.
+/// An `inner × outer` int8 matrix, packed `[panel of 32 columns][inner / 64][half][16 quads][16 columns][4]` and
+/// filled up with zeros.
 ///
-/// One order serves all kernels: four consecutive inner elements of a column are the operand of a VNNI lane (and,
-/// sixteen such rows together, of an AMX tile), and two pairs for the 16-bit multiply-add of AVX2.
+/// One order serves all kernels: four consecutive inner elements of a column are the operand of a VNNI lane and two
+/// pairs for the 16-bit multiply-add of AVX2; the sixteen lines of a half block are an AMX tile; and whatever is
+/// multiplied over an inner range is one run of memory.
 pub struct PackedMatrix {
     inner: usize,
     outer: usize,
-    bytes: Vec<i8>,
+    lines: Vec<Line>,
 }
 
 impl PackedMatrix {
     /// Packs the matrix whose element `(i, j)` is `element(i, j)`.
     fn pack(inner: usize, outer: usize, element: impl Fn(usize, usize) -> i8 + Sync) -> Self {
-        let panel_bytes = inner.div_ceil(QUAD) * QUAD * PANEL;
-        let mut bytes = vec![0i8; outer.div_ceil(PANEL) * panel_bytes];
-        if panel_bytes > 0 {
-            bytes.par_chunks_exact_mut(panel_bytes).enumerate().for_each(|(panel, bytes)| {
-                let columns = panel * PANEL..((panel + 1) * PANEL).min(outer);
-                for (quad, group) in bytes.chunks_exact_mut(QUAD * PANEL).enumerate() {
-                    for (j, lane) in columns.clone().zip(group.chunks_exact_mut(QUAD)) {
-                        for (i, value) in (quad * QUAD..inner).zip(lane) {
+        let panel_lines = inner.div_ceil(BLOCK) * BLOCK_LINES;
+        let mut lines = vec![Line::ZERO; outer.div_ceil(PANEL) * panel_lines];
+        if panel_lines > 0 {
+            lines.par_chunks_exact_mut(panel_lines).enumerate().for_each(|(panel, lines)| {
+                for (index, line) in lines.iter_mut().enumerate() {
+                    let (block, half, quad) = (index / BLOCK_LINES, index / HALF % 2, index % HALF);
+                    let first_column = panel * PANEL + half * HALF;
+                    let columns = first_column..(first_column + HALF).min(outer);
+                    let first_row = block * BLOCK + quad * QUAD;
+                    let rows = first_row..(first_row + QUAD).min(inner);
+                    let bytes: &mut [i8] = bytemuck::cast_slice_mut(&mut line.0);
+                    for (j, lane) in columns.zip(bytes.chunks_exact_mut(QUAD)) {
+                        for (i, value) in rows.clone().zip(lane) {
                             *value = element(i, j);
                         }
                     }
                 }
             });
         }
-        Self { inner, outer, bytes }
+        Self { inner, outer, lines }
     }
 
     /// Rows: what a product sums over.
@@ -48,18 +65,15 @@ impl PackedMatrix {
         self.outer
     }
 
-    /// Groups of four inner elements in a panel.
-    pub(crate) fn quads(&self) -> usize {
-        self.inner.div_ceil(QUAD)
+    /// Blocks of a panel.
+    pub(crate) fn blocks(&self) -> usize {
+        self.inner.div_ceil(BLOCK)
     }
 
-    /// `[quad][column][4]` of one panel for some of its quads; empty for a panel beyond the last.
-    pub(crate) fn panel(&self, panel: usize, quads: std::ops::Range<usize>) -> &[i8] {
-        if panel >= self.outer.div_ceil(PANEL) {
-            return &[];
-        }
-        let base = panel * self.quads() * QUAD * PANEL;
-        &self.bytes[base + quads.start * QUAD * PANEL..base + quads.end * QUAD * PANEL]
+    /// `[block][half][quad][column][4]` of one panel for some of its blocks.
+    pub(crate) fn panel(&self, panel: usize, blocks: Range<usize>) -> &[Line] {
+        let base = panel * self.blocks();
+        &self.lines[(base + blocks.start) * BLOCK_LINES..(base + blocks.end) * BLOCK_LINES]
     }
 }
 
@@ -99,13 +113,13 @@ impl PackedLinear {
 
     /// Memory of both packings, bytes.
     pub fn memory_bytes(&self) -> u64 {
-        (self.forward.bytes.len() + self.backward.bytes.len()) as u64
+        (size_of_val(&self.forward.lines[..]) + size_of_val(&self.backward.lines[..])) as u64
     }
 
     /// What [`Self::memory_bytes`] will be for a shape, before anything is loaded.
     pub fn memory_for(shape: LinearShape) -> u64 {
         let packed = |inner: usize, outer: usize| {
-            (inner as u64).next_multiple_of(QUAD as u64).saturating_mul((outer as u64).next_multiple_of(PANEL as u64))
+            (inner as u64).next_multiple_of(BLOCK as u64).saturating_mul((outer as u64).next_multiple_of(PANEL as u64))
         };
         packed(shape.d_in, shape.d_out).saturating_add(packed(shape.d_out, shape.d_in))
     }

@@ -8,6 +8,8 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub struct PhaseClock {
     products: AtomicU64,
+    mask_products: AtomicU64,
+    masks: AtomicU64,
     encrypt: AtomicU64,
     exchange: AtomicU64,
     decrypt: AtomicU64,
@@ -16,8 +18,12 @@ pub struct PhaseClock {
 /// A reading of a [`PhaseClock`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PhaseTimes {
-    /// Products finished.
+    /// Products of ciphertexts finished.
     pub products: u64,
+    /// Products of masks finished: one for each matrix and direction, more only where they are not kept.
+    pub mask_products: u64,
+    /// Seconds from asking for the product of a mask to having it.
+    pub mask_seconds: f64,
     /// Seconds in rotation, encoding and encryption.
     pub encrypt_seconds: f64,
     /// Seconds between sending a product and its last tile, less the decryption of tiles meanwhile: the network
@@ -39,11 +45,19 @@ impl PhaseClock {
         add(&self.decrypt, decrypt);
     }
 
+    /// The product of a mask was asked for and came, in so much time.
+    pub(crate) fn add_mask_product(&self, time: Duration) {
+        self.mask_products.fetch_add(1, Ordering::Relaxed);
+        add(&self.masks, time);
+    }
+
     /// The sums so far.
     pub fn read(&self) -> PhaseTimes {
         let seconds = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed)).as_secs_f64();
         PhaseTimes {
             products: self.products.load(Ordering::Relaxed),
+            mask_products: self.mask_products.load(Ordering::Relaxed),
+            mask_seconds: seconds(&self.masks),
             encrypt_seconds: seconds(&self.encrypt),
             exchange_seconds: seconds(&self.exchange),
             decrypt_seconds: seconds(&self.decrypt),

@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use protocol::he::{Decryption, MaskDomain, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt};
+use protocol::he::{
+    Decryption, MaskDomain, MaskProduct, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
+};
 use protocol::model::{Direction, LinearId};
 use protocol::quant::{QuantError, RowScales};
-use protocol::wire::messages::{PROTOCOL_VERSION, ProductHeader};
-
-use rand::SeedableRng as _;
-use rand_chacha::ChaCha20Rng;
+use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 
 use super::clock::PhaseClock;
 use super::table::LayerTable;
@@ -40,9 +39,6 @@ pub enum KeyError {
     /// The product came back in another size than it was decrypted to.
     #[error("decrypted rows cannot be decoded: {0}")]
     Decode(QuantError),
-    /// The operating system gave no random bytes.
-    #[error("no randomness from the operating system: {0}")]
-    Randomness(String),
     /// Encryption refused its input.
     #[error("encryption failed: {0}")]
     Encrypt(#[from] protocol::he::EncryptError),
@@ -68,7 +64,7 @@ pub enum KeyError {
 pub(crate) struct Sealed {
     /// Names the call and its ticket.
     pub(crate) header: ProductHeader,
-    /// `set.limbs() × tokens × inner`.
+    /// `body_limbs × tokens × inner`.
     pub(crate) body: Arc<Planes>,
     /// Columns of the answer.
     pub(crate) outer: usize,
@@ -90,6 +86,8 @@ pub(crate) struct Encrypt {
 #[rtype(result = "Result<Vec<f32>, KeyError>")]
 pub(crate) struct Decrypt {
     pub(crate) call: u64,
+    /// The product of the mask by the same matrix.
+    pub(crate) masks: Arc<MaskProduct>,
     pub(crate) tiles: TileStream<TransportError>,
     /// When the product was sent, for the phase clock.
     pub(crate) sent: Instant,
@@ -112,6 +110,7 @@ struct Held {
 
 /// The actor. See the module's documentation.
 pub struct KeyManager {
+    seed: MaskSeed,
     table: Arc<LayerTable>,
     clock: Arc<PhaseClock>,
     tickets: HashMap<u64, Held>,
@@ -119,9 +118,9 @@ pub struct KeyManager {
 }
 
 impl KeyManager {
-    /// A key manager for the layers of `table`, counting its time on `clock`.
-    pub fn new(table: Arc<LayerTable>, clock: Arc<PhaseClock>) -> Self {
-        Self { table, clock, tickets: HashMap::new(), calls: 0 }
+    /// A key manager for the layers of `table` that encrypts under the masks of `seed` and counts its time on `clock`.
+    pub fn new(seed: MaskSeed, table: Arc<LayerTable>, clock: Arc<PhaseClock>) -> Self {
+        Self { seed, table, clock, tickets: HashMap::new(), calls: 0 }
     }
 }
 
@@ -136,7 +135,7 @@ impl Handler<Encrypt> for KeyManager {
 
     fn handle(&mut self, message: Encrypt, _context: &mut Self::Context) -> Self::Result {
         self.calls += 1;
-        let (call, table, clock) = (self.calls, Arc::clone(&self.table), Arc::clone(&self.clock));
+        let (call, seed, table, clock) = (self.calls, self.seed, Arc::clone(&self.table), Arc::clone(&self.clock));
         let crowded = self.tickets.len() >= TICKETS_OUT;
         let work = async move {
             if crowded {
@@ -144,7 +143,7 @@ impl Handler<Encrypt> for KeyManager {
             }
             on_rayon(move || {
                 let start = Instant::now();
-                let sealed = seal(&table, call, &message);
+                let sealed = seal(&seed, &table, call, &message);
                 clock.add_encrypt(start.elapsed());
                 sealed
             })
@@ -158,28 +157,18 @@ impl Handler<Encrypt> for KeyManager {
     }
 }
 
-/// Rotates, encodes and encrypts rows under fresh secrets and a fresh mask.
-fn seal(table: &LayerTable, call: u64, message: &Encrypt) -> Result<(Sealed, Held), KeyError> {
+/// Rotates, encodes and encrypts rows under fresh secrets.
+fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Result<(Sealed, Held), KeyError> {
     let Encrypt { linear, direction, ref rows, tokens } = *message;
     let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
     let precision = entry.precision(direction);
     let prepared = entry.codec(direction).prepare(rows, tokens)?;
     let (inner, outer) = entry.shape().along(direction);
-    let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| KeyError::Randomness(error.to_string()))?;
-    let seed = MaskSeed::generate(&mut rng);
     let domain = MaskDomain { set: precision.set, linear, direction };
     let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
-    let (body, ticket) = encrypt(&seed, &domain, plaintext)?;
-    let tokens_on_wire = u32::try_from(tokens).unwrap_or(u32::MAX);
-    let header = ProductHeader {
-        version: PROTOCOL_VERSION,
-        call,
-        linear,
-        direction,
-        precision,
-        seed: seed.to_bytes(),
-        tokens: tokens_on_wire,
-    };
+    let (body, ticket) = encrypt(seed, &domain, precision, plaintext)?;
+    let operand = Operand::Body { tokens: u32::try_from(tokens).unwrap_or(u32::MAX) };
+    let header = ProductHeader { version: PROTOCOL_VERSION, call, linear, direction, precision, operand };
     let held = Held { linear, direction, precision, tokens, ticket, scales: prepared.scales };
     Ok((Sealed { header, body: Arc::new(body), outer }, held))
 }
@@ -190,7 +179,7 @@ impl Handler<Decrypt> for KeyManager {
     fn handle(&mut self, message: Decrypt, _context: &mut Self::Context) -> Self::Result {
         let held = self.tickets.remove(&message.call).ok_or(KeyError::NoTicket(message.call));
         let (table, clock) = (Arc::clone(&self.table), Arc::clone(&self.clock));
-        Box::pin(async move { open(table, clock, held?, message.tiles, message.sent).await })
+        Box::pin(async move { open(table, clock, held?, message).await })
     }
 }
 
@@ -199,13 +188,13 @@ async fn open(
     table: Arc<LayerTable>,
     clock: Arc<PhaseClock>,
     held: Held,
-    mut tiles: TileStream<TransportError>,
-    sent: Instant,
+    answer: Decrypt,
 ) -> Result<Vec<f32>, KeyError> {
     let Held { linear, direction, precision, tokens, ticket, scales } = held;
+    let Decrypt { masks, mut tiles, sent, .. } = answer;
     let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
     let (_, outer) = entry.shape().along(direction);
-    let mut state = (ticket.open(precision, outer)?, vec![0.0_f32; tokens * outer]);
+    let mut state = (ticket.open(masks, precision)?, vec![0.0_f32; tokens * outer]);
     let mut decrypt_time = Duration::ZERO;
     while let Some(tile) = tiles.recv().await {
         let tile = tile?;

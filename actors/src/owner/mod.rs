@@ -3,7 +3,8 @@
 //! One product passes through these modules in this order:
 //!
 //! 1. [`backend::EncryptedBackend`] takes rows from a thread of the trainer and asks the scheduler;
-//! 2. [`scheduler::LayerScheduler`] has them encrypted by [`keys::KeyManager`], which keeps the ticket;
+//! 2. [`scheduler::LayerScheduler`] has them encrypted by [`keys::KeyManager`], which keeps the ticket; the product of
+//!    the mask is kept by [`masks`] since the matrix was first used;
 //! 3. the scheduler sends the ciphertext to the worker that holds the layer, over the transport;
 //! 4. the answer's tiles go to the key manager as they arrive, and decrypted rows go back to the trainer.
 //!
@@ -14,6 +15,7 @@ pub mod assignment;
 pub mod backend;
 pub mod clock;
 pub mod keys;
+pub mod masks;
 pub mod scheduler;
 pub mod table;
 #[cfg(test)]
@@ -23,6 +25,9 @@ mod tests;
 use std::sync::Arc;
 
 use actix::{Addr, Arbiter, Supervisor};
+use protocol::he::MaskSeed;
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha20Rng;
 
 use crate::transport::Transport;
 
@@ -31,6 +36,13 @@ pub use clock::{PhaseClock, PhaseTimes};
 pub use keys::KeyManager;
 pub use scheduler::LayerScheduler;
 pub use table::LayerTable;
+
+use masks::MaskCache;
+
+/// The operating system gave no random bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("no randomness from the operating system: {0}")]
+pub struct NoRandomness(String);
 
 /// The owner's running actors, each on a thread of its own.
 pub struct OwnerActors {
@@ -42,15 +54,26 @@ pub struct OwnerActors {
 }
 
 impl OwnerActors {
-    /// Starts a key manager and a scheduler under supervision; call it inside an actix system.
-    pub fn start(table: Arc<LayerTable>, transport: Arc<dyn Transport>) -> Self {
+    /// Starts a key manager and a scheduler under supervision, with a fresh seed for the masks of the run, whose
+    /// products take at most `mask_cache_bytes` of memory. Call it inside an actix system.
+    ///
+    /// # Errors
+    /// When the operating system gives no random bytes.
+    pub fn start(
+        table: Arc<LayerTable>,
+        transport: Arc<dyn Transport>,
+        mask_cache_bytes: usize,
+    ) -> Result<Self, NoRandomness> {
+        let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| NoRandomness(error.to_string()))?;
+        let seed = MaskSeed::generate(&mut rng);
         let clock = Arc::new(PhaseClock::default());
         let arbiters = [Arbiter::new(), Arbiter::new()];
-        let of_keys = Arc::clone(&clock);
-        let keys = Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(table, of_keys));
+        let (of_masks, of_keys) = (Arc::clone(&clock), Arc::clone(&clock));
+        let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), of_masks, mask_cache_bytes));
+        let keys = Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(seed, table, of_keys));
         let scheduler =
-            Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(transport, keys));
-        Self { scheduler, clock, arbiters }
+            Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(transport, keys, masks));
+        Ok(Self { scheduler, clock, arbiters })
     }
 
     /// Ends the actors and what they still do.

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use super::assignment::{Capacity, NotEnoughMemory, split_layers};
 use super::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager};
+use super::masks::{MaskCache, MaskError};
 use crate::buffer::Buffer;
 use crate::transport::{PeerName, ProductRequest, Transport, TransportError};
 
@@ -38,6 +39,9 @@ pub enum ScheduleError {
     /// A worker failed, and went on failing.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The product of a mask could not be had.
+    #[error(transparent)]
+    Masks(#[from] MaskError),
     /// Encryption or decryption failed.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -126,13 +130,14 @@ pub struct ReleaseLayers;
 pub struct LayerScheduler {
     transport: Arc<dyn Transport>,
     keys: Addr<KeyManager>,
+    masks: Arc<MaskCache>,
     assignments: Vec<Assignment>,
 }
 
 impl LayerScheduler {
     /// A scheduler without layers: [`AssignLayers`] comes first.
-    pub fn new(transport: Arc<dyn Transport>, keys: Addr<KeyManager>) -> Self {
-        Self { transport, keys, assignments: Vec::new() }
+    pub(crate) fn new(transport: Arc<dyn Transport>, keys: Addr<KeyManager>, masks: Arc<MaskCache>) -> Self {
+        Self { transport, keys, masks, assignments: Vec::new() }
     }
 
     fn route(&self, linear: LinearId) -> Result<PeerName, ScheduleError> {
@@ -234,13 +239,13 @@ impl Handler<Apply> for LayerScheduler {
     type Result = ResponseFuture<Result<Vec<f32>, ScheduleError>>;
 
     fn handle(&mut self, message: Apply, _context: &mut Self::Context) -> Self::Result {
-        let (transport, keys) = (Arc::clone(&self.transport), self.keys.clone());
+        let (transport, keys, masks) = (Arc::clone(&self.transport), self.keys.clone(), Arc::clone(&self.masks));
         let route = self.route(message.linear);
         Box::pin(async move {
             let peer = route?;
             let (mut attempt, mut pause) = (1, FIRST_PAUSE);
             loop {
-                match attempt_product(transport.as_ref(), &keys, &peer, &message).await {
+                match attempt_product(transport.as_ref(), &keys, &masks, &peer, &message).await {
                     Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
                         tracing::warn!(%peer, linear = %message.linear, attempt, %error, "sending the product again");
                         tokio::time::sleep(pause).await;
@@ -260,6 +265,7 @@ fn is_transient(error: &ScheduleError) -> bool {
     matches!(
         error,
         ScheduleError::Transport(TransportError::Unreachable { .. })
+            | ScheduleError::Masks(MaskError::Transport(TransportError::Unreachable { .. }))
             | ScheduleError::Key(KeyError::Transport(TransportError::Unreachable { .. }))
     )
 }
@@ -267,18 +273,22 @@ fn is_transient(error: &ScheduleError) -> bool {
 async fn attempt_product(
     transport: &dyn Transport,
     keys: &Addr<KeyManager>,
+    masks: &MaskCache,
     peer: &PeerName,
     message: &Apply,
 ) -> Result<Vec<f32>, ScheduleError> {
     let Apply { linear, direction, ref rows, tokens } = *message;
-    let sealed = keys.send(Encrypt { linear, direction, rows: Arc::clone(rows), tokens }).await??;
+    let encrypt = Encrypt { linear, direction, rows: Arc::clone(rows), tokens };
+    let (sealed, masks) = futures::join!(keys.send(encrypt), masks.product(transport, peer, linear, direction));
+    let sealed = sealed??;
     let (call, sent) = (sealed.header.call, Instant::now());
-    let request = ProductRequest { header: sealed.header, body: sealed.body, outer: sealed.outer };
-    match transport.product(peer, request).await {
-        Ok(tiles) => Ok(keys.send(Decrypt { call, tiles, sent }).await??),
+    let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
+    let answer = async { Ok::<_, ScheduleError>((masks?, transport.product(peer, request).await?)) };
+    match answer.await {
+        Ok((masks, tiles)) => Ok(keys.send(Decrypt { call, masks, tiles, sent }).await??),
         Err(error) => {
             keys.send(Discard(call)).await?;
-            Err(error.into())
+            Err(error)
         }
     }
 }

@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use protocol::he::reference::reference_answer;
-use protocol::he::{MaskDomain, MaskSeed, Planes, ProductTile};
+use protocol::he::{MaskDomain, MaskSeed, Planes, ProductTile, reference};
 use protocol::model::{Direction, Group, LinearId, LinearShape};
 use protocol::quant::{LinearMeta, PrecisionTarget, serve};
 use protocol::wire::messages::{
-    ControlReply, ControlRequest, DeviceOffer, ModelDigest, PROTOCOL_VERSION, Refusal, WorkerHealth, WorkerOffer,
+    ControlReply, ControlRequest, DeviceOffer, ModelDigest, Operand, PROTOCOL_VERSION, Refusal, WorkerHealth,
+    WorkerOffer,
 };
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -47,6 +47,14 @@ fn columns_of(planes: &Planes, columns: std::ops::Range<usize>) -> Planes {
         }
     }
     part
+}
+
+impl Workers {
+    /// What was sent, in order.
+    fn asked(&self) -> Vec<&'static str> {
+        let kind = |request: &ProductRequest| if request.body.is_some() { "body" } else { "mask" };
+        self.sent.lock().unwrap().iter().map(kind).collect()
+    }
 }
 
 #[async_trait]
@@ -96,16 +104,23 @@ impl Transport for Workers {
         if !serves {
             return Err(TransportError::Refused { peer, refusal: Refusal::Layers(header.linear.to_string()) });
         }
-        let domain = MaskDomain { set: header.precision.set, linear: header.linear, direction: header.direction };
-        let seed = MaskSeed::from_bytes(header.seed);
-        let answer =
-            reference_answer(header.precision, &seed, &domain, &request.body, &self.matrices[&header.linear], SHAPE);
+        let weights = &self.matrices[&header.linear];
+        let answer = match (header.operand, &request.body) {
+            (Operand::Masks { seed }, None) => {
+                let set = header.precision.set;
+                let domain = MaskDomain { set, linear: header.linear, direction: header.direction };
+                reference::reference_masks(header.precision, &MaskSeed::from_bytes(seed), &domain, weights, SHAPE)
+            }
+            (Operand::Body { .. }, Some(body)) => {
+                reference::reference_answer(header.precision, header.direction, body, weights, SHAPE)
+            }
+            _ => panic!("a body with a mask's header, or none with a body's"),
+        };
         let (sender, receiver) = mpsc::channel(64);
-        let outer = answer.body.columns();
+        let outer = answer.rows.columns();
         for first_column in (0..outer).step_by(self.tile).rev() {
-            let columns = first_column..outer.min(first_column + self.tile);
-            let (mask, body) = (columns_of(&answer.mask, columns.clone()), columns_of(&answer.body, columns));
-            sender.try_send(Ok(ProductTile { first_column, mask, body })).unwrap();
+            let rows = columns_of(&answer.rows, first_column..outer.min(first_column + self.tile));
+            sender.try_send(Ok(ProductTile { first_column, rows })).unwrap();
         }
         Ok(receiver)
     }
@@ -133,6 +148,11 @@ fn linears() -> impl Iterator<Item = LinearId> {
 
 /// Starts the owner's actors over workers of these speeds and assigns the layers.
 async fn cluster(speeds: &[f64]) -> (Cluster, Vec<scheduler::Assignment>) {
+    cluster_keeping(speeds, usize::MAX).await
+}
+
+/// The same with so much memory for the products of masks.
+async fn cluster_keeping(speeds: &[f64], mask_cache_bytes: usize) -> (Cluster, Vec<scheduler::Assignment>) {
     let mut workers = Workers { tile: 16, ..Workers::default() };
     let mut weights = HashMap::new();
     let mut metas: Vec<(LinearId, LinearMeta)> = Vec::new();
@@ -146,7 +166,7 @@ async fn cluster(speeds: &[f64]) -> (Cluster, Vec<scheduler::Assignment>) {
     let workers = Arc::new(workers);
     let table = LayerTable::new(&metas, &PrecisionTarget::default()).unwrap();
     let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
-    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport));
+    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), mask_cache_bytes).unwrap();
     let candidates = speeds.iter().enumerate().map(|(number, &speed)| Candidate {
         peer: PeerName::from(format!("worker {number}").as_str()),
         offer: WorkerOffer {
@@ -226,7 +246,7 @@ fn products_come_back_both_ways_through_the_worker_that_has_the_layer() {
             }
         }
         let times = cluster.actors.clock.read();
-        assert_eq!(times.products, 6);
+        assert_eq!((times.products, times.mask_products), (6, 6));
         assert!(times.encrypt_seconds > 0.0 && times.decrypt_seconds > 0.0);
         let health = cluster.actors.scheduler.send(AskHealth).await.unwrap();
         assert!(health.iter().all(|(_, health)| health.as_ref().is_ok_and(|health| health.busy_seconds == 0.5)));
@@ -240,22 +260,28 @@ fn products_come_back_both_ways_through_the_worker_that_has_the_layer() {
 fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
     actix::System::new().block_on(async {
         let (cluster, _) = cluster(&[1.0]).await;
-        *cluster.workers.failures.lock().unwrap() = 1;
         let linear = LinearId { layer: 0, group: Group::O };
         let rows = random(2 * SHAPE.d_in, 7);
+        *cluster.workers.failures.lock().unwrap() = 1;
         let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
         assert!(result.is_ok(), "{result:?}");
+        assert_eq!(cluster.workers.asked(), ["mask", "mask", "body"]);
+        *cluster.workers.failures.lock().unwrap() = 1;
+        let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(cluster.workers.asked(), ["mask", "mask", "body", "body", "body"]);
         {
             let sent = cluster.workers.sent.lock().unwrap();
-            let [first, second] = sent.as_slice() else { panic!("one product and one retry") };
-            assert_ne!(first.header.seed, second.header.seed);
-            assert_ne!(first.header.call, second.header.call);
-            assert_ne!(first.body, second.body, "no byte of a ciphertext is used twice");
+            let [first, second, third] = &sent[2..] else { panic!("one product, another, and its retry") };
+            for (one, other) in [(first, second), (second, third), (first, third)] {
+                assert_ne!(one.header.call, other.header.call);
+                assert_ne!(one.body, other.body, "no byte of a ciphertext is used twice");
+            }
         }
         cluster.workers.assigned.lock().unwrap().clear();
         let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
         assert!(result.unwrap_err().why.contains("does not serve layer 0 o"));
-        assert_eq!(cluster.workers.sent.lock().unwrap().len(), 3);
+        assert_eq!(cluster.workers.sent.lock().unwrap().len(), 6);
         let unknown = LinearId { layer: 9, group: Group::O };
         let (cluster, result) = apply(cluster, unknown, Direction::Forward, rows.clone(), 2).await;
         assert!(result.unwrap_err().why.contains("no worker serves layer 9 o"));
@@ -264,6 +290,25 @@ fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
         let (cluster, result) = apply(cluster, linear, Direction::Forward, bad, 2).await;
         assert!(result.unwrap_err().why.contains("row 0"), "rows that cannot be encoded are named");
         cluster.actors.stop();
+    });
+}
+
+#[test]
+fn the_product_of_a_mask_is_asked_for_once_if_there_is_room_for_it() {
+    actix::System::new().block_on(async {
+        let linear = LinearId { layer: 1, group: Group::O };
+        let rows = random(2 * SHAPE.d_out, 7);
+        for (room, expected) in [(usize::MAX, vec!["mask", "body", "body"]), (0, vec!["mask", "body", "mask", "body"])]
+        {
+            let (mut cluster, _) = cluster_keeping(&[1.0], room).await;
+            for _ in 0..2 {
+                let (back, result) = apply(cluster, linear, Direction::Backward, rows.clone(), 2).await;
+                assert!(result.is_ok(), "{result:?}");
+                cluster = back;
+            }
+            assert_eq!(cluster.workers.asked(), expected);
+            cluster.actors.stop();
+        }
     });
 }
 
@@ -281,16 +326,23 @@ async fn a_worker_that_never_loads_is_given_up() {
 #[test]
 fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
     actix::System::new().block_on(async {
-        let meta = serve(random(SHAPE.d_in * SHAPE.d_out, 1), SHAPE).unwrap().1;
+        let (matrix, meta) = serve(random(SHAPE.d_in * SHAPE.d_out, 1), SHAPE).unwrap();
         let linear = LinearId { layer: 0, group: Group::O };
         let table = Arc::new(LayerTable::new(&[(linear, meta)], &PrecisionTarget::default()).unwrap());
-        let keys = actix::Actor::start(KeyManager::new(table, Arc::new(PhaseClock::default())));
+        let seed = MaskSeed::from_bytes([1; 32]);
+        let clock = Arc::new(PhaseClock::default());
+        let workers = Workers { tile: 16, matrices: HashMap::from([(linear, matrix.values)]), ..Workers::default() };
+        let peer = PeerName::from("worker");
+        workers.assigned.lock().unwrap().insert(peer.clone(), 0..1);
+        let cache = MaskCache::new(seed, Arc::clone(&table), Arc::clone(&clock), usize::MAX);
+        let masks = cache.product(&workers, &peer, linear, Direction::Forward).await.unwrap();
+        let keys = actix::Actor::start(KeyManager::new(seed, table, clock));
         let rows = Arc::new(Buffer::from(random(SHAPE.d_in, 2)));
         let encrypt = keys::Encrypt { linear, direction: Direction::Forward, rows, tokens: 1 };
         let call = keys.send(encrypt).await.unwrap().unwrap().header.call;
         let decrypt = || {
             let (_, tiles) = mpsc::channel(1);
-            keys::Decrypt { call, tiles, sent: std::time::Instant::now() }
+            keys::Decrypt { call, masks: Arc::clone(&masks), tiles, sent: std::time::Instant::now() }
         };
         assert!(matches!(keys.send(decrypt()).await.unwrap(), Err(keys::KeyError::Decrypt(_))));
         assert!(matches!(keys.send(decrypt()).await.unwrap(), Err(keys::KeyError::NoTicket(_))));

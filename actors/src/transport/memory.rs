@@ -134,11 +134,11 @@ impl Transport for MemoryTransport {
 
         let (inner, outer) =
             service.admit(&self.owner, &request.header).await.map_err(|refusal| refused(worker, refusal))?;
-        if request.body.columns() != inner || request.outer != outer {
+        if request.body.as_ref().is_some_and(|body| body.columns() != inner) || request.outer != outer {
             let what = format!("its matrix is {inner} × {outer}, the request's is not");
             return Err(TransportError::Protocol { peer: worker.clone(), what });
         }
-        lock(&self.state).traffic.up += bytes(&request.body);
+        lock(&self.state).traffic.up += request.body.as_deref().map_or(0, bytes);
         let tiles = service.product(&self.owner, request).await.map_err(|refusal| refused(worker, refusal))?;
         let (sender, receiver) = mpsc::channel(TILES_IN_FLIGHT);
         tokio::spawn(carry(tiles, sender, worker.clone(), faults.break_after, Arc::clone(&self.state)));
@@ -171,7 +171,7 @@ async fn carry(
         };
         let Some(tile) = tile else { return };
         if let Ok(tile) = &tile {
-            lock(&state).traffic.down += bytes(&tile.mask) + bytes(&tile.body);
+            lock(&state).traffic.down += bytes(&tile.rows);
         }
         if sender.send(tile.map_err(|refusal| refused(&worker, refusal))).await.is_err() {
             return;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::he::{Planes, ProductTile};
+use protocol::wire::PlanesShape;
 use protocol::wire::messages::{ControlReply, ControlRequest, ProductHeader, Refusal};
 use tokio::sync::mpsc;
 
@@ -27,16 +28,27 @@ impl From<&str> for PeerName {
     }
 }
 
-/// An encrypted product on its way to a worker.
+/// A product on its way to a worker.
 #[derive(Clone, Debug)]
 pub struct ProductRequest {
     /// What is asked for.
     pub header: ProductHeader,
-    /// The body, `set.limbs() × tokens × inner dimension`.
-    pub body: Arc<Planes>,
+    /// The body, `body_limbs × tokens × inner dimension`, if that is what is multiplied; the worker expands a mask itself.
+    pub body: Option<Arc<Planes>>,
     /// Columns of the answer. It does not travel: the owner knows it from the layer table, the worker from
     /// [`WorkerService::admit`], and tiles are checked against it before anything is allocated for them.
     pub outer: usize,
+}
+
+impl ProductRequest {
+    /// Whether the body is what the header says, for a matrix with so many inner elements.
+    pub fn is_consistent(&self, inner: usize) -> bool {
+        match (PlanesShape::of_body(&self.header, inner, usize::MAX), &self.body) {
+            (Ok(Some(shape)), Some(body)) => shape.fits(body),
+            (Ok(None), None) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Bytes that an owner exchanged with its workers.

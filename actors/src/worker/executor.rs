@@ -2,7 +2,7 @@
 //! away in tiles.
 //!
 //! The thread uses the rayon pool, so that one product has all cores; a product that waits holds its body and nothing
-//! else. Tiles go into a channel that has room for a whole answer: the pool never waits for a reader, who may need the
+//! else, and masks are expanded when their turn has come. Tiles go into a channel that has room for a whole answer: the pool never waits for a reader, who may need the
 //! same pool. How many answers may be unread is the caller's to bound ([`super::service`]).
 
 use std::ops::ControlFlow;
@@ -14,11 +14,12 @@ use std::time::Instant;
 use actix::prelude::*;
 use protocol::he::mask::expand;
 use protocol::he::{MaskDomain, MaskSeed, Planes, Precision};
+use protocol::model::Direction;
 use protocol::wire::messages::Refusal;
 use rayon::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::matmul::{Kernel, PackedLinear, Product, tile_columns};
+use crate::matmul::{Kernel, PackedLinear, Product, Rows, tile_columns};
 use crate::transport::TileStream;
 
 /// Messages that may wait for the actor: each is answered in microseconds.
@@ -71,7 +72,7 @@ impl MatmulExecutor {
         let Some(queue) = &self.queue else {
             return Err(Refusal::Capacity("it is shutting down".into()));
         };
-        let outer = message.weights.along(message.domain.direction).outer();
+        let outer = message.weights.along(message.direction).outer();
         // One place more than there are tiles, for an error.
         let (tiles, stream) = mpsc::channel(outer.div_ceil(tile_columns(outer)) + 1);
         match queue.try_send(Job { message, tiles }) {
@@ -84,13 +85,12 @@ impl MatmulExecutor {
 
 /// The thread of a device: computes until the queue is closed and empty.
 fn serve(kernel: &dyn Kernel, jobs: &Receiver<Job>, work: &Mutex<Work>) {
-    let mut mask = Vec::new();
     for job in jobs {
         if job.tiles.is_closed() {
             continue;
         }
         let start = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| compute(kernel, &job, &mut mask)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| compute(kernel, &job)));
         let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Failed("a computation panicked; this is a bug".into())));
         let seconds = start.elapsed().as_secs_f64();
         {
@@ -106,16 +106,27 @@ fn serve(kernel: &dyn Kernel, jobs: &Receiver<Job>, work: &Mutex<Work>) {
     }
 }
 
-fn compute(kernel: &dyn Kernel, job: &Job, mask: &mut Vec<u8>) -> Result<(), Refusal> {
-    let Multiply { precision, seed, domain, weights, body } = &job.message;
-    let weights = weights.along(domain.direction);
-    let bytes = weights.inner() * domain.column_bytes();
-    mask.resize(bytes, 0);
-    mask.par_chunks_mut(COLUMNS_PER_TASK * domain.column_bytes()).enumerate().for_each(|(task, bytes)| {
-        let first = task * COLUMNS_PER_TASK;
-        expand(seed, domain, first..first + bytes.len() / domain.column_bytes(), bytes);
-    });
-    let product = Product { precision: *precision, weights, mask, body };
+fn compute(kernel: &dyn Kernel, job: &Job) -> Result<(), Refusal> {
+    let Multiply { precision, direction, weights, rows } = &job.message;
+    let weights = weights.along(*direction);
+    let keystream;
+    let product = match rows {
+        Multiplicand::Masks { seed, domain } => {
+            keystream = expand_masks(seed, domain, weights.inner());
+            Product {
+                weights,
+                limbs: precision.set.limbs(),
+                output_limbs: usize::from(precision.mask_limbs),
+                rows: Rows::Masks { keystream: &keystream, rows: precision.set.mask_rows() },
+            }
+        }
+        Multiplicand::Body(body) => Product {
+            weights,
+            limbs: usize::from(precision.body_limbs),
+            output_limbs: usize::from(precision.output_limbs),
+            rows: Rows::Body(body),
+        },
+    };
     let send = |tile| match job.tiles.try_send(Ok(tile)) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
@@ -123,6 +134,16 @@ fn compute(kernel: &dyn Kernel, job: &Job, mask: &mut Vec<u8>) -> Result<(), Ref
     kernel
         .multiply(&product, tile_columns(weights.outer()), &send)
         .map_err(|error| Refusal::Malformed(error.to_string()))
+}
+
+/// The mask columns of all features.
+fn expand_masks(seed: &MaskSeed, domain: &MaskDomain, features: usize) -> Vec<u8> {
+    let mut keystream = vec![0; features * domain.column_bytes()];
+    keystream.par_chunks_mut(COLUMNS_PER_TASK * domain.column_bytes()).enumerate().for_each(|(task, bytes)| {
+        let first = task * COLUMNS_PER_TASK;
+        expand(seed, domain, first..first + bytes.len() / domain.column_bytes(), bytes);
+    });
+    keystream
 }
 
 impl Actor for MatmulExecutor {
@@ -135,20 +156,32 @@ impl Actor for MatmulExecutor {
 
 impl Supervised for MatmulExecutor {}
 
+/// What a matrix is multiplied by.
+#[derive(Debug)]
+pub enum Multiplicand {
+    /// The mask of a seed, which is expanded here.
+    Masks {
+        /// Its seed.
+        seed: MaskSeed,
+        /// What it is for.
+        domain: MaskDomain,
+    },
+    /// The body of a ciphertext, `body_limbs × tokens × inner`.
+    Body(Arc<Planes>),
+}
+
 /// One product. The answer's tiles come on the stream in any order; dropping the stream breaks the product off.
 #[derive(Message)]
 #[rtype(result = "Result<TileStream<Refusal>, Refusal>")]
 pub struct Multiply {
-    /// Parameter set, and bytes of an output value.
+    /// Parameter set, and bytes of the values.
     pub precision: Precision,
-    /// Seed of the mask.
-    pub seed: MaskSeed,
-    /// What the mask is for; its direction is the product's.
-    pub domain: MaskDomain,
+    /// `X·W` or `dY·Wᵀ`.
+    pub direction: Direction,
     /// The served matrix.
     pub weights: Arc<PackedLinear>,
-    /// The body, `set.limbs() × tokens × inner`.
-    pub body: Arc<Planes>,
+    /// What it is multiplied by.
+    pub rows: Multiplicand,
 }
 
 impl Handler<Multiply> for MatmulExecutor {

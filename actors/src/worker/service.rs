@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use protocol::he::{MaskDomain, MaskSeed};
 use protocol::model::LinearId;
 use protocol::wire::messages::{
-    ControlReply, ControlRequest, DeviceOffer, ModelDigest, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
-    WorkerOffer,
+    ControlReply, ControlRequest, DeviceOffer, ModelDigest, Operand, PROTOCOL_VERSION, ProductHeader, Refusal,
+    WorkerHealth, WorkerOffer,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::executor::{AskWork, Drain, MatmulExecutor, Multiply};
+use super::executor::{AskWork, Drain, MatmulExecutor, Multiplicand, Multiply};
 use super::shard_store::{AskFreeMemory, AskProgress, AssignShard, FindMatrix, ReleaseShard, ShardStore, StoreLimits};
 use super::source::ShardSource;
 use crate::matmul::{Kernel, PackedLinear, measure_speed};
@@ -34,7 +34,7 @@ pub struct WorkerLimits {
     pub lease: Duration,
     /// Most rows of a body.
     pub tokens: u32,
-    /// Most bytes of one product: its body, its mask and its answer.
+    /// Most bytes of one product: what is multiplied and the answer.
     pub product_bytes: u64,
     /// Products that are computed, wait to be, or whose answer is still being read.
     pub products: usize,
@@ -184,10 +184,12 @@ impl Worker {
             return Err(Refusal::Version(PROTOCOL_VERSION));
         }
         if !header.precision.is_valid() {
-            return Err(Refusal::Malformed(format!("{}: the set has no such output bytes", header.precision)));
+            return Err(Refusal::Malformed(format!("{}: the set has no such bytes", header.precision)));
         }
-        if header.tokens == 0 || header.tokens > self.limits.tokens {
-            let (tokens, limit) = (header.tokens, self.limits.tokens);
+        if let Operand::Body { tokens } = header.operand
+            && (tokens == 0 || tokens > self.limits.tokens)
+        {
+            let limit = self.limits.tokens;
             return Err(Refusal::Malformed(format!("{tokens} rows, where 1 to {limit} are allowed")));
         }
         let weights = self.matrix(owner, header.linear).await?;
@@ -207,12 +209,11 @@ impl Drop for Worker {
     }
 }
 
-/// Bytes of a product: body and mask that come in or are expanded, body and mask that go out.
+/// Bytes of a product: the body that comes in or the mask that is expanded, and the answer.
 fn product_bytes(header: &ProductHeader, inner: usize, outer: usize) -> u64 {
-    let set = header.precision.set;
-    let rows = u64::from(header.tokens) + set.mask_rows() as u64;
+    let rows = header.rows() as u64;
     let bytes = |limbs: usize, columns: usize| rows.saturating_mul(limbs as u64).saturating_mul(columns as u64);
-    bytes(set.limbs(), inner).saturating_add(bytes(usize::from(header.precision.output_limbs), outer))
+    bytes(header.operand_limbs(), inner).saturating_add(bytes(header.answer_limbs(), outer))
 }
 
 /// Asks an actor; one that is gone or overwhelmed is a refusal, not a panic.
@@ -267,13 +268,21 @@ impl WorkerService for Worker {
     }
 
     async fn product(&self, owner: &PeerName, request: ProductRequest) -> Result<TileStream<Refusal>, Refusal> {
-        let ProductRequest { header, body, .. } = request;
-        let weights = self.admitted(owner, &header).await?;
-        let (inner, _) = weights.shape().along(header.direction);
-        let expected = (header.precision.set.limbs(), header.tokens as usize, inner);
-        if (body.limbs(), body.rows(), body.columns()) != expected {
+        let weights = self.admitted(owner, &request.header).await?;
+        let (inner, _) = weights.shape().along(request.header.direction);
+        if !request.is_consistent(inner) {
             return Err(Refusal::Malformed("the body is not what its header says".into()));
         }
+        let ProductRequest { header, body, .. } = request;
+        let ProductHeader { linear, direction, precision, .. } = header;
+        let rows = match (header.operand, body) {
+            (Operand::Body { .. }, Some(body)) => Multiplicand::Body(body),
+            (Operand::Masks { seed }, _) => Multiplicand::Masks {
+                seed: MaskSeed::from_bytes(seed),
+                domain: MaskDomain { set: precision.set, linear, direction },
+            },
+            (Operand::Body { .. }, None) => return Err(Refusal::Malformed("a body product without a body".into())),
+        };
         let place = Arc::clone(&self.products).try_acquire_owned().map_err(|error| {
             let why = match error {
                 tokio::sync::TryAcquireError::Closed => "it is shutting down".into(),
@@ -281,13 +290,7 @@ impl WorkerService for Worker {
             };
             Refusal::Capacity(why)
         })?;
-        let multiply = Multiply {
-            precision: header.precision,
-            seed: MaskSeed::from_bytes(header.seed),
-            domain: MaskDomain { set: header.precision.set, linear: header.linear, direction: header.direction },
-            weights,
-            body,
-        };
+        let multiply = Multiply { precision, direction, weights, rows };
         let tiles = ask(&self.device.executor, multiply).await??;
         let (sender, stream) = mpsc::channel(READY_TILES);
         tokio::spawn(forward(tiles, sender, place));

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar};
 use std::time::Duration;
 
-use protocol::he::reference::reference_answer;
-use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes, Precision, ProductTile};
+use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes, Precision, ProductTile, reference};
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
 use protocol::model::{Direction, Group, LinearId, LinearShape, Model};
 use protocol::quant::{Int8Matrix, LinearMeta, serve};
 use protocol::wire::messages::{
-    ControlReply, ControlRequest, ModelDigest, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
+    ControlReply, ControlRequest, ModelDigest, Operand, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
 };
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -154,11 +153,18 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, TransportError>) -> Refusal {
 fn request(linear: LinearId, direction: Direction, precision: Precision, tokens: u32) -> ProductRequest {
     let (inner, outer) = shape(linear.group).along(direction);
     let mut rng = ChaCha8Rng::seed_from_u64(99);
-    let bytes = (0..precision.set.limbs() * tokens as usize * inner).map(|_| rng.random()).collect();
-    let body = Planes::from_bytes(precision.set.limbs(), tokens as usize, inner, bytes).unwrap();
-    let header =
-        ProductHeader { version: PROTOCOL_VERSION, call: 5, linear, direction, precision, seed: [3; 32], tokens };
-    ProductRequest { header, body: Arc::new(body), outer }
+    let limbs = usize::from(precision.body_limbs);
+    let bytes = (0..limbs * tokens as usize * inner).map(|_| rng.random()).collect();
+    let body = Planes::from_bytes(limbs, tokens as usize, inner, bytes).unwrap();
+    let operand = Operand::Body { tokens };
+    let header = ProductHeader { version: PROTOCOL_VERSION, call: 5, linear, direction, precision, operand };
+    ProductRequest { header, body: Some(Arc::new(body)), outer }
+}
+
+/// The product of a mask by the same matrix.
+fn of_mask(request: &ProductRequest) -> ProductRequest {
+    let header = ProductHeader { operand: Operand::Masks { seed: [3; 32] }, ..request.header.clone() };
+    ProductRequest { header, body: None, outer: request.outer }
 }
 
 fn simple_request() -> ProductRequest {
@@ -166,12 +172,21 @@ fn simple_request() -> ProductRequest {
     request(linear, Direction::Forward, Precision::standard(ParameterSet::P24), 3)
 }
 
+/// The whole answer, computed value by value.
 fn expected(request: &ProductRequest) -> ProductTile {
     let header = &request.header;
-    let domain = MaskDomain { set: header.precision.set, linear: header.linear, direction: header.direction };
     let (matrix, _) = Synthetic::matrix(header.linear);
-    let seed = MaskSeed::from_bytes(header.seed);
-    reference_answer(header.precision, &seed, &domain, &request.body, &matrix.values, matrix.shape)
+    match (&request.body, header.operand) {
+        (Some(body), _) => {
+            reference::reference_answer(header.precision, header.direction, body, &matrix.values, matrix.shape)
+        }
+        (None, Operand::Masks { seed }) => {
+            let domain = MaskDomain { set: header.precision.set, linear: header.linear, direction: header.direction };
+            let seed = MaskSeed::from_bytes(seed);
+            reference::reference_masks(header.precision, &seed, &domain, &matrix.values, matrix.shape)
+        }
+        (None, Operand::Body { .. }) => panic!("a body product without a body"),
+    }
 }
 
 async fn collect(mut stream: TileStream<TransportError>) -> Vec<ProductTile> {
@@ -185,20 +200,19 @@ async fn collect(mut stream: TileStream<TransportError>) -> Vec<ProductTile> {
 fn assert_covers(tiles: Vec<ProductTile>, whole: &ProductTile) {
     let by_column: HashMap<usize, ProductTile> = tiles.into_iter().map(|tile| (tile.first_column, tile)).collect();
     let mut next = 0;
-    while next < whole.body.columns() {
-        let tile = &by_column[&next];
-        for (part, whole) in [(&tile.mask, &whole.mask), (&tile.body, &whole.body)] {
-            assert_eq!((part.limbs(), part.rows()), (whole.limbs(), whole.rows()));
-            for limb in 0..part.limbs() {
-                let rows = part.plane(limb).chunks(part.columns());
-                for (row, whole) in rows.zip(whole.plane(limb).chunks(whole.columns())) {
-                    assert_eq!(row, &whole[next..next + part.columns()]);
-                }
+    let whole = &whole.rows;
+    while next < whole.columns() {
+        let part = &by_column[&next].rows;
+        assert_eq!((part.limbs(), part.rows()), (whole.limbs(), whole.rows()));
+        for limb in 0..part.limbs() {
+            let rows = part.plane(limb).chunks(part.columns());
+            for (row, whole) in rows.zip(whole.plane(limb).chunks(whole.columns())) {
+                assert_eq!(row, &whole[next..next + part.columns()]);
             }
         }
-        next += tile.body.columns();
+        next += part.columns();
     }
-    assert_eq!(next, whole.body.columns());
+    assert_eq!(next, whole.columns());
 }
 
 #[actix::test]
@@ -211,16 +225,19 @@ async fn answers_are_the_reference_answers() {
             for (group, tokens) in [(Group::GateUp, 33), (Group::Down, 1)] {
                 let linear = LinearId { layer: 2, group };
                 let request = request(linear, direction, Precision::standard(set), tokens);
-                let whole = expected(&request);
-                assert_covers(collect(net.product(request).await.unwrap()).await, &whole);
-                calls += 1;
+                for request in [of_mask(&request), request] {
+                    let whole = expected(&request);
+                    assert_covers(collect(net.product(request).await.unwrap()).await, &whole);
+                    calls += 1;
+                }
             }
         }
     }
     let health = net.until(|health| health.calls == calls).await;
     assert!(health.busy_seconds > 0.0);
     assert_eq!((health.layers, health.loaded, health.peak_rss_bytes), (1..3, 2, 4242));
-    let up = 2 * (33 * (40 + 200) + (100 + 40)) * (3 + 4 + 6) / 2;
+    let limbs: u64 = ParameterSet::ALL.into_iter().map(|set| u64::from(Precision::standard(set).body_limbs)).sum();
+    let up = (33 * (40 + 200) + (100 + 40)) * limbs;
     assert_eq!(net.network.traffic().up, up);
     net.worker.stop().await;
 }
@@ -269,11 +286,12 @@ async fn headers_are_checked_before_bodies() {
     let bad = ProductHeader { version: 9, ..header.clone() };
     assert_eq!(net.refusal(bad).await, Refusal::Version(PROTOCOL_VERSION));
     for output_limbs in [0, 4, 255] {
-        let precision = Precision { set: ParameterSet::P24, output_limbs };
+        let precision = Precision { output_limbs, ..header.precision };
         assert!(matches!(net.refusal(ProductHeader { precision, ..header.clone() }).await, Refusal::Malformed(_)));
     }
     for tokens in [0, 65, u32::MAX] {
-        assert!(matches!(net.refusal(ProductHeader { tokens, ..header.clone() }).await, Refusal::Malformed(_)));
+        let operand = Operand::Body { tokens };
+        assert!(matches!(net.refusal(ProductHeader { operand, ..header.clone() }).await, Refusal::Malformed(_)));
     }
     for layer in [2, LAYERS, u16::MAX] {
         let linear = LinearId { layer, group: Group::O };
@@ -281,14 +299,17 @@ async fn headers_are_checked_before_bodies() {
     }
     let large = request(LinearId { layer: 1, group: Group::GateUp }, Direction::Forward, header.precision, 64);
     net.worker.admit(&"owner".into(), &large.header).await.unwrap();
-    let wide = ProductHeader { precision: Precision { set: ParameterSet::P48, output_limbs: 6 }, ..large.header };
+    let precision = Precision { set: ParameterSet::P48, body_limbs: 6, mask_limbs: 6, output_limbs: 6 };
+    let wide = ProductHeader { precision, operand: Operand::Masks { seed: [0; 32] }, ..large.header };
     assert!(matches!(net.refusal(wide).await, Refusal::Capacity(_)), "over a megabyte");
 
     let stranger = net.worker.admit(&"stranger".into(), &header).await;
     assert!(matches!(stranger, Err(Refusal::Layers(_))), "layers are an owner's own");
     let mut lie = simple_request();
-    lie.header.tokens += 1;
+    lie.header.operand = Operand::Body { tokens: 4 };
     assert!(matches!(refusal(net.product(lie).await), Refusal::Malformed(_)));
+    let bodiless = ProductRequest { body: None, ..simple_request() };
+    assert!(matches!(refusal(net.product(bodiless).await), Refusal::Malformed(_)));
 }
 
 #[actix::test]
@@ -355,7 +376,7 @@ async fn unread_answers_hold_their_place_and_dropped_ones_give_it_back() {
     for mut stream in [second, third] {
         let mut columns = 0;
         while let Some(tile) = stream.recv().await {
-            columns += tile.unwrap().body.columns();
+            columns += tile.unwrap().rows.columns();
         }
         assert_eq!(columns, 200);
     }

@@ -35,8 +35,8 @@ fn lines(report: &Report, out: &Path) -> Vec<String> {
     }
     let time = &report.time;
     lines.push(format!(
-        "  time              encrypt {:.1} s, network and workers {:.1} s, decrypt {:.1} s, owner's own {:.1} s",
-        time.encrypt_seconds, time.transport_and_multiply_seconds, time.decrypt_seconds, time.own_seconds
+        "  time              masks {:.1} s, encrypt {:.1} s, network and workers {:.1} s, decrypt {:.1} s, owner's own {:.1} s",
+        time.mask_seconds, time.encrypt_seconds, time.transport_and_multiply_seconds, time.decrypt_seconds, time.own_seconds
     ));
     lines.push(format!("  owner             {} of memory at its peak", HumanBytes(report.owner_peak_rss_bytes)));
     for worker in &report.workers {

@@ -88,6 +88,8 @@ pub struct EvaluationReport {
 /// exceed the wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimeBreakdown {
+    /// Waiting for the products of the masks, once for each matrix and direction.
+    pub mask_seconds: f64,
     /// Encoding and encryption.
     pub encrypt_seconds: f64,
     /// From handing a ciphertext to the transport until its product is back whole.

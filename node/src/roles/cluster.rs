@@ -59,7 +59,8 @@ impl Cluster {
         let table = table.await.context("reading the model's layers")??;
         let parameter_sets = table.parameter_sets();
         let transport: Arc<dyn Transport> = Arc::new(transport);
-        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport));
+        let mask_cache = usize::try_from(config.owner.mask_cache_mib << 20).unwrap_or(usize::MAX);
+        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), mask_cache)?;
         let (reports, loading) = mpsc::channel(LOADING_REPORTS);
         let layer_bytes = Group::ALL.iter().map(|&group| PackedLinear::memory_for(model.config().shape(group))).sum();
         let assign = AssignLayers {

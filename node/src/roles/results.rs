@@ -56,12 +56,14 @@ impl Results {
     /// Notes where the time went, evaluations included, and what the workers did.
     pub(super) fn encrypted(&mut self, phases: PhaseTimes, seconds: f64, workers: &[(Assignment, WorkerHealth)]) {
         let multiply_seconds = workers.iter().map(|(_, health)| health.busy_seconds).sum();
-        let elsewhere = phases.encrypt_seconds + phases.exchange_seconds + phases.decrypt_seconds;
+        let PhaseTimes { mask_seconds, encrypt_seconds, exchange_seconds, decrypt_seconds, .. } = phases;
+        let elsewhere = mask_seconds + encrypt_seconds + exchange_seconds + decrypt_seconds;
         self.report.time = TimeBreakdown {
-            encrypt_seconds: phases.encrypt_seconds,
-            transport_and_multiply_seconds: phases.exchange_seconds,
+            mask_seconds,
+            encrypt_seconds,
+            transport_and_multiply_seconds: exchange_seconds,
             multiply_seconds,
-            decrypt_seconds: phases.decrypt_seconds,
+            decrypt_seconds,
             own_seconds: (seconds - elsewhere).max(0.0),
         };
         let worker = |(assignment, health): &(Assignment, WorkerHealth)| WorkerReport {

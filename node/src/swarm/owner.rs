@@ -16,8 +16,8 @@ use futures::future::{Either, select};
 use futures::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use libp2p::{PeerId, Stream};
 use protocol::he::ProductTile;
+use protocol::wire::TileLedger;
 use protocol::wire::messages::{ControlReply, ControlRequest, ProductReply};
-use protocol::wire::{PlanesShape, TileLedger};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
@@ -49,7 +49,7 @@ pub struct TransportConfig {
     pub first_tile: Duration,
     /// From one tile to the next.
     pub next_tile: Duration,
-    /// Largest mask or body of a tile.
+    /// Largest tile.
     pub max_tile_bytes: usize,
     /// Tiles that wait for whoever decrypts them.
     pub waiting_tiles: usize,
@@ -130,9 +130,8 @@ impl Transport for Libp2pTransport {
         request: ProductRequest,
     ) -> Result<TileStream<TransportError>, TransportError> {
         let peer = peer_id(worker)?;
-        let body = &request.body;
-        let shape = PlanesShape::of_body(&request.header, body.columns(), usize::MAX);
-        if !shape.is_ok_and(|shape| shape.fits(body)) || request.outer == 0 {
+        let inner = request.body.as_ref().map_or(0, |body| body.columns());
+        if !request.is_consistent(inner) || request.outer == 0 {
             return Err(TransportError::Invalid {
                 what: "the body does not have the shape that the header says".into(),
             });
@@ -253,7 +252,9 @@ impl Call {
         let stalled = |_| LinkError::TimedOut("accepted", stall);
         let ProductRequest { header, body, .. } = &self.request;
         timeout(stall, write_message(writer, header, &self.counters)).await.map_err(stalled)??;
-        write_planes(writer, body, stall, &self.counters).await?;
+        if let Some(body) = body {
+            write_planes(writer, body, stall, &self.counters).await?;
+        }
         timeout(stall, writer.flush()).await.map_err(stalled)??;
         // The writing side stays open: its end would tell the worker that nobody waits for the tiles.
         let _ = sent.send(());
@@ -271,8 +272,8 @@ impl Call {
                     return Err(Failure::Final(TransportError::Refused { peer: peer_name(self.peer), refusal }));
                 }
             };
-            let shapes = ledger.accept(&tile).map_err(|error| Failure::Final(self.protocol(error.to_string())))?;
-            let tile = read_tile(reader, shapes, config.stall, &self.counters).await;
+            let shape = ledger.accept(&tile).map_err(|error| Failure::Final(self.protocol(error.to_string())))?;
+            let tile = read_tile(reader, shape, config.stall, &self.counters).await;
             let tile = tile.map_err(|error| Failure::Final(self.link_error(error)))?;
             self.tiles.send(Ok(tile)).await.map_err(|_| Failure::Cancelled)?;
             if ledger.left() == 0 {

@@ -44,7 +44,7 @@ pub struct ServeConfig {
     pub max_body_bytes: usize,
     /// Bodies of all products together.
     pub memory_bytes: usize,
-    /// Largest mask or body of a tile that is sent.
+    /// Largest tile that is sent.
     pub max_tile_bytes: usize,
     /// For a product's header to arrive.
     pub header: Duration,
@@ -286,8 +286,11 @@ impl Server {
         let (inner, outer) = self.service.admit(&owner, &header).await?;
         let shape = PlanesShape::of_body(&header, inner, config.max_body_bytes.min(config.memory_bytes))
             .map_err(|error| Refusal::Malformed(error.to_string()))?;
-        let room = self.room(shape.bytes()).await?;
-        let body = Arc::new(read_planes(reader, shape, config.stall, &self.counters).await?);
+        let room = self.room(shape.map_or(0, PlanesShape::bytes)).await?;
+        let body = match shape {
+            Some(shape) => Some(Arc::new(read_planes(reader, shape, config.stall, &self.counters).await?)),
+            None => None,
+        };
 
         let mut ledger = TileLedger::new(&header, outer, config.max_tile_bytes);
         let request = ProductRequest { header, body, outer };

@@ -1,29 +1,34 @@
 //! Decryption of a product's tiles as they come.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use rayon::prelude::*;
+use zeroize::Zeroizing;
 
 use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, vectorised};
-use super::products::{MaskTile, gather_row};
+use super::mask_product::{MaskProduct, transform_of};
+use super::products::{MaskTransform, Polynomials, gather_row};
 use super::secret::OneTimeSecret;
 use super::word::Word;
-use super::{ParameterSet, Precision, ProductTile};
+use super::{Precision, ProductTile};
 
 /// The only right to decrypt one product: its one-time secrets and its steps. Neither can be read, copied or printed;
 /// opening it consumes it, and dropping it wipes the secrets.
 pub struct Ticket {
-    set: ParameterSet,
+    precision: Precision,
     secrets: Vec<OneTimeSecret>,
-    steps: zeroize::Zeroizing<Vec<f64>>,
+    steps: Zeroizing<Vec<f64>>,
 }
 
 impl Ticket {
-    pub(super) fn new(set: ParameterSet, secrets: Vec<OneTimeSecret>, steps: Vec<f64>) -> Self {
-        Self { set, secrets, steps: steps.into() }
+    pub(super) fn new(precision: Precision, secrets: Vec<OneTimeSecret>, steps: Vec<f64>) -> Self {
+        Self { precision, secrets, steps: steps.into() }
     }
 
-    /// Parameters that the product was encrypted with.
-    pub fn set(&self) -> ParameterSet {
-        self.set
+    /// Precision that the product was encrypted for.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Rows of the product.
@@ -34,50 +39,55 @@ impl Ticket {
     /// Coefficients of the secret of one block, for an independent decryption.
     #[cfg(test)]
     pub(super) fn secret(&self, block: usize) -> Vec<i8> {
-        self.secrets[block].coefficients(self.set)
+        self.secrets[block].coefficients(self.precision.set)
     }
 
-    /// Begins the decryption of a product with `outer_dimension` columns that was asked for at `precision`.
+    /// Begins the decryption of a product that was asked for at `precision`, with the mask product of its matrix and
+    /// direction, made from the seed and domain of the encryption.
     ///
     /// # Errors
-    /// When the precision is not one of this ticket's parameter set.
-    pub fn open(self, precision: Precision, outer_dimension: usize) -> Result<Decryption, DecryptError> {
-        if precision.set != self.set || !precision.is_valid() {
-            return Err(DecryptError::Precision { precision, set: self.set });
+    /// When the precision is not the one of the encryption, or the mask product is of another parameter set or number
+    /// of limbs.
+    pub fn open(self, masks: Arc<MaskProduct>, precision: Precision) -> Result<Decryption, DecryptError> {
+        if precision != self.precision {
+            return Err(DecryptError::Precision { precision, expected: Some(self.precision) });
         }
-        Ok(Decryption { ticket: self, precision, seen: vec![false; outer_dimension] })
+        let of_masks = masks.precision();
+        if of_masks.set != precision.set || of_masks.mask_limbs != precision.mask_limbs {
+            return Err(DecryptError::Precision { precision: of_masks, expected: Some(precision) });
+        }
+        let columns = Columns::of(masks.outer());
+        Ok(Decryption { ticket: self, masks, columns })
     }
 }
 
 /// A product on its way to be decrypted.
 pub struct Decryption {
     ticket: Ticket,
-    precision: Precision,
-    seen: Vec<bool>,
+    masks: Arc<MaskProduct>,
+    columns: Columns,
 }
 
 /// Why a tile, or a product, could not be decrypted.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecryptError {
-    /// The precision is not one of the parameter set.
-    #[error("precision {precision} does not fit a product that was encrypted with {set}")]
+    /// The precision contradicts itself, or is not the one that was due.
+    #[error("precision {precision} is not valid here{}", due(.expected))]
     Precision {
         /// What was asked for.
         precision: Precision,
-        /// What the rows were encrypted with.
-        set: ParameterSet,
+        /// What the rows were encrypted for.
+        expected: Option<Precision>,
     },
     /// The planes of a tile do not have the dimensions of the product.
-    #[error("the {part} of a tile is {limbs} × {rows} × {columns}, not {expected_limbs} × {expected_rows} × columns")]
+    #[error("a tile is {limbs} × {rows} × {columns}, not {expected_limbs} × {expected_rows} × columns")]
     Dimensions {
-        /// `mask` or `body`.
-        part: &'static str,
-        /// Limbs of the plane.
+        /// Limbs of the tile.
         limbs: usize,
-        /// Rows of the plane.
+        /// Rows of the tile.
         rows: usize,
-        /// Columns of the plane.
+        /// Columns of the tile.
         columns: usize,
         /// Limbs that the precision says.
         expected_limbs: usize,
@@ -110,72 +120,50 @@ pub enum DecryptError {
     },
 }
 
-/// What all column tiles of one decryption share.
-struct Job<'a> {
-    ticket: &'a Ticket,
-    tile: &'a ProductTile,
-    bits: u32,
-    /// What one unit of a decrypted value is worth, row by row.
-    units: &'a [f64],
+fn due(expected: &Option<Precision>) -> String {
+    expected.map_or_else(String::new, |expected| format!(": {expected} with {} mask limbs is due", expected.mask_limbs))
 }
 
-impl Decryption {
-    /// Decrypts a tile into its columns of `out`, `tokens × outer`, row-major. The caller has verified the tile.
-    ///
-    /// # Errors
-    /// When the tile does not fit the product or overlaps an earlier one; nothing is written then.
-    pub fn tile(&mut self, tile: &ProductTile, out: &mut [f32]) -> Result<(), DecryptError> {
-        let columns = self.claim(tile, out.len())?;
-        let dropped = f64::from(self.precision.dropped_bits()).exp2();
-        let unit = |&step: &f64| if step == 0.0 { 0.0 } else { dropped / step };
-        let units: zeroize::Zeroizing<Vec<f64>> = self.ticket.steps.iter().map(unit).collect::<Vec<_>>().into();
-        let bits = 8 * u32::from(self.precision.output_limbs);
-        let job = Job { ticket: &self.ticket, tile, bits, units: &units };
-        let tiles = column_tiles(out, self.seen.len(), columns);
-        if bits <= u32::BITS {
-            decrypt_tiles::<u32>(&job, tiles);
-        } else {
-            decrypt_tiles::<u64>(&job, tiles);
-        }
-        Ok(())
+/// Which output columns of a product have come.
+pub(super) struct Columns {
+    seen: Vec<bool>,
+}
+
+impl Columns {
+    /// None of `outer` columns.
+    pub(super) fn of(outer: usize) -> Self {
+        Self { seen: vec![false; outer] }
     }
 
-    /// Checks a tile and marks its columns as seen.
-    fn claim(&mut self, tile: &ProductTile, output: usize) -> Result<std::ops::Range<usize>, DecryptError> {
-        let (outer, limbs) = (self.seen.len(), usize::from(self.precision.output_limbs));
-        let (first, columns) = (tile.first_column, tile.body.columns());
-        let rows = [("mask", &tile.mask, self.precision.set.mask_rows()), ("body", &tile.body, self.ticket.tokens())];
-        for (part, planes, expected) in rows {
-            if planes.limbs() != limbs || planes.rows() != expected || planes.columns() != columns {
-                return Err(DecryptError::Dimensions {
-                    part,
-                    limbs: planes.limbs(),
-                    rows: planes.rows(),
-                    columns: planes.columns(),
-                    expected_limbs: limbs,
-                    expected_rows: expected,
-                });
-            }
+    /// Whether a tile has the right dimensions and only columns that have not come; says which ones.
+    pub(super) fn check(&self, tile: &ProductTile, limbs: usize, rows: usize) -> Result<Range<usize>, DecryptError> {
+        let (first, columns, outer) = (tile.first_column, tile.rows.columns(), self.seen.len());
+        if tile.rows.limbs() != limbs || tile.rows.rows() != rows {
+            return Err(DecryptError::Dimensions {
+                limbs: tile.rows.limbs(),
+                rows: tile.rows.rows(),
+                columns,
+                expected_limbs: limbs,
+                expected_rows: rows,
+            });
         }
         let end = match first.checked_add(columns) {
             Some(end) if end <= outer && columns > 0 => end,
             _ => return Err(DecryptError::Columns { first, columns, outer }),
         };
-        if self.ticket.tokens().checked_mul(outer) != Some(output) {
-            return Err(DecryptError::Output(output));
+        match self.seen[first..end].iter().position(|&seen| seen) {
+            Some(repeated) => Err(DecryptError::Repeated(first + repeated)),
+            None => Ok(first..end),
         }
-        if let Some(repeated) = self.seen[first..end].iter().position(|&seen| seen) {
-            return Err(DecryptError::Repeated(first + repeated));
-        }
-        self.seen[first..end].fill(true);
-        Ok(first..end)
     }
 
-    /// Ends the decryption; the secrets are wiped.
-    ///
-    /// # Errors
-    /// When columns are missing.
-    pub fn finish(self) -> Result<(), DecryptError> {
+    /// Marks columns that [`Self::check`] has let pass as come.
+    pub(super) fn claim(&mut self, columns: Range<usize>) {
+        self.seen[columns].fill(true);
+    }
+
+    /// Whether all have come.
+    pub(super) fn finish(&self) -> Result<(), DecryptError> {
         let missing = self.seen.iter().filter(|&&seen| !seen).count();
         match self.seen.iter().position(|&seen| !seen) {
             Some(first) => Err(DecryptError::Missing { missing, first }),
@@ -184,38 +172,110 @@ impl Decryption {
     }
 }
 
+/// What all column tiles of one decryption share.
+struct Job<'a> {
+    ticket: &'a Ticket,
+    masks: &'a MaskProduct,
+    transform: MaskTransform,
+    tile: &'a ProductTile,
+    /// Bits of a value in which both products fit.
+    bits: u32,
+    /// Shifts that bring a value of the body and of the mask product to `bits`.
+    shifts: (u32, u32),
+    /// What one unit of a decrypted value is worth, row by row.
+    units: &'a [f64],
+}
+
+/// A thread's working memory.
+struct Scratch<W: Word> {
+    sums: Zeroizing<Vec<u32>>,
+    polynomials: Polynomials<W>,
+}
+
+impl Decryption {
+    /// Decrypts a tile, `output_limbs × tokens × columns`, into its columns of `out`, `tokens × outer`, row-major. The
+    /// caller has verified the tile.
+    ///
+    /// # Errors
+    /// When the tile does not fit the product or overlaps an earlier one; nothing is written then.
+    pub fn tile(&mut self, tile: &ProductTile, out: &mut [f32]) -> Result<(), DecryptError> {
+        let (ticket, outer) = (&self.ticket, self.masks.outer());
+        let precision = ticket.precision;
+        let columns = self.columns.check(tile, usize::from(precision.output_limbs), ticket.tokens())?;
+        if ticket.tokens().checked_mul(outer) != Some(out.len()) {
+            return Err(DecryptError::Output(out.len()));
+        }
+        self.columns.claim(columns.clone());
+        let (body_bits, mask_bits) = (8 * u32::from(precision.output_limbs), precision.mask_bits());
+        let bits = body_bits.max(mask_bits);
+        let dropped = f64::from(precision.set.modulus_bits() - bits).exp2();
+        let unit = |&step: &f64| if step == 0.0 { 0.0 } else { dropped / step };
+        let units: Zeroizing<Vec<f64>> = ticket.steps.iter().map(unit).collect::<Vec<_>>().into();
+        let job = Job {
+            ticket,
+            masks: &self.masks,
+            transform: transform_of(precision),
+            tile,
+            bits,
+            shifts: (bits - body_bits, bits - mask_bits),
+            units: &units,
+        };
+        let tiles = column_tiles(out, outer, columns);
+        if bits <= u32::BITS {
+            decrypt_tiles::<u32>(&job, tiles);
+        } else {
+            decrypt_tiles::<u64>(&job, tiles);
+        }
+        Ok(())
+    }
+
+    /// Ends the decryption; the secrets are wiped.
+    ///
+    /// # Errors
+    /// When columns are missing.
+    pub fn finish(self) -> Result<(), DecryptError> {
+        self.columns.finish()
+    }
+}
+
 fn decrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, f32>>) {
-    let scratch = || MaskTile::<W>::new(job.ticket.set, (job.bits / 8) as usize);
-    tiles.into_par_iter().for_each_init(scratch, |masks, out| decrypt_tile(job, masks, out));
+    let set = job.ticket.precision.set;
+    let scratch =
+        || Scratch::<W> { sums: Zeroizing::new(vec![0; set.polynomial_size()]), polynomials: Polynomials::new(set) };
+    tiles.into_par_iter().for_each_init(scratch, |scratch, out| decrypt_tile(job, scratch, out));
 }
 
 vectorised! {
     fn decrypt_tile<W: Word>(
         job: &Job<'_>,
-        masks: &mut MaskTile<W>,
+        scratch: &mut Scratch<W>,
         out: ColumnTile<'_, f32>,
     ) = decrypt_tile_body
 }
 
 #[inline(always)]
-fn decrypt_tile_body<W: Word>(job: &Job<'_>, masks: &mut MaskTile<W>, mut out: ColumnTile<'_, f32>) {
-    let width = out.columns().len();
-    let first_column = out.columns().start - job.tile.first_column;
-    let (size, tokens) = (job.ticket.set.polynomial_size(), job.ticket.tokens());
-    masks.load_planes(&job.tile.mask, first_column, width);
+fn decrypt_tile_body<W: Word>(job: &Job<'_>, scratch: &mut Scratch<W>, mut out: ColumnTile<'_, f32>) {
+    let columns = out.columns();
+    let (width, first_column) = (columns.len(), columns.start - job.tile.first_column);
+    let (size, tokens) = (job.ticket.precision.set.polynomial_size(), job.ticket.tokens());
+    let Scratch { sums, polynomials } = scratch;
 
-    let mut strip = zeroize::Zeroizing::new([[W::default(); TILE]; STRIP]);
+    let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
     let mut body = [W::default(); TILE];
     for (block, secret) in job.ticket.secrets.iter().enumerate() {
-        masks.multiply(secret, width);
+        let masks = job.masks.columns(columns.clone());
+        for (column, mask) in masks.chunks_exact(job.transform.column_residues()).enumerate() {
+            job.transform.multiply(mask, secret, sums, polynomials.column_mut(column));
+        }
         let first = block * size;
         for row in (0..size.min(tokens - first)).step_by(STRIP) {
-            masks.transpose_strip(row, width, &mut strip);
+            polynomials.transpose_strip(row, width, &mut strip);
             for (token, products) in (first + row..tokens).zip(strip.iter()) {
-                gather_row(&job.tile.body, token, first_column, &mut body[..width]);
+                gather_row(&job.tile.rows, token, first_column, &mut body[..width]);
                 let unit = job.units[token];
                 for ((value, body), product) in out.row_mut(token).iter_mut().zip(&body).zip(products) {
-                    *value = (body.sub(*product).centred(job.bits) * unit) as f32;
+                    let phase = body.shifted_up(job.shifts.0).sub(product.shifted_up(job.shifts.1));
+                    *value = (phase.centred(job.bits) * unit) as f32;
                 }
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! A thread takes a tile of features: it expands and transforms their masks once, and for each token block multiplies
 //! them by the block's secret, adds errors, and turns the polynomials into rows, where the encoded message is added
-//! and the bytes are written to their planes.
+//! and the bytes are written to their planes: the most significant `body_limbs` of them, the rest rounded off. The
+//! rounding is done to a complete ciphertext, with nothing but public constants, so it costs no security.
 
 use rayon::prelude::*;
 use zeroize::Zeroizing;
@@ -10,11 +11,12 @@ use zeroize::Zeroizing;
 use super::decrypt::Ticket;
 use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, vectorised};
 use super::mask::{MaskDomain, MaskSeed, expand};
-use super::products::MaskTile;
+use super::ntt::Digits;
+use super::products::{MaskTransform, Polynomials};
 use super::sampling::{ErrorSampler, SecretRng};
 use super::secret::OneTimeSecret;
 use super::word::Word;
-use super::{ParameterSet, Planes};
+use super::{ParameterSet, Planes, Precision};
 
 /// Rows to encrypt and the step of each.
 #[derive(Clone, Copy)]
@@ -58,6 +60,14 @@ pub enum EncryptError {
         /// Which row.
         token: usize,
     },
+    /// A precision that contradicts itself, or is not of the mask's parameter set.
+    #[error("precision {precision} does not fit masks of {set}")]
+    Precision {
+        /// What was asked for.
+        precision: Precision,
+        /// Parameters of the mask.
+        set: ParameterSet,
+    },
     /// The operating system gave no random bytes.
     #[error("no randomness from the operating system: {0}")]
     Randomness(getrandom::Error),
@@ -65,9 +75,10 @@ pub enum EncryptError {
 
 /// What all tiles of one encryption share.
 struct Job<'a> {
-    set: ParameterSet,
+    precision: Precision,
     seed: &'a MaskSeed,
     domain: &'a MaskDomain,
+    transform: MaskTransform,
     plaintext: Plaintext<'a>,
     secrets: &'a [OneTimeSecret],
 }
@@ -76,16 +87,22 @@ struct Job<'a> {
 struct Scratch<W: Word> {
     rng: SecretRng,
     keystream: Vec<u8>,
-    masks: MaskTile<W>,
+    /// Transformed masks of a tile, `[column][digit][component][N]`.
+    masks: Vec<u32>,
+    sums: Zeroizing<Vec<u32>>,
+    polynomials: Polynomials<W>,
     errors: ErrorSampler,
 }
 
 impl<W: Word> Scratch<W> {
-    fn new(set: ParameterSet) -> Result<Self, EncryptError> {
+    fn new(job: &Job<'_>) -> Result<Self, EncryptError> {
+        let set = job.precision.set;
         Ok(Self {
             rng: SecretRng::from_os().map_err(EncryptError::Randomness)?,
             keystream: Vec::new(),
-            masks: MaskTile::new(set, set.limbs()),
+            masks: vec![0; TILE * job.transform.column_residues()],
+            sums: Zeroizing::new(vec![0; set.polynomial_size()]),
+            polynomials: Polynomials::new(set),
             errors: ErrorSampler::new(set, set.polynomial_size()),
         })
     }
@@ -93,41 +110,34 @@ impl<W: Word> Scratch<W> {
 
 /// Encrypts rows under fresh one-time secrets, one per block of `N` tokens.
 ///
-/// Returns the body, `L × tokens × features`, to be sent with the seed, and the only ticket that opens the product.
+/// Returns the body, `body_limbs × tokens × features`, and the only ticket that opens the product.
 ///
 /// # Errors
-/// When sizes disagree, a step or a value cannot be encoded, or there is no randomness.
+/// When sizes or parameter sets disagree, a step or a value cannot be encoded, or there is no randomness.
 pub fn encrypt(
     seed: &MaskSeed,
     domain: &MaskDomain,
+    precision: Precision,
     plaintext: Plaintext<'_>,
 ) -> Result<(Planes, Ticket), EncryptError> {
     check(&plaintext)?;
     let set = domain.set;
+    if precision.set != set || !precision.is_valid() {
+        return Err(EncryptError::Precision { precision, set });
+    }
     let mut rng = SecretRng::from_os().map_err(EncryptError::Randomness)?;
     let blocks = plaintext.tokens.div_ceil(set.polynomial_size());
     let secrets: Vec<_> = (0..blocks).map(|_| OneTimeSecret::generate(set, &mut rng)).collect();
-    let body = encrypt_under(seed, domain, plaintext, &secrets)?;
-    Ok((body, Ticket::new(set, secrets, plaintext.steps.to_vec())))
-}
-
-/// Encrypts rows under given secrets, one per block.
-pub(super) fn encrypt_under(
-    seed: &MaskSeed,
-    domain: &MaskDomain,
-    plaintext: Plaintext<'_>,
-    secrets: &[OneTimeSecret],
-) -> Result<Planes, EncryptError> {
-    let set = domain.set;
-    let mut body = Planes::zeros(set.limbs(), plaintext.tokens, plaintext.features);
+    let mut body = Planes::zeros(usize::from(precision.body_limbs), plaintext.tokens, plaintext.features);
     let tiles = column_tiles(body.bytes_mut(), plaintext.features, 0..plaintext.features);
-    let job = Job { set, seed, domain, plaintext, secrets };
+    let transform = MaskTransform::new(set, Digits::exact(set.limbs(), set.mask_rows()));
+    let job = Job { precision, seed, domain, transform, plaintext, secrets: &secrets };
     if set.modulus_bits() <= u32::BITS {
         encrypt_tiles::<u32>(&job, tiles)?;
     } else {
         encrypt_tiles::<u64>(&job, tiles)?;
     }
-    Ok(body)
+    Ok((body, Ticket::new(precision, secrets, plaintext.steps.to_vec())))
 }
 
 fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
@@ -143,7 +153,7 @@ fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
 
 fn encrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, u8>>) -> Result<(), EncryptError> {
     tiles.into_par_iter().try_for_each_init(
-        || Scratch::<W>::new(job.set),
+        || Scratch::<W>::new(job),
         |scratch, tile| match scratch {
             Ok(scratch) => encrypt_tile(job, scratch, tile),
             Err(EncryptError::Randomness(error)) => Err(EncryptError::Randomness(*error)),
@@ -168,31 +178,44 @@ fn encrypt_tile_body<W: Word>(
 ) -> Result<(), EncryptError> {
     let columns = tile.columns();
     let width = columns.len();
-    let (size, tokens) = (job.set.polynomial_size(), job.plaintext.tokens);
-    scratch.keystream.resize(width * job.domain.column_bytes(), 0);
-    expand(job.seed, job.domain, columns.clone(), &mut scratch.keystream);
-    scratch.masks.load_keystream(&scratch.keystream, width);
+    let (set, tokens) = (job.precision.set, job.plaintext.tokens);
+    let (size, rows, residues) = (set.polynomial_size(), set.mask_rows(), job.transform.column_residues());
+    let column_bytes = job.domain.column_bytes();
+    let Scratch { rng, keystream, masks, sums, polynomials, errors } = scratch;
+    keystream.resize(width * column_bytes, 0);
+    expand(job.seed, job.domain, columns.clone(), keystream);
+    for (column, (keystream, mask)) in
+        keystream.chunks_exact(column_bytes).zip(masks.chunks_exact_mut(residues)).enumerate()
+    {
+        for component in 0..set.glwe_dimension() {
+            polynomials.load_keystream(column, keystream, rows, component);
+            job.transform.transform(component, polynomials.column_mut(column), mask);
+        }
+    }
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
     let mut inputs = Zeroizing::new([[0f32; TILE]; STRIP]);
+    let rounding = Rounding::of(job.precision);
     for (block, secret) in job.secrets.iter().enumerate() {
-        scratch.masks.multiply(secret, width);
-        for column in 0..width {
-            scratch.errors.add_to(&mut scratch.rng, scratch.masks.column_mut(column));
+        for (column, mask) in masks.chunks_exact(residues).enumerate().take(width) {
+            let values = polynomials.column_mut(column);
+            job.transform.multiply(mask, secret, sums, values);
+            errors.add_to(rng, values);
         }
         let first = block * size;
         for row in (0..size.min(tokens - first)).step_by(STRIP) {
-            scratch.masks.transpose_strip(row, width, &mut strip);
+            polynomials.transpose_strip(row, width, &mut strip);
             // All rows are fetched before any is encoded, so that their cache misses overlap.
             for (token, input) in (first + row..tokens).zip(inputs.iter_mut()) {
                 let start = token * job.plaintext.features + columns.start;
                 input[..width].copy_from_slice(&job.plaintext.rows[start..start + width]);
             }
             for ((token, values), input) in (first + row..tokens).zip(strip.iter_mut()).zip(inputs.iter()) {
-                if !add_message(job.set, &input[..width], job.plaintext.steps[token], values) {
+                if !add_message(set, &input[..width], job.plaintext.steps[token], values) {
                     return Err(EncryptError::Range { token });
                 }
-                for limb in 0..job.set.limbs() {
+                rounding.round(values);
+                for limb in 0..usize::from(job.precision.body_limbs) {
                     for (byte, value) in tile.row_mut(limb * tokens + token).iter_mut().zip(values.iter()) {
                         *byte = value.limb(limb);
                     }
@@ -201,6 +224,28 @@ fn encrypt_tile_body<W: Word>(
         }
     }
     Ok(())
+}
+
+/// The rounding of a body value to its most significant bytes: `(b + half) >> dropped`, mod the word size. Bits above
+/// the modulus stay above what is sent.
+#[derive(Clone, Copy)]
+struct Rounding {
+    half: u64,
+    dropped: u32,
+}
+
+impl Rounding {
+    const fn of(precision: Precision) -> Self {
+        let dropped = precision.body_dropped_bits();
+        Self { half: (1 << dropped) >> 1, dropped }
+    }
+
+    #[inline(always)]
+    fn round<W: Word>(self, values: &mut [W; TILE]) {
+        for value in values {
+            *value = value.add_shift(self.half, self.dropped);
+        }
+    }
 }
 
 /// Adds the encoding of `input`; tells whether every value is below q/2.

@@ -17,7 +17,7 @@ use super::lanes::{ColumnTile, STRIP, column_tiles, transpose_bytes, vectorised}
 use super::{ParameterSet, Planes};
 use crate::model::{Direction, Group, LinearId};
 
-/// Public seed of the masks of one call.
+/// Public seed of the masks of one owner's run: the same masks serve every call, each block of which has its own secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MaskSeed([u8; 32]);
 

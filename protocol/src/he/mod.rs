@@ -3,16 +3,21 @@
 //!
 //! The way of one product, in the order of the modules:
 //!
-//! 1. [`params`] names a parameter set and the bytes of its answer;
-//! 2. the owner expands the public mask from a seed and encrypts its rows, keeping a one-time secret;
-//! 3. the worker expands the same mask, multiplies mask and body by its int8 weights and switches the
-//!    modulus of the result;
-//! 4. the owner decrypts the switched tiles with the only ticket there is.
+//! 1. [`params`] names a parameter set and the bytes of each value that travels;
+//! 2. once per run, for each matrix and direction, the worker expands the public masks from a seed, multiplies them by
+//!    its int8 weights and switches the modulus of the result, which the owner keeps, transformed ([`mask_product`]);
+//! 3. for each call the owner expands the same masks and encrypts its rows, keeping a one-time secret for each block;
+//! 4. the worker multiplies the body by its weights and switches the modulus of the result;
+//! 5. the owner decrypts the switched tiles with the mask product and the only ticket there is.
+//!
+//! Masks that stay the same while every block of every call has its own secret are multi-secret RLWE: by a hybrid
+//! argument, the advantage over all blocks is at most the sum of that over each. What must never serve twice is a secret.
 
 pub mod decrypt;
 pub mod encrypt;
 mod lanes;
 pub mod mask;
+pub mod mask_product;
 pub mod modulus;
 pub mod noise;
 mod ntt;
@@ -31,5 +36,6 @@ mod word;
 pub use decrypt::{DecryptError, Decryption, Ticket};
 pub use encrypt::{EncryptError, Plaintext, encrypt};
 pub use mask::{MaskDomain, MaskSeed};
+pub use mask_product::{MaskProduct, MaskProductBuilder};
 pub use params::{ParameterSet, Precision};
 pub use planes::{Planes, ProductTile};

@@ -2,8 +2,13 @@
 //! chooses by, and what the tests measure.
 //!
 //! All of it is independent noise of mean zero. Column `j` of a product of an encoded row `m = κx + ρ` (ρ the
-//! rounding, uniform on ±1/2) by int8 weights has `w = ‖w_j‖²` times the fresh error and the rounding; the worker's
-//! output switching adds the rounding of `B'` and, through the secret, that of each of the `n` values of `A'`.
+//! rounding, uniform on ±1/2) by int8 weights has `w = ‖w_j‖²` times the fresh error, that rounding, and the rounding
+//! of the body to the bytes that are sent. The worker's rounding of `B'` adds its own, and the rounding of `A'`, by the
+//! worker and by the owner, comes through the secret from each of its `n` values.
+//!
+//! Rounding a uniform integer to a multiple of `2^d` errs by every integer of an interval of `2^d` alike: variance
+//! `(2^2d − 1)/12`. Its mean of half a unit, in products by weights and secrets of mean zero, is nothing beside it.
+//! Bodies and masks are uniform mod q, whatever the message, and so are the products of masks.
 
 use super::{ParameterSet, Precision};
 
@@ -13,14 +18,25 @@ const UNIFORM: f64 = 1.0 / 12.0;
 /// Variance of a coefficient of a uniform ternary secret.
 const TERNARY: f64 = 2.0 / 3.0;
 
+/// Variance of rounding a uniform multiple of `2^from` to a multiple of `2^to`.
+fn rounding_variance(from: u32, to: u32) -> f64 {
+    (f64::from(2 * to).exp2() - f64::from(2 * from).exp2()) * UNIFORM
+}
+
 /// Variance of the error of a fresh ciphertext: a centred binomial has variance η/2.
 pub fn fresh_variance(set: ParameterSet) -> f64 {
     f64::from(set.error_eta()) / 2.0
 }
 
-/// Variance of the encryption error after a product by a column of squared norm `column_norm_squared`.
-pub fn multiplied_variance(set: ParameterSet, column_norm_squared: f64) -> f64 {
-    fresh_variance(set) * column_norm_squared
+/// Variance that rounding the body to the bytes that are sent adds to each of its values.
+pub fn body_variance(precision: Precision) -> f64 {
+    rounding_variance(0, precision.body_dropped_bits())
+}
+
+/// Variance of the encryption error, that of the body's rounding included, after a product by a column of squared norm
+/// `column_norm_squared`.
+pub fn multiplied_variance(precision: Precision, column_norm_squared: f64) -> f64 {
+    (fresh_variance(precision.set) + body_variance(precision)) * column_norm_squared
 }
 
 /// Variance that the rounding of `κx` to an integer adds to such a product.
@@ -28,19 +44,24 @@ pub fn encoding_variance(column_norm_squared: f64) -> f64 {
     UNIFORM * column_norm_squared
 }
 
-/// Variance that output modulus switching adds, whatever the weights.
-pub fn switching_variance(precision: Precision) -> f64 {
-    let step_squared = f64::from(2 * precision.dropped_bits()).exp2();
-    if precision.dropped_bits() == 0 {
-        return 0.0;
-    }
-    // Rounding a uniform integer to a multiple of 2^d: (2^2d − 1)/12.
-    (step_squared - 1.0) * UNIFORM * (1.0 + TERNARY * precision.set.mask_rows() as f64)
+/// Variance that the worker's modulus switching of the body product adds, whatever the weights.
+pub fn output_variance(precision: Precision) -> f64 {
+    rounding_variance(precision.body_dropped_bits(), precision.output_dropped_bits())
+}
+
+/// Variance that rounding the mask product adds, whatever the weights: each of `n` values is met by a coefficient of
+/// the secret. Where the owner rounds off one bit more, half of the values are ties, and err by one unit of what came.
+pub fn mask_variance(precision: Precision) -> f64 {
+    let by_worker = precision.mask_dropped_bits();
+    let by_owner = precision.set.modulus_bits() - precision.mask_bits() - by_worker;
+    let ties = f64::from(by_owner) * f64::from(2 * by_worker).exp2() / 2.0;
+    (rounding_variance(0, by_worker) + ties) * TERNARY * precision.set.mask_rows() as f64
 }
 
 /// Variance of a decrypted value of a product, against the exact product of the unrounded `κx`.
 pub fn product_variance(precision: Precision, column_norm_squared: f64) -> f64 {
-    multiplied_variance(precision.set, column_norm_squared)
+    multiplied_variance(precision, column_norm_squared)
         + encoding_variance(column_norm_squared)
-        + switching_variance(precision)
+        + output_variance(precision)
+        + mask_variance(precision)
 }

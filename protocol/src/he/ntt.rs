@@ -12,10 +12,15 @@
 //! | value | n | digits | p/2σ | chance of a wrong coefficient |
 //! |---|---|---|---|---|
 //! | 24 bits (P24) | 1024 | 1 × 24 | 8.49 | < 5·10⁻¹⁶, 2·10⁻¹⁷ for a Gaussian |
-//! | 24 bits (P32 switched) | 1280 | 2 × 12 | > 10⁴ | 0 |
+//! | 23 bits (P32 and P48 switched to 3 bytes) | 1280, 2048 | 1 × 23 | 15.2, 12.0 | < 2·10⁻³¹ |
 //! | 32 bits | 1280, 2048 | 2 × 16 | > 1500 | 0 |
+//! | 40 bits | 2048 | 2 × 20 | 96 | 0 |
 //! | 48 bits | 2048 | 3 × 16 | > 1500 | 0 |
 //! | 16 bits, 8 bits | any | 1 | > 1500 | 0 |
+//!
+//! Three bytes of a product of P32's or P48's masks are one bit too many for one digit. The owner rounds that bit off
+//! (which [`noise`](super::noise) counts) rather than pay for two transforms of 12 bits. What is encrypted is never
+//! rounded before it is encrypted: the masks themselves always keep all of their bits.
 //!
 //! A wrong coefficient would be one wrong activation; a thousand training steps of SmolLM2-135M have about 4·10¹¹
 //! coefficients. A prime above 2³¹ would give 17 σ, but the transform is then five times slower (measured with
@@ -96,20 +101,38 @@ pub(crate) struct Digits {
     pub(crate) count: usize,
     /// Bits of a digit.
     pub(crate) bits: u32,
+    /// Low bits that are rounded off before the value is cut, to nearest and ties to even: 0 or 1. With one bit every
+    /// odd value is a tie, and rounding all of them up would be an error of the same sign in every column.
+    pub(crate) dropped: u32,
 }
 
 impl Digits {
-    /// The widest equal digits of `8·limbs` bits with the margin that the module's text asks for, when the secret has
-    /// `mask_rows` coefficients.
-    pub(crate) fn of(limbs: usize, mask_rows: usize) -> Self {
+    /// The widest equal digits of all `8·limbs` bits with the margin that the module's text asks for, when the secret
+    /// has `mask_rows` coefficients.
+    pub(crate) fn exact(limbs: usize, mask_rows: usize) -> Self {
+        Self::dropping(0, limbs, mask_rows)
+    }
+
+    /// The same, or one bit less where that saves a digit.
+    pub(crate) fn rounded(limbs: usize, mask_rows: usize) -> Self {
+        let (all, less) = (Self::exact(limbs, mask_rows), Self::dropping(1, limbs, mask_rows));
+        if less.count < all.count { less } else { all }
+    }
+
+    fn dropping(dropped: u32, limbs: usize, mask_rows: usize) -> Self {
         const MARGIN: f64 = 8.0;
-        let total = 8 * limbs as u32;
+        let total = 8 * limbs as u32 - dropped;
         let fits = |bits: u32| {
             let deviation = f64::from(bits).exp2() / 12f64.sqrt() * (2.0 * mask_rows as f64 / 3.0).sqrt();
             MARGIN * deviation <= f64::from(PRIME / 2)
         };
         let count = (1..=total).find(|count| total.is_multiple_of(*count) && fits(total / count)).unwrap_or(total);
-        Self { count: count as usize, bits: total / count }
+        Self { count: count as usize, bits: total / count, dropped }
+    }
+
+    /// Bits of all digits together: products are right mod `2^total_bits`.
+    pub(crate) const fn total_bits(self) -> u32 {
+        self.count as u32 * self.bits
     }
 
     /// Digit `index` of each value, centred, as residues.
@@ -120,9 +143,9 @@ impl Digits {
         for (digit, &value) in out.iter_mut().zip(values) {
             // Rounding each lower digit off carries into the next; what is carried out of the top is a multiple of
             // the modulus.
-            let mut rest = value;
+            let mut rest = if self.dropped == 0 { value } else { value.halved_to_even() };
             for _ in 0..index {
-                rest = rest.add_shift(half, self.bits);
+                rest = rest.add_shift(u64::from(half), self.bits);
             }
             let low = rest.shifted_low(0).wrapping_add(half) & mask;
             *digit = residue(low as i32 - half as i32);
@@ -148,16 +171,23 @@ mod tests {
 
     #[test]
     fn digits_are_those_of_the_table() {
-        for (limbs, rows, count, bits) in [
-            (3, 1024, 1, 24),
-            (3, 1280, 2, 12),
-            (4, 1280, 2, 16),
-            (4, 2048, 2, 16),
-            (6, 2048, 3, 16),
-            (2, 2048, 1, 16),
-            (1, 1024, 1, 8),
+        for (limbs, rows, count, bits, dropped) in [
+            (3, 1024, 1, 24, 0),
+            (3, 1280, 1, 23, 1),
+            (3, 2048, 1, 23, 1),
+            (4, 1280, 2, 16, 0),
+            (4, 2048, 2, 16, 0),
+            (5, 2048, 2, 20, 0),
+            (6, 2048, 3, 16, 0),
+            (2, 2048, 1, 16, 0),
+            (1, 1024, 1, 8, 0),
         ] {
-            assert_eq!(Digits::of(limbs, rows), Digits { count, bits });
+            assert_eq!(Digits::rounded(limbs, rows), Digits { count, bits, dropped });
+            assert_eq!(Digits::exact(limbs, rows).dropped, 0);
+        }
+        // Masks are never rounded before they are encrypted.
+        for set in ParameterSet::ALL {
+            assert_eq!(Digits::exact(set.limbs(), set.mask_rows()).total_bits(), set.modulus_bits());
         }
     }
 
@@ -185,7 +215,7 @@ mod tests {
 
     fn through_transform<W: Word>(limbs: usize, set: ParameterSet, a: &[W], s: &[i32]) -> Vec<W> {
         let ring = Ring::of_size(set.polynomial_size());
-        let digits = Digits::of(limbs, set.mask_rows());
+        let digits = Digits::exact(limbs, set.mask_rows());
         let mut secret: Vec<u32> = s.iter().map(|&s| residue(s)).collect();
         ring.forward(&mut secret);
         ring.normalize(&mut secret);

@@ -1,10 +1,12 @@
-//! Parameter sets: ring, modulus, error, and how many bytes of an output value are sent back.
+//! Parameter sets: ring, modulus, error, and how many bytes of each value travel.
 //!
 //! Each set has an estimate in the repository (`benches/security/`); one without an estimate does not exist.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use super::ntt::Digits;
 
 /// A set of encryption parameters: ring `Z[X]/(X^N + 1)`, GLWE dimension `k`, modulus `q = 2^(8·L)`, ternary
 /// secrets and a centred binomial error.
@@ -93,40 +95,80 @@ impl fmt::Display for ParameterSet {
     }
 }
 
-/// How one product is computed: the parameter set, and how many of the most significant byte limbs of each
-/// output value survive the worker's modulus switching.
+/// How one product is computed: the parameter set, and how many of the most significant byte limbs of each kind of
+/// value travel, the rest being rounded off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Precision {
     /// Parameters of the encryption.
     pub set: ParameterSet,
-    /// Byte limbs of an output value, `1..=set.limbs()`.
+    /// Byte limbs of a body value on its way up, `1..=set.limbs()`.
+    pub body_limbs: u8,
+    /// Byte limbs of a value of the mask product on its way down, `1..=set.limbs()`.
+    pub mask_limbs: u8,
+    /// Byte limbs of a value of the body product on its way down, `1..=body_limbs`.
     pub output_limbs: u8,
 }
 
 impl Precision {
-    /// The usual answer of each set: two bytes for P24, three for P32, four for P48.
+    /// The usual bytes of each set: as few as leave its error near that of the encryption.
     pub const fn standard(set: ParameterSet) -> Self {
-        let output_limbs = match set {
-            ParameterSet::P24 => 2,
-            ParameterSet::P32 => 3,
-            ParameterSet::P48 => 4,
+        let (body_limbs, mask_limbs, output_limbs) = match set {
+            ParameterSet::P24 | ParameterSet::P32 => (3, 3, 2),
+            ParameterSet::P48 => (6, 5, 4),
         };
-        Self { set, output_limbs }
+        Self { set, body_limbs, mask_limbs, output_limbs }
     }
 
-    /// Whether `output_limbs` is a count that the set has.
+    /// Nothing is rounded off, neither up nor down.
+    pub const fn exact(set: ParameterSet) -> Self {
+        let limbs = set.limbs() as u8;
+        Self { set, body_limbs: limbs, mask_limbs: limbs, output_limbs: limbs }
+    }
+
+    /// Every valid precision of a set.
+    pub fn all(set: ParameterSet) -> impl Iterator<Item = Self> {
+        let limbs = set.limbs() as u8;
+        (1..=limbs).flat_map(move |body_limbs| {
+            (1..=limbs).flat_map(move |mask_limbs| {
+                (1..=body_limbs).map(move |output_limbs| Self { set, body_limbs, mask_limbs, output_limbs })
+            })
+        })
+    }
+
+    /// Whether the counts are ones that the set has, and no output has more bytes than its body.
     pub const fn is_valid(self) -> bool {
-        self.output_limbs >= 1 && self.output_limbs as usize <= self.set.limbs()
+        let limbs = self.set.limbs();
+        self.output_limbs >= 1
+            && self.output_limbs <= self.body_limbs
+            && self.body_limbs as usize <= limbs
+            && self.mask_limbs >= 1
+            && self.mask_limbs as usize <= limbs
     }
 
-    /// Bits dropped from each output value by modulus switching.
-    pub const fn dropped_bits(self) -> u32 {
+    /// Bits that the owner rounds off each body value after encryption.
+    pub const fn body_dropped_bits(self) -> u32 {
+        self.set.modulus_bits() - 8 * self.body_limbs as u32
+    }
+
+    /// Bits below an output value: those missing from the body, and those dropped by the worker's modulus switching.
+    pub const fn output_dropped_bits(self) -> u32 {
         self.set.modulus_bits() - 8 * self.output_limbs as u32
+    }
+
+    /// Bits that the worker rounds off each value of the mask product.
+    pub const fn mask_dropped_bits(self) -> u32 {
+        self.set.modulus_bits() - 8 * self.mask_limbs as u32
+    }
+
+    /// Bits of a value of the mask product that the owner uses: all that come, less one where that saves a transform.
+    pub fn mask_bits(self) -> u32 {
+        Digits::rounded(usize::from(self.mask_limbs), self.set.mask_rows()).total_bits()
     }
 }
 
 impl fmt::Display for Precision {
+    /// `set/body:output`, e.g. `p24/3:2`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.set, self.output_limbs)
+        write!(f, "{}/{}:{}", self.set, self.body_limbs, self.output_limbs)
     }
 }

@@ -72,13 +72,11 @@ impl Planes {
     }
 }
 
-/// Some output columns of a product, after modulus switching: all mask rows and all token rows of them.
+/// Some output columns of a product, after modulus switching: all rows of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProductTile {
     /// First output column of the tile.
     pub first_column: usize,
-    /// `A'`: `output_limbs × k·N × columns`.
-    pub mask: Planes,
-    /// `B'`: `output_limbs × tokens × columns`.
-    pub body: Planes,
+    /// `A'`, `mask_limbs × k·N × columns`, or `B'`, `output_limbs × tokens × columns`.
+    pub rows: Planes,
 }

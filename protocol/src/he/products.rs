@@ -1,4 +1,4 @@
-//! Products of a tile of mask columns by secrets: the inner loop of encryption and of decryption alike.
+//! Products of mask columns by secrets: the inner loop of encryption and of decryption alike.
 
 use zeroize::Zeroizing;
 
@@ -8,19 +8,59 @@ use super::secret::OneTimeSecret;
 use super::word::Word;
 use super::{ParameterSet, Planes};
 
-/// Working memory for tiles of mask columns, reused from tile to tile and wiped on drop: `<a, s>` beside a public
-/// `a` gives the secret away.
-pub(crate) struct MaskTile<W: Word> {
+/// What a mask column becomes: `k` polynomials cut into digits, each transformed.
+#[derive(Clone, Copy)]
+pub(crate) struct MaskTransform {
     ring: &'static Ring,
     size: usize,
     components: usize,
-    limbs: usize,
     digits: Digits,
-    /// Transformed digits of the masks, `[column][digit][component][N]`.
-    transformed: Vec<u32>,
-    /// One polynomial of sums in the transformed domain.
-    sums: Zeroizing<Vec<u32>>,
-    /// `[column][N + PADDING]`: coefficients of a mask on their way in, of the products on their way out.
+}
+
+impl MaskTransform {
+    /// The transform of masks of a set whose values are cut into these digits.
+    pub(crate) fn new(set: ParameterSet, digits: Digits) -> Self {
+        let (size, components) = (set.polynomial_size(), set.glwe_dimension());
+        Self { ring: Ring::of_size(size), size, components, digits }
+    }
+
+    /// Residues of a transformed column, `[digit][component][N]`.
+    pub(crate) fn column_residues(&self) -> usize {
+        self.digits.count * self.components * self.size
+    }
+
+    /// Transforms one component of a mask column into its places of `column`.
+    #[inline(always)]
+    pub(crate) fn transform<W: Word>(&self, component: usize, values: &[W], column: &mut [u32]) {
+        for digit in 0..self.digits.count {
+            let at = (digit * self.components + component) * self.size;
+            let out = &mut column[at..at + self.size];
+            self.digits.split(digit, values, out);
+            self.ring.forward(out);
+        }
+    }
+
+    /// Writes `<a, secret>` for a transformed column to `values`, right mod `2^total_bits` of the digits. `sums` is
+    /// working memory of `N` residues.
+    #[inline(always)]
+    pub(crate) fn multiply<W: Word>(&self, column: &[u32], secret: &OneTimeSecret, sums: &mut [u32], values: &mut [W]) {
+        values.fill(W::default());
+        for (digit, masks) in column.chunks_exact(self.components * self.size).enumerate() {
+            sums.fill(0);
+            for (component, mask) in masks.chunks_exact(self.size).enumerate() {
+                self.ring.accumulate(sums, mask, secret.component(component, self.size));
+            }
+            self.ring.inverse(sums);
+            self.digits.join(digit, sums, values);
+        }
+    }
+}
+
+/// Polynomials of a tile of columns, reused from tile to tile and wiped on drop: `<a, s>` beside a public `a` gives the
+/// secret away.
+pub(crate) struct Polynomials<W: Word> {
+    size: usize,
+    /// `[column][N + PADDING]`.
     values: Zeroizing<Vec<W>>,
 }
 
@@ -28,102 +68,47 @@ pub(crate) struct MaskTile<W: Word> {
 /// they are transposed.
 const PADDING: usize = 16;
 
-impl<W: Word> MaskTile<W> {
-    /// Memory for masks whose values have `limbs` bytes.
-    pub(crate) fn new(set: ParameterSet, limbs: usize) -> Self {
-        let (size, components) = (set.polynomial_size(), set.glwe_dimension());
-        let digits = Digits::of(limbs, set.mask_rows());
-        Self {
-            ring: Ring::of_size(size),
-            size,
-            components,
-            limbs,
-            digits,
-            transformed: vec![0; TILE * digits.count * components * size],
-            sums: Zeroizing::new(vec![0; size]),
-            values: Zeroizing::new(vec![W::default(); TILE * (size + PADDING)]),
-        }
+impl<W: Word> Polynomials<W> {
+    /// Memory for [`TILE`] polynomials.
+    pub(crate) fn new(set: ParameterSet) -> Self {
+        let size = set.polynomial_size();
+        Self { size, values: Zeroizing::new(vec![W::default(); TILE * (size + PADDING)]) }
     }
 
-    /// The values of a column.
+    /// The coefficients of a column.
     #[inline(always)]
     pub(crate) fn column_mut(&mut self, column: usize) -> &mut [W] {
         let start = column * (self.size + PADDING);
         &mut self.values[start..start + self.size]
     }
 
-    /// Takes `width` columns of keystream, `[column][limb][component][N]`.
+    /// Takes one component of a column of keystream, `[limb][component][N]`.
     #[inline(always)]
-    pub(crate) fn load_keystream(&mut self, keystream: &[u8], width: usize) {
-        let (size, rows) = (self.size, self.size * self.components);
-        for column in 0..width {
-            let bytes = &keystream[column * self.limbs * rows..(column + 1) * self.limbs * rows];
-            for component in 0..self.components {
-                let values = self.column_mut(column);
-                values.fill(W::default());
-                for (limb, plane) in bytes.chunks_exact(rows).enumerate() {
-                    for (value, &byte) in values.iter_mut().zip(&plane[component * size..]) {
-                        *value = value.add(W::of_limb(byte, limb));
-                    }
-                }
-                self.transform(column, component);
+    pub(crate) fn load_keystream(&mut self, column: usize, keystream: &[u8], rows: usize, component: usize) {
+        let size = self.size;
+        let values = self.column_mut(column);
+        values.fill(W::default());
+        for (limb, plane) in keystream.chunks_exact(rows).enumerate() {
+            for (value, &byte) in values.iter_mut().zip(&plane[component * size..]) {
+                *value = value.add(W::of_limb(byte, limb));
             }
         }
     }
 
-    /// Takes columns `first..first + width` of planes of `limbs × n` rows.
+    /// Takes one component of columns `first..first + width` of planes of `k·N` rows.
     #[inline(always)]
-    pub(crate) fn load_planes(&mut self, planes: &Planes, first: usize, width: usize) {
+    pub(crate) fn load_planes(&mut self, planes: &Planes, component: usize, first: usize, width: usize) {
         let (size, stride) = (self.size, self.size + PADDING);
         let mut strip = [[W::default(); TILE]; STRIP];
-        for component in 0..self.components {
-            for row in (0..size).step_by(STRIP) {
-                // All rows are fetched before any is used, so that their cache misses overlap.
-                for (i, values) in strip.iter_mut().enumerate() {
-                    gather_row(planes, component * size + row + i, first, &mut values[..width]);
-                }
-                for (column, values) in self.values.chunks_exact_mut(stride).enumerate().take(width) {
-                    for (value, strip) in values[row..row + STRIP].iter_mut().zip(&strip) {
-                        *value = strip[column];
-                    }
-                }
+        for row in (0..size).step_by(STRIP) {
+            // All rows are fetched before any is used, so that their cache misses overlap.
+            for (i, values) in strip.iter_mut().enumerate() {
+                gather_row(planes, component * size + row + i, first, &mut values[..width]);
             }
-            for column in 0..width {
-                self.transform(column, component);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn transform(&mut self, column: usize, component: usize) {
-        let (size, count) = (self.size, self.digits.count);
-        let start = column * (size + PADDING);
-        let values = &self.values[start..start + size];
-        for digit in 0..count {
-            let at = ((column * count + digit) * self.components + component) * size;
-            let out = &mut self.transformed[at..at + size];
-            self.digits.split(digit, values, out);
-            self.ring.forward(out);
-        }
-    }
-
-    /// Leaves `<a_column, secret>` of the first `width` columns in `values`, right mod `2^(8·limbs)`.
-    #[inline(always)]
-    pub(crate) fn multiply(&mut self, secret: &OneTimeSecret, width: usize) {
-        let (size, count, components) = (self.size, self.digits.count, self.components);
-        for column in 0..width {
-            let start = column * (size + PADDING);
-            let values = &mut self.values[start..start + size];
-            values.fill(W::default());
-            for digit in 0..count {
-                self.sums.fill(0);
-                let at = (column * count + digit) * components * size;
-                let masks = self.transformed[at..at + components * size].chunks_exact(size);
-                for (component, mask) in masks.enumerate() {
-                    self.ring.accumulate(&mut self.sums, mask, secret.component(component, size));
+            for (column, values) in self.values.chunks_exact_mut(stride).enumerate().take(width) {
+                for (value, strip) in values[row..row + STRIP].iter_mut().zip(&strip) {
+                    *value = strip[column];
                 }
-                self.ring.inverse(&mut self.sums);
-                self.digits.join(digit, &self.sums, values);
             }
         }
     }

@@ -41,20 +41,31 @@ pub fn reference_product(operand: &Planes, weights: &[i8], shape: LinearShape, d
     product
 }
 
-/// A worker's whole answer as one tile: the mask is expanded, mask and body are multiplied and switched.
+/// A worker's mask product as one tile: the mask is expanded, multiplied and switched.
 ///
 /// Panics if the dimensions disagree.
-pub fn reference_answer(
+pub fn reference_masks(
     precision: Precision,
     seed: &MaskSeed,
     domain: &MaskDomain,
-    body: &Planes,
     weights: &[i8],
     shape: LinearShape,
 ) -> ProductTile {
     let (inner, _) = shape.along(domain.direction);
-    let mask = expand_planes(seed, domain, 0..inner);
-    let [mask, body] = [&mask, body]
-        .map(|operand| switch_planes(&reference_product(operand, weights, shape, domain.direction), precision));
-    ProductTile { first_column: 0, mask, body }
+    let product = reference_product(&expand_planes(seed, domain, 0..inner), weights, shape, domain.direction);
+    ProductTile { first_column: 0, rows: switch_planes(&product, usize::from(precision.mask_limbs)) }
+}
+
+/// A worker's body product as one tile: the body is multiplied and switched.
+///
+/// Panics if the dimensions disagree.
+pub fn reference_answer(
+    precision: Precision,
+    direction: Direction,
+    body: &Planes,
+    weights: &[i8],
+    shape: LinearShape,
+) -> ProductTile {
+    let product = reference_product(body, weights, shape, direction);
+    ProductTile { first_column: 0, rows: switch_planes(&product, usize::from(precision.output_limbs)) }
 }

@@ -1,12 +1,15 @@
 //! One interface over this project's scheme and the published one that it is measured against, so that a benchmark
 //! or a test treats both alike: encrypt rows, multiply them by int8 weights, decrypt, count the bytes.
 
+use std::sync::Arc;
+
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
-use super::reference::reference_answer;
+use super::reference::{reference_answer, reference_masks};
 use super::{
-    DecryptError, EncryptError, MaskDomain, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
+    DecryptError, EncryptError, MaskDomain, MaskProduct, MaskProductBuilder, MaskSeed, Plaintext, Planes, Precision,
+    ProductTile, Ticket, encrypt,
 };
 use crate::model::{Direction, Group, LinearId, LinearShape};
 use crate::quant::{QuantError, encoding_steps};
@@ -78,26 +81,34 @@ pub enum SchemeError {
     },
 }
 
-/// This project's scheme, with a product `multiply(seed, domain, body)` of the caller's choice, in any tiles: the
-/// reference, or a kernel.
+/// This project's scheme, with products of the caller's choice, in any tiles: the reference, or a kernel. The mask
+/// product is asked for once, when the scheme is made.
 pub struct ColumnPacked<M> {
     precision: Precision,
     shape: LinearShape,
     max_norm: f64,
+    seed: MaskSeed,
+    masks: Arc<MaskProduct>,
+    mask_bytes: usize,
     multiply: M,
 }
 
-/// A request of [`ColumnPacked`].
-pub struct ColumnPackedRequest {
-    /// Seed of the mask.
-    pub seed: MaskSeed,
-    /// The body.
-    pub body: Planes,
-}
+/// The matrix that [`ColumnPacked`] multiplies by, as far as masks are concerned.
+const DOMAIN: (LinearId, Direction) = (LinearId { layer: 0, group: Group::Qkv }, Direction::Forward);
 
-impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> ColumnPacked<M> {
-    /// The scheme over `weights`, `d_in × d_out` row-major, of which it reads the norms only.
-    pub fn with_product(precision: Precision, weights: &[i8], shape: LinearShape, multiply: M) -> Self {
+impl<M: Fn(&Planes) -> Vec<ProductTile>> ColumnPacked<M> {
+    /// The scheme over `weights`, `d_in × d_out` row-major, of which it reads the norms only: `multiply_masks` gives the
+    /// worker's mask product, `multiply` its product of a body.
+    ///
+    /// # Errors
+    /// When the mask product does not fit.
+    pub fn with_products(
+        precision: Precision,
+        weights: &[i8],
+        shape: LinearShape,
+        multiply_masks: impl FnOnce(&MaskSeed, &MaskDomain) -> Vec<ProductTile>,
+        multiply: M,
+    ) -> Result<Self, SchemeError> {
         let mut squares = vec![0.0f64; shape.d_out];
         for row in weights.chunks_exact(shape.d_out) {
             for (square, &weight) in squares.iter_mut().zip(row) {
@@ -105,29 +116,44 @@ impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> ColumnPacked<M>
             }
         }
         let max_norm = squares.into_iter().fold(0.0, f64::max).sqrt();
-        Self { precision, shape, max_norm, multiply }
+        let seed = MaskSeed::generate(&mut OsRng.unwrap_err());
+        let mut masks = MaskProductBuilder::new(precision, shape.d_out)?;
+        let mut mask_bytes = seed.to_bytes().len();
+        for tile in multiply_masks(&seed, &domain(precision)) {
+            masks.tile(&tile)?;
+            mask_bytes += tile.rows.bytes().len();
+        }
+        Ok(Self { precision, shape, max_norm, seed, masks: Arc::new(masks.finish()?), mask_bytes, multiply })
     }
 
-    const fn domain(&self) -> MaskDomain {
-        let linear = LinearId { layer: 0, group: Group::Qkv };
-        MaskDomain { set: self.precision.set, linear, direction: Direction::Forward }
+    /// Bytes that the mask product took on the wire, once.
+    pub fn mask_bytes(&self) -> usize {
+        self.mask_bytes
     }
 }
 
+fn domain(precision: Precision) -> MaskDomain {
+    MaskDomain { set: precision.set, linear: DOMAIN.0, direction: DOMAIN.1 }
+}
+
 /// This project's scheme over the reference product.
+///
+/// # Errors
+/// When the precision contradicts itself.
 pub fn with_reference_product(
     precision: Precision,
     weights: Vec<i8>,
     shape: LinearShape,
-) -> ColumnPacked<impl Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> {
-    let norms = weights.clone();
-    ColumnPacked::with_product(precision, &norms, shape, move |seed, domain, body| {
-        vec![reference_answer(precision, seed, domain, body, &weights, shape)]
-    })
+) -> Result<ColumnPacked<impl Fn(&Planes) -> Vec<ProductTile>>, SchemeError> {
+    let shared = Arc::new(weights);
+    let weights = Arc::clone(&shared);
+    let masks = |seed: &MaskSeed, domain: &MaskDomain| vec![reference_masks(precision, seed, domain, &shared, shape)];
+    let body = move |body: &Planes| vec![reference_answer(precision, DOMAIN.1, body, &weights, shape)];
+    ColumnPacked::with_products(precision, &shared, shape, masks, body)
 }
 
-impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> Scheme for ColumnPacked<M> {
-    type Request = ColumnPackedRequest;
+impl<M: Fn(&Planes) -> Vec<ProductTile>> Scheme for ColumnPacked<M> {
+    type Request = Planes;
     type Ticket = Ticket;
     type Answer = Vec<ProductTile>;
 
@@ -141,19 +167,17 @@ impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> Scheme for Colu
             return Err(SchemeError::Shape { values: rows.len(), tokens, inner });
         }
         let steps = encoding_steps(rows, tokens, self.max_norm, self.precision)?;
-        let seed = MaskSeed::generate(&mut OsRng.unwrap_err());
         let plaintext = Plaintext { rows, tokens, features: inner, steps: &steps };
-        let (body, ticket) = encrypt(&seed, &self.domain(), plaintext)?;
-        Ok((ColumnPackedRequest { seed, body }, ticket))
+        Ok(encrypt(&self.seed, &domain(self.precision), self.precision, plaintext)?)
     }
 
     fn multiply(&self, request: &Self::Request) -> Self::Answer {
-        (self.multiply)(&request.seed, &self.domain(), &request.body)
+        (self.multiply)(request)
     }
 
     fn decrypt(&self, ticket: Self::Ticket, answer: &Self::Answer) -> Result<Vec<f32>, SchemeError> {
         let mut out = vec![0.0; ticket.tokens() * self.shape.d_out];
-        let mut decryption = ticket.open(self.precision, self.shape.d_out)?;
+        let mut decryption = ticket.open(Arc::clone(&self.masks), self.precision)?;
         for tile in answer {
             decryption.tile(tile, &mut out)?;
         }
@@ -162,10 +186,10 @@ impl<M: Fn(&MaskSeed, &MaskDomain, &Planes) -> Vec<ProductTile>> Scheme for Colu
     }
 
     fn request_bytes(&self, request: &Self::Request) -> usize {
-        request.seed.to_bytes().len() + request.body.bytes().len()
+        request.bytes().len()
     }
 
     fn answer_bytes(&self, answer: &Self::Answer) -> usize {
-        answer.iter().map(|tile| tile.mask.bytes().len() + tile.body.bytes().len()).sum()
+        answer.iter().map(|tile| tile.rows.bytes().len()).sum()
     }
 }

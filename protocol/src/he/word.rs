@@ -18,8 +18,12 @@ pub(crate) trait Word: Copy + Default + Send + Sync + zeroize::Zeroize + 'static
     fn of_signed(value: i32, shift: u32) -> Self;
     /// The low 32 bits after a shift to the right.
     fn shifted_low(self, shift: u32) -> u32;
+    /// `self · 2^shift` mod the word size; `shift` less than it has bits.
+    fn shifted_up(self, shift: u32) -> Self;
     /// `(self + addend) >> shift`.
-    fn add_shift(self, addend: u32, shift: u32) -> Self;
+    fn add_shift(self, addend: u64, shift: u32) -> Self;
+    /// Half of it, rounded to nearest and ties to even, mod half of the word size.
+    fn halved_to_even(self) -> Self;
     /// The low `bits` as a signed number.
     fn centred(self, bits: u32) -> f64;
     /// `value` rounded to the nearest integer (ties to even), mod the word size; `|value| < 2^51`.
@@ -60,8 +64,18 @@ macro_rules! word {
             }
 
             #[inline(always)]
-            fn add_shift(self, addend: u32, shift: u32) -> Self {
-                self.wrapping_add(<$word>::from(addend)) >> shift
+            fn shifted_up(self, shift: u32) -> Self {
+                self << shift
+            }
+
+            #[inline(always)]
+            fn add_shift(self, addend: u64, shift: u32) -> Self {
+                self.wrapping_add(addend as $word) >> shift
+            }
+
+            #[inline(always)]
+            fn halved_to_even(self) -> Self {
+                self.wrapping_add((self >> 1) & 1) >> 1
             }
 
             #[inline(always)]
@@ -112,6 +126,13 @@ mod tests {
             let expected = value.round_ties_even() as i64;
             prop_assert_eq!(<u64 as Word>::rounded(value), expected as u64);
             prop_assert_eq!(<u32 as Word>::rounded(value), expected as u32);
+        }
+
+        #[test]
+        fn halves_are_the_nearest_and_even_on_a_tie(value: u32) {
+            let expected = (f64::from(value) / 2.0).round_ties_even() as u64 & u64::from(u32::MAX / 2);
+            prop_assert_eq!(u64::from(value.halved_to_even()) & u64::from(u32::MAX / 2), expected);
+            prop_assert_eq!(u64::from(value).halved_to_even() & u64::from(u32::MAX / 2), expected);
         }
 
         #[test]

@@ -7,28 +7,36 @@
 //!
 //! # Why no output wraps
 //!
-//! Let `M ≥ ‖w_j‖₂` for every column `w_j`, `n = k·N` the mask's rows, and `d_s` the bits that the worker's modulus
-//! switching drops. The decrypted value of column `j`, as an integer before reduction mod `q`, is
+//! Let `M ≥ ‖w_j‖₂` for every column `w_j`, and `n = k·N` the mask's rows. Bits are dropped, each time by rounding to
+//! nearest: `d_b` of a body value before it is sent, up to `d_o` of a value of the body product, `d_w` of a value of the
+//! mask product by the worker, and up to `d_m` of it by the owner. The decrypted value of column `j`, as an integer
+//! before reduction mod `q`, is
 //!
 //! ```text
-//! v = Σ_i (m_i + e_i)·w_ij + 2^d_s·(δ_b − Σ_{r<n} δ_r·s_r)
+//! v = Σ_i (m_i + e_i + β_i)·w_ij + ο − Σ_{r<n} μ_r·s_r
 //! ```
 //!
-//! with fresh errors `|e_i| ≤ η` (centred binomial), rounding errors `|δ| ≤ ½` and secrets `s_r ∈ {−1, 0, 1}`.
+//! with fresh errors `|e_i| ≤ η` (centred binomial), secrets `s_r ∈ {−1, 0, 1}` and rounding errors
+//!
+//! - `|β_i| ≤ 2^(d_b−1)` of the body, 0 for `d_b = 0`;
+//! - `|ο| ≤ 2^(d_o−1)` of the body product, 0 for `d_o = d_b`: its values are multiples of `2^d_b`;
+//! - `|μ_r| ≤ 2^(d_w−1) + 2^(d_m−1)` of the mask product, without the first term for `d_w = 0` and without the second
+//!   for `d_m = d_w`.
+//!
 //! `m_i` differs from `κ·x_i` by at most ½ for the rounding and `2^-53·|κ·x_i| ≤ 2^-6` for the product in f64, together
 //! less than `ROUNDING`. By Cauchy–Schwarz, and since `‖w‖₁ ≤ √d·‖w‖₂`,
 //!
 //! ```text
-//! |v| ≤ κ·‖x‖₂·M + (η + ROUNDING)·√d·M + 2^(d_s−1)·(n + 1)
+//! |v| ≤ κ·‖x‖₂·M + (η + ROUNDING + max|β|)·√d·M + max|ο| + n·max|μ|
 //! ```
 //!
-//! (no last term if nothing is dropped). With one unit to spare, the last two terms are [`noise_margin`], and
+//! With one unit to spare, all but the first term are [`noise_margin`], and
 //! `κ = (q/2 − margin)/(‖x‖₂·M)` gives `|v| ≤ q/2 − 1`. The norms are computed in f64 over at most
 //! [`MAX_INNER`] terms, each operation exact to `2^-53`; `FLOAT_SLACK` is far larger than what they can lose.
 //! Squares of f32 numbers neither overflow nor vanish in f64: from `2^-298` to `2^256`.
 //!
 //! The same κ bounds the message itself: `M ≥ 1` for a matrix with any non-zero entry, and is taken as 1
-//! for one without, so `|m_i| ≤ κ·‖x‖₂ + ROUNDING < q/2`. It takes f64 to compute `m`: f32 is exact to 24 bits only.
+//! for one without, so `|m_i| ≤ κ·‖x‖₂ + ROUNDING < q/2`. (A body value is uniform and may wrap as it likes.) It takes f64 to compute `m`: f32 is exact to 24 bits only.
 
 use rayon::prelude::*;
 
@@ -44,16 +52,22 @@ const ROUNDING: f64 = 0.5625;
 /// Relative safety on the norms; a sum of `2^20` squares in f64 is exact to `2^-32`, its root to `2^-33`.
 const FLOAT_SLACK: f64 = 1.0 / (1_u64 << 30) as f64;
 
-/// What the worst noise of a product can add to an output, in units of the modulus before switching: errors of
-/// encryption and rounding times any column of norm `max_norm` or less, modulus switching, and one unit to spare.
+/// Largest error of rounding multiples of `2^from` to multiples of `2^to`.
+fn worst_rounding(from: u32, to: u32) -> f64 {
+    if from == to { 0.0 } else { f64::from(to).exp2() / 2.0 }
+}
+
+/// What the worst noise of a product can add to an output, in units of the encoded message: errors of encryption and
+/// rounding times any column of norm `max_norm` or less, the rounding of both products, and one unit to spare.
 pub fn noise_margin(precision: Precision, inner: usize, max_norm: f64) -> f64 {
-    let fresh = f64::from(precision.set.error_eta()) + ROUNDING;
+    let set = precision.set;
+    let body = worst_rounding(0, precision.body_dropped_bits());
+    let fresh = f64::from(set.error_eta()) + ROUNDING + body;
     let multiplied = fresh * (inner as f64).sqrt() * max_norm.max(1.0) * (1.0 + FLOAT_SLACK);
-    let switched = match precision.dropped_bits() {
-        0 => 0.0,
-        bits => f64::from(bits - 1).exp2() * (precision.set.mask_rows() + 1) as f64,
-    };
-    multiplied + switched + 1.0
+    let output = worst_rounding(precision.body_dropped_bits(), precision.output_dropped_bits());
+    let by_worker = precision.mask_dropped_bits();
+    let mask = worst_rounding(0, by_worker) + worst_rounding(by_worker, set.modulus_bits() - precision.mask_bits());
+    multiplied + output + mask * set.mask_rows() as f64 + 1.0
 }
 
 /// `q/2 − margin`: the largest output that a message may lead to by itself. Not positive if the noise alone can wrap.

@@ -5,8 +5,8 @@
 //!
 //! - int8 weights, whose error was measured when the matrix was made ([`LinearMeta::weight_error`]);
 //! - the ciphertext. A message has norm `‖m‖ = (q/2 − margin)/M`, `M` the largest norm of the int8 vectors; an output
-//!   gathers `v = 1/12 + η/2` from rounding and encryption for each unit of `‖w‖²`, and a variance `V` from modulus
-//!   switching ([`noise`]).
+//!   gathers `v` from encoding, encryption and the rounding of the body for each unit of `‖w‖²`, and a variance `V` from
+//!   the rounding of the products ([`noise`]).
 //!
 //! Forward, output `j` has power `‖m‖²·‖w_j‖²/d_in` and noise `v·‖w_j‖² + V`, and the owner multiplies it by its scale.
 //! Summed over outputs with weights `scale²`, whose weighted mean of `‖w_j‖²` is `C²`:
@@ -38,7 +38,7 @@ const WORTHWHILE: f64 = 1.05;
 pub struct PrecisionTarget {
     /// Largest relative error, as a multiple of that of plain 8-bit activations and weights.
     pub factor: f64,
-    /// Use this set, whatever its error; only the bytes of its answer are planned then.
+    /// Use this set, whatever its error; only the bytes of its values are planned then.
     pub set: Option<ParameterSet>,
 }
 
@@ -90,17 +90,19 @@ fn expected_gaussian_maximum(count: usize) -> f64 {
     root - (log.ln() + (4.0 * std::f64::consts::PI).ln()) / (2.0 * root) + EULER_GAMMA / root
 }
 
-/// The cheapest precision whose predicted error is within the target: least work for the worker first, which is
-/// `L·(1 + n/tokens)` products and ranks the sets alike for any number of tokens, then fewest bytes of an answer.
+/// The cheapest precision whose predicted error is within the target: least work for the worker in each call first,
+/// which is one integer product per byte of a body value, then fewest bytes up and down in each call, then least work for
+/// the owner, then fewest bytes of the mask product, which comes once per run.
 ///
 /// Where none is within the target, the cheapest whose error is within 5 % of the smallest one to be had.
 pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -> Precision {
-    let candidates: Vec<(Precision, f64)> = ParameterSet::ALL
+    let mut candidates: Vec<(Precision, f64)> = ParameterSet::ALL
         .into_iter()
         .filter(|set| target.set.is_none_or(|forced| forced == *set))
-        .flat_map(|set| (1..=set.limbs() as u8).map(move |output_limbs| Precision { set, output_limbs }))
+        .flat_map(Precision::all)
         .map(|precision| (precision, predicted_relative_error(precision, meta, direction)))
         .collect();
+    candidates.sort_by_key(|(precision, _)| cost(*precision));
     let smallest = candidates.iter().map(|(_, error)| *error).fold(f64::INFINITY, f64::min);
     let allowed = (target.factor * plain_w8a8_error(meta, direction)).max(0.0);
     let limit = if smallest <= allowed { allowed } else { smallest * WORTHWHILE };
@@ -108,6 +110,12 @@ pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -
         .into_iter()
         .find_map(|(precision, error)| (error <= limit).then_some(precision))
         .unwrap_or(Precision::standard(target.set.unwrap_or(ParameterSet::P48)))
+}
+
+/// What [`plan`] compares, the most important first.
+fn cost(precision: Precision) -> (u8, u8, ParameterSet, u8) {
+    let Precision { set, body_limbs, mask_limbs, output_limbs } = precision;
+    (body_limbs, body_limbs + output_limbs, set, mask_limbs)
 }
 
 #[cfg(test)]

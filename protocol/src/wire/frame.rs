@@ -13,7 +13,7 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::messages::{ControlReply, ControlRequest, PROTOCOL_VERSION, ProductHeader, ProductReply};
+use super::messages::{ControlReply, ControlRequest, Operand, PROTOCOL_VERSION, ProductHeader, ProductReply};
 
 /// Bytes before a payload: version and length.
 pub const PREFIX_BYTES: usize = 8;
@@ -167,8 +167,8 @@ impl Message for ProductHeader {
     const NAME: &'static str = "product header";
 
     fn check(&self) -> Result<(), &'static str> {
-        require(self.precision.is_valid(), "its parameter set has no such number of output limbs")?;
-        require(self.tokens > 0, "it has no tokens")
+        require(self.precision.is_valid(), "its parameter set has no such numbers of limbs")?;
+        require(self.operand != Operand::Body { tokens: 0 }, "it has no tokens")
     }
 }
 

@@ -1,5 +1,6 @@
 //! Versioned messages. Small ones (offer, assign, health) are one request and one reply; a product is a stream:
-//! a [`ProductHeader`] and the body's planes one way, [`TileHeader`]s with their planes, or an error, the other.
+//! a [`ProductHeader`] and the body's planes, if it has a body, one way, [`TileHeader`]s with their planes, or an
+//! error, the other.
 
 use std::ops::Range;
 
@@ -9,7 +10,7 @@ use crate::he::Precision;
 use crate::model::{Direction, LinearId};
 
 /// Version of every message in this module; peers of another version are refused by name.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Digest of a model: its weights and all that changes the served matrices.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -127,7 +128,23 @@ pub enum Refusal {
     Failed(String),
 }
 
-/// Head of an encrypted product: everything that the worker needs but the body's planes, which follow it.
+/// What a served matrix is multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operand {
+    /// The public mask, which the worker expands from its seed. An owner asks for this product once, and decrypts with
+    /// it the products of all bodies that it encrypts under the same seed.
+    Masks {
+        /// Seed of the mask.
+        seed: [u8; 32],
+    },
+    /// The body of a ciphertext, `precision.body_limbs × tokens × inner`: its planes follow the header.
+    Body {
+        /// Rows of the body.
+        tokens: u32,
+    },
+}
+
+/// Head of a product: everything that the worker needs but a body's planes, which follow it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProductHeader {
     /// [`PROTOCOL_VERSION`] of the owner.
@@ -138,15 +155,39 @@ pub struct ProductHeader {
     pub linear: LinearId,
     /// `X·W` or `dY·Wᵀ`.
     pub direction: Direction,
-    /// Parameter set and bytes of an output value.
+    /// Parameter set, and bytes of a value on its way there and back.
     pub precision: Precision,
-    /// Seed of the public mask.
-    pub seed: [u8; 32],
-    /// Rows of the body.
-    pub tokens: u32,
+    /// What is multiplied.
+    pub operand: Operand,
 }
 
-/// Head of one tile of a product's answer; the mask's planes and then the body's planes follow it.
+impl ProductHeader {
+    /// Rows of the operand and of its product: `n` of a mask, tokens of a body.
+    pub fn rows(&self) -> usize {
+        match self.operand {
+            Operand::Masks { .. } => self.precision.set.mask_rows(),
+            Operand::Body { tokens } => usize::try_from(tokens).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Byte limbs of a value that is multiplied.
+    pub fn operand_limbs(&self) -> usize {
+        match self.operand {
+            Operand::Masks { .. } => self.precision.set.limbs(),
+            Operand::Body { .. } => usize::from(self.precision.body_limbs),
+        }
+    }
+
+    /// Byte limbs of a value of the answer.
+    pub fn answer_limbs(&self) -> usize {
+        usize::from(match self.operand {
+            Operand::Masks { .. } => self.precision.mask_limbs,
+            Operand::Body { .. } => self.precision.output_limbs,
+        })
+    }
+}
+
+/// Head of one tile of a product's answer; the tile's planes follow it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TileHeader {
     /// The call that this answers.

@@ -12,7 +12,7 @@ pub mod tiles;
 
 pub use frame::{FrameError, MAX_PAYLOAD_BYTES, Message, PREFIX_BYTES, decode, encode, payload_length};
 pub use shape::{PlanesShape, ShapeError};
-pub use tiles::{TileError, TileLedger, TileShapes};
+pub use tiles::{TileError, TileLedger, TileShape};
 
 #[cfg(test)]
 mod tests;

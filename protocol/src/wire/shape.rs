@@ -1,7 +1,7 @@
 //! Sizes of planes. They are never read from the wire: the receiver computes them from a header and from what it
 //! knows of the model, in checked arithmetic, and refuses them above its own limit before anything is allocated.
 
-use super::messages::ProductHeader;
+use super::messages::{Operand, ProductHeader};
 use crate::he::Planes;
 
 /// Dimensions of planes that are small enough to be allocated.
@@ -41,13 +41,16 @@ impl PlanesShape {
             .ok_or(ShapeError { limbs, rows, columns, limit })
     }
 
-    /// The shape of a product's body: `limbs × tokens × inner`.
+    /// The shape of the planes that follow a product's header: `body_limbs × tokens × inner`; `None` where nothing
+    /// follows it.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn of_body(header: &ProductHeader, inner: usize, limit: usize) -> Result<Self, ShapeError> {
-        let tokens = usize::try_from(header.tokens).unwrap_or(usize::MAX);
-        Self::new(header.precision.set.limbs(), tokens, inner, limit)
+    pub fn of_body(header: &ProductHeader, inner: usize, limit: usize) -> Result<Option<Self>, ShapeError> {
+        match header.operand {
+            Operand::Masks { .. } => Ok(None),
+            Operand::Body { .. } => Self::new(header.operand_limbs(), header.rows(), inner, limit).map(Some),
+        }
     }
 
     /// Bytes of all planes together.

@@ -18,10 +18,13 @@ fn header() -> ProductHeader {
         call: 300,
         linear: LinearId { layer: 7, group: Group::GateUp },
         direction: Direction::Backward,
-        precision: Precision::standard(ParameterSet::P32),
-        seed: [0x5e; 32],
-        tokens: 70_000,
+        precision: Precision { set: ParameterSet::P32, body_limbs: 3, mask_limbs: 3, output_limbs: 2 },
+        operand: Operand::Body { tokens: 70_000 },
     }
+}
+
+fn mask_header() -> ProductHeader {
+    ProductHeader { operand: Operand::Masks { seed: [0x5e; 32] }, ..header() }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -31,7 +34,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Asserts the frame of a message, without the version that every frame begins with.
 fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, length_and_payload: &str) {
     let frame = encode(&message).unwrap();
-    assert_eq!(hex(&frame), format!("01000000{}", length_and_payload.replace(' ', "")), "{message:?}");
+    assert_eq!(hex(&frame), format!("02000000{}", length_and_payload.replace(' ', "")), "{message:?}");
     let (prefix, payload) = frame.split_at(PREFIX_BYTES);
     assert_eq!(payload_length(prefix.try_into().unwrap()).unwrap(), payload.len());
     assert_eq!(decode::<M>(payload).unwrap(), message);
@@ -40,7 +43,7 @@ fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, length_and_paylo
 #[test]
 fn golden_bytes() {
     let (d5, seed) = ("d5".repeat(32), "5e".repeat(32));
-    golden(ControlRequest::Offer { version: 1 }, "02000000 00 01");
+    golden(ControlRequest::Offer { version: 2 }, "02000000 00 02");
     golden(ControlRequest::Assign { model: DIGEST, layers: 3..400 }, &format!("25000000 01 {d5} 03 fb9001"));
     golden(ControlRequest::Health, "01000000 02");
     golden(ControlRequest::Release, "01000000 03");
@@ -67,7 +70,8 @@ fn golden_bytes() {
     golden(ControlReply::Refused(Refusal::Malformed("7".into())), "04000000 04 04 0137");
     golden(ControlReply::Refused(Refusal::Failed("7".into())), "04000000 04 05 0137");
 
-    golden(header(), &format!("2e000000 01 fb2c01 07 02 01 01 03 {seed} fc70110100"));
+    golden(header(), "11000000 02 fb2c01 07 02 01 01 03 03 02 01 fc70110100");
+    golden(mask_header(), &format!("2c000000 02 fb2c01 07 02 01 01 03 03 02 00 {seed}"));
     let tile = TileHeader { call: 300, first_column: 64, columns: 32 };
     golden(ProductReply::Tile(tile), "06000000 00 fb2c01 40 20");
     golden(ProductReply::Refused(Refusal::Version(3)), "03000000 01 00 03");
@@ -75,10 +79,10 @@ fn golden_bytes() {
 
 #[test]
 fn a_foreign_version_or_a_length_beyond_the_limit_is_refused_by_its_prefix() {
-    assert_eq!(payload_length([2, 0, 0, 0, 1, 0, 0, 0]), Err(FrameError::Version { theirs: 2 }));
-    assert_eq!(payload_length([1, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
-    assert_eq!(payload_length([1, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
-    assert_eq!(payload_length([1, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
+    assert_eq!(payload_length([1, 0, 0, 0, 1, 0, 0, 0]), Err(FrameError::Version { theirs: 1 }));
+    assert_eq!(payload_length([2, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
+    assert_eq!(payload_length([2, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
+    assert_eq!(payload_length([2, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
     assert!(matches!(decode::<ControlReply>(&vec![0; MAX_PAYLOAD_BYTES + 1]), Err(FrameError::TooLong { .. })));
     let long = ControlReply::Refused(Refusal::Failed("x".repeat(MAX_PAYLOAD_BYTES)));
     assert!(matches!(encode(&long), Err(FrameError::TooLong { .. })));
@@ -105,9 +109,18 @@ fn trailing_bytes_and_contradictions_are_refused() {
 
     let refused = |result: Result<Vec<u8>, FrameError>| matches!(result, Err(FrameError::Contradiction { .. }));
     assert!(refused(encode(&ControlRequest::Assign { model: DIGEST, layers: 4..4 })));
-    assert!(refused(encode(&ProductHeader { tokens: 0, ..header() })));
-    let precision = Precision { set: ParameterSet::P24, output_limbs: 4 };
-    assert!(refused(encode(&ProductHeader { precision, ..header() })));
+    assert!(refused(encode(&ProductHeader { operand: Operand::Body { tokens: 0 }, ..header() })));
+    let precision = Precision { set: ParameterSet::P24, ..header().precision };
+    assert!(encode(&ProductHeader { precision, ..header() }).is_ok());
+    for precision in [
+        Precision { body_limbs: 4, ..precision },
+        Precision { mask_limbs: 4, ..precision },
+        Precision { mask_limbs: 0, ..precision },
+        Precision { output_limbs: 0, ..precision },
+        Precision { body_limbs: 2, output_limbs: 3, ..precision },
+    ] {
+        assert!(refused(encode(&ProductHeader { precision, ..header() })), "{precision:?}");
+    }
     assert!(refused(encode(&ProductReply::Tile(TileHeader { call: 1, first_column: 0, columns: 0 }))));
     let device = DeviceOffer { name: String::new(), memory_bytes: 0, macs_per_second: f64::NAN };
     let offer = WorkerOffer { version: 1, model: DIGEST, layers: 1, devices: vec![device] };
@@ -127,19 +140,20 @@ fn shapes_are_checked_before_anything_is_allocated() {
     assert!(PlanesShape::new(3, 0, 20, limit).is_err());
     assert!(PlanesShape::new(3, usize::MAX, 2, limit).is_err());
     assert!(PlanesShape::new(3, usize::MAX / 3, 3, usize::MAX).is_err());
-    let huge = ProductHeader { tokens: u32::MAX, ..header() };
+    let huge = ProductHeader { operand: Operand::Body { tokens: u32::MAX }, ..header() };
     assert!(PlanesShape::of_body(&huge, 8192, limit).is_err());
-    let body = PlanesShape::of_body(&header(), 10, limit).unwrap();
-    assert!(body.fits(&Planes::zeros(4, 70_000, 10)) && !body.fits(&Planes::zeros(4, 10, 70_000)));
+    let body = PlanesShape::of_body(&header(), 10, limit).unwrap().unwrap();
+    assert!(body.fits(&Planes::zeros(3, 70_000, 10)) && !body.fits(&Planes::zeros(3, 10, 70_000)));
+    assert_eq!(PlanesShape::of_body(&mask_header(), usize::MAX, limit), Ok(None), "nothing follows a mask's header");
 }
 
 #[test]
 fn a_ledger_takes_every_column_once() {
-    let header = ProductHeader { tokens: 5, ..header() };
+    let header = ProductHeader { operand: Operand::Body { tokens: 5 }, ..header() };
     let tile = |first_column, columns| TileHeader { call: 300, first_column, columns };
     let mut ledger = TileLedger::new(&header, 100, 1 << 20);
-    let shapes = ledger.accept(&tile(40, 20)).unwrap();
-    assert_eq!((shapes.mask.bytes(), shapes.body.bytes(), ledger.left()), (3 * 1280 * 20, 3 * 5 * 20, 80));
+    let shape = ledger.accept(&tile(40, 20)).unwrap();
+    assert_eq!((shape.planes.bytes(), ledger.left()), (2 * 5 * 20, 80));
     let other = TileHeader { call: 301, ..tile(0, 10) };
     assert!(matches!(ledger.accept(&other), Err(TileError::OtherCall { ours: 300, theirs: 301 })));
     assert!(matches!(ledger.accept(&tile(90, 11)), Err(TileError::OutOfRange { .. })));
@@ -150,18 +164,19 @@ fn a_ledger_takes_every_column_once() {
     ledger.accept(&tile(0, 40)).unwrap();
     ledger.accept(&tile(60, 40)).unwrap();
     assert_eq!(ledger.left(), 0);
-    let mut small = TileLedger::new(&header, 100, 3 * 1280 * 20 - 1);
+    let mut small = TileLedger::new(&header, 100, 2 * 5 * 20 - 1);
     assert!(matches!(small.accept(&tile(0, 20)), Err(TileError::TooLarge(_))));
+    let mut masks = TileLedger::new(&mask_header(), 100, 1 << 20);
+    assert_eq!(masks.accept(&tile(0, 20)).unwrap().planes.bytes(), 3 * 1280 * 20);
 }
 
 #[test]
 fn a_worker_announces_only_tiles_of_the_products_shape() {
-    let header = ProductHeader { tokens: 5, ..header() };
+    let header = ProductHeader { operand: Operand::Body { tokens: 5 }, ..header() };
     let mut ledger = TileLedger::new(&header, 100, 1 << 20);
-    let mask = Planes::zeros(3, 1280, 8);
-    let good = ProductTile { first_column: 8, mask: mask.clone(), body: Planes::zeros(3, 5, 8) };
+    let good = ProductTile { first_column: 8, rows: Planes::zeros(2, 5, 8) };
     assert_eq!(ledger.announce(&good).unwrap(), TileHeader { call: 300, first_column: 8, columns: 8 });
-    let bad = ProductTile { first_column: 16, mask, body: Planes::zeros(3, 6, 8) };
+    let bad = ProductTile { first_column: 16, rows: Planes::zeros(3, 5, 8) };
     assert_eq!(ledger.announce(&bad), Err(TileError::OtherShape(16)));
 }
 
@@ -219,14 +234,22 @@ fn reply() -> impl Strategy<Value = ControlReply> {
 }
 
 fn product_header() -> impl Strategy<Value = ProductHeader> {
-    let precision = (0usize..3, 1u8..=6)
-        .prop_map(|(set, output_limbs)| Precision { set: ParameterSet::ALL[set], output_limbs })
-        .prop_filter("a number of limbs that the set has", |precision| precision.is_valid());
+    let limbs = (0usize..3).prop_flat_map(|set| {
+        let limbs = ParameterSet::ALL[set].limbs() as u8;
+        (Just(ParameterSet::ALL[set]), 1..=limbs, 1..=limbs)
+    });
+    let precision = limbs.prop_flat_map(|(set, body_limbs, mask_limbs)| {
+        (1..=body_limbs).prop_map(move |output_limbs| Precision { set, body_limbs, mask_limbs, output_limbs })
+    });
+    let operand = prop_oneof![
+        any::<[u8; 32]>().prop_map(|seed| Operand::Masks { seed }),
+        (1..=u32::MAX).prop_map(|tokens| Operand::Body { tokens }),
+    ];
     let linear = (any::<u16>(), 0usize..4).prop_map(|(layer, group)| LinearId { layer, group: Group::ALL[group] });
-    (any::<(u32, u64, bool, [u8; 32])>(), linear, precision, 1..u32::MAX).prop_map(
-        |((version, call, forward, seed), linear, precision, tokens)| {
+    (any::<(u32, u64, bool)>(), linear, precision, operand).prop_map(
+        |((version, call, forward), linear, precision, operand)| {
             let direction = if forward { Direction::Forward } else { Direction::Backward };
-            ProductHeader { version, call, linear, direction, precision, seed, tokens }
+            ProductHeader { version, call, linear, direction, precision, operand }
         },
     )
 }
@@ -301,7 +324,7 @@ proptest! {
     /// However a peer cuts the columns, the ledger agrees with a plain set of columns.
     #[test]
     fn ledgers_agree_with_a_set(tiles in prop::collection::vec((0u32..70, 0u32..70), 0..30), outer in 1usize..64) {
-        let header = ProductHeader { tokens: 2, ..header() };
+        let header = ProductHeader { operand: Operand::Body { tokens: 2 }, ..header() };
         let mut ledger = TileLedger::new(&header, outer, 1 << 30);
         let mut set = std::collections::BTreeSet::new();
         for (first_column, columns) in tiles {

@@ -3,7 +3,7 @@
 
 use super::messages::{ProductHeader, TileHeader};
 use super::shape::{PlanesShape, ShapeError};
-use crate::he::{Planes, Precision, ProductTile};
+use crate::he::{Planes, ProductTile};
 
 /// Why a tile is not part of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,41 +38,19 @@ pub enum TileError {
     OtherShape(usize),
 }
 
-/// What follows a tile's header on the wire: the mask's planes, then the body's.
+/// What follows a tile's header on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TileShapes {
+pub struct TileShape {
     /// First output column.
     pub first_column: usize,
-    /// `output_limbs × k·N × columns`.
-    pub mask: PlanesShape,
-    /// `output_limbs × tokens × columns`.
-    pub body: PlanesShape,
+    /// `answer_limbs × rows × columns`.
+    pub planes: PlanesShape,
 }
 
-impl TileShapes {
-    /// Shapes of a tile of `columns` output columns of a product, mask and body each at most `limit` bytes.
-    ///
-    /// # Errors
-    /// [`ShapeError`] for the larger one.
-    pub fn new(
-        precision: Precision,
-        tokens: u32,
-        first_column: usize,
-        columns: usize,
-        limit: usize,
-    ) -> Result<Self, ShapeError> {
-        let limbs = usize::from(precision.output_limbs);
-        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
-        Ok(Self {
-            first_column,
-            mask: PlanesShape::new(limbs, precision.set.mask_rows(), columns, limit)?,
-            body: PlanesShape::new(limbs, tokens, columns, limit)?,
-        })
-    }
-
+impl TileShape {
     /// The tile whose planes have been read.
-    pub fn tile(self, mask: Planes, body: Planes) -> ProductTile {
-        ProductTile { first_column: self.first_column, mask, body }
+    pub fn tile(self, rows: Planes) -> ProductTile {
+        ProductTile { first_column: self.first_column, rows }
     }
 }
 
@@ -80,20 +58,20 @@ impl TileShapes {
 #[derive(Debug)]
 pub struct TileLedger {
     call: u64,
-    precision: Precision,
-    tokens: u32,
+    limbs: usize,
+    rows: usize,
     limit: usize,
     came: Vec<bool>,
     left: usize,
 }
 
 impl TileLedger {
-    /// A ledger for the answer to `header`, of `outer` columns; no plane of a tile may exceed `limit` bytes.
+    /// A ledger for the answer to `header`, of `outer` columns; no tile may exceed `limit` bytes.
     pub fn new(header: &ProductHeader, outer: usize, limit: usize) -> Self {
         Self {
             call: header.call,
-            precision: header.precision,
-            tokens: header.tokens,
+            limbs: header.answer_limbs(),
+            rows: header.rows(),
             limit,
             came: vec![false; outer],
             left: outer,
@@ -104,7 +82,7 @@ impl TileLedger {
     ///
     /// # Errors
     /// If the tile does not belong here.
-    pub fn accept(&mut self, tile: &TileHeader) -> Result<TileShapes, TileError> {
+    pub fn accept(&mut self, tile: &TileHeader) -> Result<TileShape, TileError> {
         if tile.call != self.call {
             return Err(TileError::OtherCall { ours: self.call, theirs: tile.call });
         }
@@ -116,10 +94,10 @@ impl TileLedger {
         if let Some(twice) = (first..end).find(|&column| self.came[column]) {
             return Err(TileError::Twice(twice));
         }
-        let shapes = TileShapes::new(self.precision, self.tokens, first, columns, self.limit)?;
+        let planes = PlanesShape::new(self.limbs, self.rows, columns, self.limit)?;
         self.came[first..end].fill(true);
         self.left -= columns;
-        Ok(shapes)
+        Ok(TileShape { first_column: first, planes })
     }
 
     /// Enters a tile that is to be sent, and gives its header: a worker holds its own answers to the same rules.
@@ -131,10 +109,10 @@ impl TileLedger {
         let header = TileHeader {
             call: self.call,
             first_column: u32::try_from(tile.first_column).map_err(|_| other_shape)?,
-            columns: u32::try_from(tile.body.columns()).map_err(|_| other_shape)?,
+            columns: u32::try_from(tile.rows.columns()).map_err(|_| other_shape)?,
         };
-        let shapes = self.accept(&header)?;
-        if shapes.mask.fits(&tile.mask) && shapes.body.fits(&tile.body) { Ok(header) } else { Err(other_shape) }
+        let shape = self.accept(&header)?;
+        if shape.planes.fits(&tile.rows) { Ok(header) } else { Err(other_shape) }
     }
 
     /// Columns still to come.

@@ -76,7 +76,7 @@ async fn random_bytes_on_every_protocol() {
     for listen in [TCP, QUIC] {
         let scene = Scene::set(listen).await;
         for bytes in random_bytes(20) {
-            assert_ne!(bytes.get(..4), Some([1, 0, 0, 0].as_slice()), "a chance of 2^-32");
+            assert_ne!(bytes.get(..4), Some(PROTOCOL_VERSION.to_le_bytes().as_slice()), "a chance of 2^-32");
             let version_answer = scene.send(PRODUCT_PROTOCOL, &bytes, true).await;
             assert!(version_answer.is_empty() || refusal(&version_answer) == Refusal::Version(PROTOCOL_VERSION));
             assert!(scene.send(CONTROL_PROTOCOL, &bytes, true).await.is_empty());
@@ -127,16 +127,16 @@ async fn lengths_and_sizes_beyond_the_limits() {
 
     // 2^32 tokens are refused by the header alone: nothing of the body is ever sent.
     let mut header = request(1, 9, INNER, OUTER).header;
-    header.tokens = u32::MAX;
+    header.operand = Operand::Body { tokens: u32::MAX };
     let answer = scene.send(PRODUCT_PROTOCOL, &encode(&header).unwrap(), true).await;
     assert!(matches!(refusal(&answer), Refusal::Malformed(_)));
 
     // Another version, in the frame and in the header.
     let mut foreign = encode(&header).unwrap();
-    foreign[0] = 2;
+    foreign[0] = 1;
     assert_eq!(refusal(&scene.send(PRODUCT_PROTOCOL, &foreign, true).await), Refusal::Version(PROTOCOL_VERSION));
     assert!(scene.send(CONTROL_PROTOCOL, &foreign, true).await.is_empty());
-    header.version = 2;
+    header.version = 1;
     let answer = scene.send(PRODUCT_PROTOCOL, &encode(&header).unwrap(), true).await;
     assert_eq!(refusal(&answer), Refusal::Version(PROTOCOL_VERSION));
     scene.worker_is_well().await;
@@ -148,7 +148,7 @@ async fn bodies_too_short_too_long_and_too_slow() {
         let scene = Scene::set(listen).await;
         let request = request(1, 9, INNER, OUTER);
         let header = encode(&request.header).unwrap();
-        let body = request.body.bytes();
+        let body = body_bytes(&request);
         let cut = [&header, &body[..body.len() - 1]].concat();
         assert!(scene.send(PRODUCT_PROTOCOL, &cut, true).await.is_empty());
         // Not closed: the worker's own time limits end these.
@@ -157,13 +157,15 @@ async fn bodies_too_short_too_long_and_too_slow() {
         assert!(scene.send(PRODUCT_PROTOCOL, &[], false).await.is_empty());
         scene.worker_is_well().await;
     }
-    // A body with bytes behind it, to a worker that is still computing.
+    // Bytes behind a body, and behind the header of a mask, to a worker that is still computing.
     let mut service = FakeService::new(INNER, OUTER, 4);
     service.delay = Duration::from_secs(30);
     let worker = Worker::start(TCP, service, ServeConfig::default()).await;
     let honest = owner_of(&worker.handle, TransportConfig::default()).await;
     let scene = Scene { hostile: honest.handle().clone(), honest, worker };
     let request = request(1, 9, INNER, OUTER);
-    let bytes = [&encode(&request.header).unwrap(), request.body.bytes(), &[0]].concat();
+    let bytes = [&encode(&request.header).unwrap(), body_bytes(&request), &[0]].concat();
+    assert!(scene.send(PRODUCT_PROTOCOL, &bytes, false).await.is_empty());
+    let bytes = [&encode(&mask_request(&request).header).unwrap()[..], &[0]].concat();
     assert!(scene.send(PRODUCT_PROTOCOL, &bytes, false).await.is_empty());
 }

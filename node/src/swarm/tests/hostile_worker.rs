@@ -23,7 +23,7 @@ async fn error_of(misdeed: Misdeed) -> TransportError {
             let misdeed = misdeed.clone();
             tokio::spawn(async move {
                 let request = request(5, 9, 16, 8);
-                let mut request = vec![0; encode(&request.header).unwrap().len() + request.body.bytes().len()];
+                let mut request = vec![0; encode(&request.header).unwrap().len() + body_bytes(&request).len()];
                 match misdeed {
                     Misdeed::Drops => return,
                     Misdeed::Sends(bytes) => {
@@ -44,13 +44,13 @@ async fn error_of(misdeed: Misdeed) -> TransportError {
     });
     let limit = Duration::from_secs(1);
     let config = TransportConfig { stall: limit, first_tile: limit, next_tile: limit, ..Default::default() };
-    let transport = owner_of(&worker, TransportConfig { max_tile_bytes: 3 * 1280 * 6, ..config }).await;
+    let transport = owner_of(&worker, TransportConfig { max_tile_bytes: 3 * 9 * 6, ..config }).await;
     let request = request(5, 9, 16, 8);
     let name = peer_name(worker.local_peer());
     let mut tiles = transport.product(&name, request.clone()).await.unwrap();
     let error = loop {
         match tokio::time::timeout(PATIENCE, tiles.recv()).await.expect("an end").expect("an error before the end") {
-            Ok(tile) => assert!(tile == fake_tile(&request.header, &request.body, tile.first_column, 4)),
+            Ok(tile) => assert!(tile == fake_tile(&request, tile.first_column, 4)),
             Err(error) => break error,
         }
     };
@@ -66,8 +66,7 @@ fn tile(call: u64, first_column: u32, columns: u32) -> Vec<u8> {
 /// Columns 0 to 3 as they should be.
 fn good_tile() -> Vec<u8> {
     let request = request(5, 9, 16, 8);
-    let good = fake_tile(&request.header, &request.body, 0, 4);
-    [&tile(5, 0, 4), good.mask.bytes(), good.body.bytes()].concat()
+    [&tile(5, 0, 4), fake_tile(&request, 0, 4).rows.bytes()].concat()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,9 +81,9 @@ async fn answers_that_break_the_protocol() {
         (tile(5, 0, 7), "too large"),
         (twice, "column 3 came twice"),
         (foreign, "version 9"),
-        ([1, 0, 0, 0, 255, 255, 255, 255].to_vec(), "16384"),
-        ([1, 0, 0, 0, 2, 0, 0, 0, 77, 77].to_vec(), "no product reply"),
-        ([good_tile(), [1, 0, 0, 0, 1, 0, 0, 0, 9].to_vec()].concat(), "no product reply"),
+        ([2, 0, 0, 0, 255, 255, 255, 255].to_vec(), "16384"),
+        ([2, 0, 0, 0, 2, 0, 0, 0, 77, 77].to_vec(), "no product reply"),
+        ([good_tile(), [2, 0, 0, 0, 1, 0, 0, 0, 9].to_vec()].concat(), "no product reply"),
     ];
     for (bytes, expected) in cases {
         let error = error_of(Misdeed::Sends(bytes)).await;
@@ -99,11 +98,11 @@ async fn answers_that_do_not_come() {
         (Misdeed::Drops, "the stream"),
         (Misdeed::Sends(vec![]), "the stream was closed"),
         (Misdeed::Sends(good_tile()), "the stream was closed"),
-        (Misdeed::Sends(good_tile()[..100].to_vec()), "the stream broke"),
+        (Misdeed::Sends(good_tile()[..60].to_vec()), "the stream broke"),
         (Misdeed::SendsAndWaits(vec![]), "no tile within 1s"),
-        (Misdeed::SendsAndWaits(vec![1, 0]), "no tile within 1s"),
+        (Misdeed::SendsAndWaits(vec![2, 0]), "no tile within 1s"),
         (Misdeed::SendsAndWaits(good_tile()), "4 columns missing"),
-        (Misdeed::SendsAndWaits(good_tile()[..100].to_vec()), "nothing was received for 1s"),
+        (Misdeed::SendsAndWaits(good_tile()[..60].to_vec()), "nothing was received for 1s"),
     ];
     for (misdeed, expected) in cases {
         let error = error_of(misdeed).await;

@@ -45,22 +45,20 @@ impl FakeService {
     }
 }
 
-/// The rule: an answer's mask counts, and its body repeats the request's, both shifted by the limb.
-fn fake_tile(header: &ProductHeader, body: &Planes, first_column: usize, columns: usize) -> ProductTile {
-    let limbs = usize::from(header.precision.output_limbs);
-    let (mask_rows, tokens, inner) = (header.precision.set.mask_rows(), body.rows(), body.columns());
-    let fill = |rows: usize, value: &dyn Fn(usize, usize) -> u8| {
-        let mut bytes = Vec::with_capacity(limbs * rows * columns);
-        for limb in 0..limbs {
-            for row in 0..rows {
-                bytes.extend((first_column..first_column + columns).map(|j| value(row, j).wrapping_add(limb as u8)));
-            }
-        }
-        Planes::from_bytes(limbs, rows, columns, bytes).unwrap()
+/// The rule: the answer to a body repeats the body, the answer to a mask counts, both shifted by the limb.
+fn fake_tile(request: &ProductRequest, first_column: usize, columns: usize) -> ProductTile {
+    let (limbs, rows) = (request.header.answer_limbs(), request.header.rows());
+    let value = |row: usize, column: usize| match &request.body {
+        Some(body) => body.bytes()[row * body.columns() + column % body.columns()],
+        None => (row + column) as u8,
     };
-    let mask = fill(mask_rows, &|row, column| (row + column) as u8);
-    let body = fill(tokens, &|row, column| body.bytes()[row * inner + column % inner]);
-    ProductTile { first_column, mask, body }
+    let mut bytes = Vec::with_capacity(limbs * rows * columns);
+    for limb in 0..limbs {
+        for row in 0..rows {
+            bytes.extend((first_column..first_column + columns).map(|j| value(row, j).wrapping_add(limb as u8)));
+        }
+    }
+    ProductTile { first_column, rows: Planes::from_bytes(limbs, rows, columns, bytes).unwrap() }
 }
 
 #[async_trait]
@@ -91,13 +89,13 @@ impl WorkerService for FakeService {
         for first in (0..self.outer).step_by(self.tile_columns) {
             let columns = self.tile_columns.min(self.outer - first);
             if first == 0 {
-                sender.try_send(Ok(fake_tile(&request.header, &request.body, first, columns))).unwrap();
+                sender.try_send(Ok(fake_tile(&request, first, columns))).unwrap();
                 continue;
             }
             let (sender, request) = (sender.clone(), request.clone());
             tokio::spawn(async move {
                 // The receiver is gone when the owner is.
-                let _ = sender.send(Ok(fake_tile(&request.header, &request.body, first, columns))).await;
+                let _ = sender.send(Ok(fake_tile(&request, first, columns))).await;
             });
         }
         Ok(tiles)
@@ -158,13 +156,23 @@ fn request(call: u64, tokens: u32, inner: usize, outer: usize) -> ProductRequest
         call,
         linear: LinearId { layer: 0, group: Group::Down },
         direction: Direction::Forward,
-        precision: Precision::standard(ParameterSet::P32),
-        seed: [7; 32],
-        tokens,
+        precision: Precision { set: ParameterSet::P32, body_limbs: 4, mask_limbs: 3, output_limbs: 3 },
+        operand: Operand::Body { tokens },
     };
-    let mut body = Planes::zeros(4, tokens as usize, inner);
+    let mut body = Planes::zeros(header.operand_limbs(), tokens as usize, inner);
     body.bytes_mut().iter_mut().zip((0..=250u8).cycle()).for_each(|(byte, value)| *byte = value);
-    ProductRequest { header, body: Arc::new(body), outer }
+    ProductRequest { header, body: Some(Arc::new(body)), outer }
+}
+
+/// The bytes of a request's body.
+fn body_bytes(request: &ProductRequest) -> &[u8] {
+    request.body.as_ref().unwrap().bytes()
+}
+
+/// The same product, of a mask.
+fn mask_request(request: &ProductRequest) -> ProductRequest {
+    let header = ProductHeader { operand: Operand::Masks { seed: [7; 32] }, ..request.header.clone() };
+    ProductRequest { header, body: None, outer: request.outer }
 }
 
 /// Receives a whole answer and compares it with the rule.
@@ -176,8 +184,8 @@ async fn receive(
     let mut columns = 0;
     while let Some(tile) = tokio::time::timeout(PATIENCE, tiles.recv()).await.expect("a tile in time") {
         let tile = tile?;
-        assert!(tile == fake_tile(&request.header, &request.body, tile.first_column, tile.body.columns()));
-        columns += tile.body.columns();
+        assert!(tile == fake_tile(request, tile.first_column, tile.rows.columns()));
+        columns += tile.rows.columns();
     }
     Ok(columns)
 }
@@ -185,6 +193,8 @@ async fn receive(
 /// Asks for a product and checks it: the worker is alive and well.
 async fn works(transport: &Libp2pTransport, worker: &PeerName, inner: usize, outer: usize) {
     let request = request(1, 9, inner, outer);
-    let tiles = transport.product(worker, request.clone()).await.unwrap();
-    assert_eq!(receive(&request, tiles).await.unwrap(), outer);
+    for request in [mask_request(&request), request] {
+        let tiles = transport.product(worker, request.clone()).await.unwrap();
+        assert_eq!(receive(&request, tiles).await.unwrap(), outer);
+    }
 }

@@ -27,9 +27,9 @@ async fn control_and_products_over_both_transports() {
         let before = transport.traffic();
         works(&transport, &name, 40, 1000).await;
         let traffic = transport.traffic().since(before);
-        assert_eq!(traffic.up, 8 + 40 + 4 * 9 * 40, "the header's frame and the body");
+        assert_eq!(traffic.up, (8 + 42) + (8 + 11 + 4 * 9 * 40), "a mask's header; a body's header and the body");
         let planes = 3 * (1280 + 9) * 1000;
-        assert!((planes..planes + 11 * 24).contains(&traffic.down), "{traffic:?}");
+        assert!((planes..planes + 22 * 24).contains(&traffic.down), "{traffic:?}");
     }
 }
 
@@ -47,7 +47,10 @@ async fn a_refusal_comes_whole_even_if_the_body_is_large() {
         request.header.version = 9;
         let tiles = transport.product(&worker.name(), request.clone()).await.unwrap();
         let error = receive(&request, tiles).await.unwrap_err();
-        assert!(matches!(error, TransportError::Refused { refusal: Refusal::Version(1), .. }), "{error}");
+        assert!(
+            matches!(error, TransportError::Refused { refusal: Refusal::Version(PROTOCOL_VERSION), .. }),
+            "{error}"
+        );
     }
 }
 
@@ -63,7 +66,7 @@ async fn large_products_in_both_directions_at_once() {
         connected(&one.handle, other.handle.local_peer()).await;
         connected(&other.handle, one.handle.local_peer()).await;
         let request = request(0, tokens, inner, outer);
-        assert_eq!(request.body.bytes().len(), 64 << 20);
+        assert_eq!(body_bytes(&request).len(), 64 << 20);
         let ask = |from: &Worker, to: &Worker, call| {
             let transport = Libp2pTransport::new(from.handle.clone(), TransportConfig::default());
             let (name, mut request) = (to.name(), request.clone());
@@ -181,7 +184,11 @@ async fn what_cannot_be_reached_or_sent_is_told_apart() {
     let error = transport.product(&PeerName::from("no name"), request(1, 9, 16, 8)).await.unwrap_err();
     assert!(error.to_string().contains("no peer id"), "{error}");
     let mut wrong = request(1, 9, 16, 8);
-    wrong.header.tokens = 10;
-    let error = transport.product(&nobody, wrong).await.unwrap_err();
-    assert!(matches!(error, TransportError::Invalid { .. }), "{error}");
+    wrong.header.operand = Operand::Body { tokens: 10 };
+    let without = ProductRequest { body: None, ..request(1, 9, 16, 8) };
+    let superfluous = ProductRequest { body: wrong.body.clone(), ..mask_request(&wrong) };
+    for invalid in [wrong, without, superfluous] {
+        let error = transport.product(&nobody, invalid).await.unwrap_err();
+        assert!(matches!(error, TransportError::Invalid { .. }), "{error}");
+    }
 }

@@ -7,7 +7,8 @@ fn plaintexts_that_cannot_be_encrypted() {
     let domain = domain(ParameterSet::P24, Direction::Forward);
     let seed = MaskSeed::from_bytes([0; 32]);
     let encrypt = |rows: &[f32], tokens, features, steps: &[f64]| {
-        encrypt(&seed, &domain, Plaintext { rows, tokens, features, steps }).map(|_| ()).unwrap_err()
+        let plaintext = Plaintext { rows, tokens, features, steps };
+        encrypt(&seed, &domain, Precision::standard(domain.set), plaintext).map(|_| ()).unwrap_err()
     };
     assert!(matches!(encrypt(&[], 0, 4, &[]), EncryptError::Shape { .. }));
     assert!(matches!(encrypt(&[0.0; 4], 1, 5, &[1.0]), EncryptError::Shape { .. }));
@@ -21,56 +22,92 @@ fn plaintexts_that_cannot_be_encrypted() {
     }
 }
 
+/// Precisions that do not fit P24 with the standard one.
+fn wrong_precisions() -> [Precision; 5] {
+    let standard = Precision::standard(ParameterSet::P24);
+    [
+        Precision::standard(ParameterSet::P32),
+        Precision { output_limbs: 0, ..standard },
+        Precision { body_limbs: 4, ..standard },
+        Precision { body_limbs: 1, ..standard },
+        Precision { mask_limbs: 0, ..standard },
+    ]
+}
+
+#[test]
+fn precisions_that_do_not_fit() {
+    let domain = domain(ParameterSet::P24, Direction::Forward);
+    let seed = MaskSeed::from_bytes([0; 32]);
+    let plaintext = Plaintext { rows: &[0.0; 6], tokens: 3, features: 2, steps: &[1.0; 3] };
+    let ticket = |precision| encrypt(&seed, &domain, precision, plaintext).map(|(_, ticket)| ticket);
+    let standard = Precision::standard(ParameterSet::P24);
+    let masks = |precision| {
+        let mut builder = MaskProductBuilder::new(precision, 1)?;
+        let rows = Planes::zeros(usize::from(precision.mask_limbs), precision.set.mask_rows(), 1);
+        builder.tile(&ProductTile { first_column: 0, rows })?;
+        builder.finish().map(Arc::new)
+    };
+    for wrong in wrong_precisions() {
+        assert!(matches!(ticket(wrong), Err(EncryptError::Precision { .. })));
+        let opened = ticket(standard).unwrap().open(masks(standard).unwrap(), wrong);
+        assert!(matches!(opened, Err(DecryptError::Precision { .. })));
+    }
+    for invalid in &wrong_precisions()[1..] {
+        assert!(matches!(masks(*invalid), Err(DecryptError::Precision { .. })));
+    }
+    for other in [Precision { mask_limbs: 2, ..standard }, Precision::standard(ParameterSet::P32)] {
+        let opened = ticket(standard).unwrap().open(masks(other).unwrap(), standard);
+        assert!(matches!(opened, Err(DecryptError::Precision { .. })));
+    }
+    // A mask product does not care how bodies are rounded.
+    let fine = Precision { output_limbs: 3, ..standard };
+    assert!(ticket(standard).unwrap().open(masks(fine).unwrap(), standard).is_ok());
+}
+
 #[test]
 fn tiles_that_do_not_fit() {
     let (tokens, outer, limbs, n) = (3, 10, 2, 1024);
-    let open = || {
-        let domain = domain(ParameterSet::P24, Direction::Forward);
-        let plaintext = Plaintext { rows: &[0.0; 6], tokens, features: 2, steps: &[1.0; 3] };
-        encrypt(&MaskSeed::from_bytes([0; 32]), &domain, plaintext).unwrap().1
-    };
     let precision = Precision::standard(ParameterSet::P24);
-    for wrong in [
-        Precision::standard(ParameterSet::P32),
-        Precision { set: ParameterSet::P24, output_limbs: 0 },
-        Precision { set: ParameterSet::P24, output_limbs: 4 },
-    ] {
-        assert!(matches!(open().open(wrong, outer), Err(DecryptError::Precision { .. })));
-    }
+    let tile =
+        |first_column, rows: [usize; 3]| ProductTile { first_column, rows: Planes::zeros(rows[0], rows[1], rows[2]) };
 
-    let mut decryption = open().open(precision, outer).unwrap();
-    let tile = |first_column, mask: [usize; 3], body: [usize; 3]| ProductTile {
-        first_column,
-        mask: Planes::zeros(mask[0], mask[1], mask[2]),
-        body: Planes::zeros(body[0], body[1], body[2]),
-    };
+    let mut masks = MaskProductBuilder::new(precision, outer).unwrap();
+    for wrong in [[2, n, 4], [4, n, 4], [3, n - 1, 4]] {
+        assert!(matches!(masks.tile(&tile(0, wrong)), Err(DecryptError::Dimensions { .. })));
+    }
+    for (first, width) in [(7, 4), (10, 1), (usize::MAX, 4), (0, 0)] {
+        assert!(matches!(masks.tile(&tile(first, [3, n, width])), Err(DecryptError::Columns { .. })));
+    }
+    masks.tile(&tile(2, [3, n, 4])).unwrap();
+    assert_eq!(masks.tile(&tile(5, [3, n, 4])), Err(DecryptError::Repeated(5)));
+    masks.tile(&tile(6, [3, n, 4])).unwrap();
+    assert_eq!(masks.finish().map(|_| ()), Err(DecryptError::Missing { missing: 2, first: 0 }));
+
+    let mut masks = MaskProductBuilder::new(precision, outer).unwrap();
+    masks.tile(&tile(0, [3, n, outer])).unwrap();
+    let domain = domain(ParameterSet::P24, Direction::Forward);
+    let plaintext = Plaintext { rows: &[0.0; 6], tokens, features: 2, steps: &[1.0; 3] };
+    let (_, ticket) = encrypt(&MaskSeed::from_bytes([0; 32]), &domain, precision, plaintext).unwrap();
+    let mut decryption = ticket.open(masks.finish().unwrap().into(), precision).unwrap();
     let mut out = vec![7.0f32; tokens * outer];
     let mut refuse = |decryption: &mut Decryption, tile: ProductTile| {
         let error = decryption.tile(&tile, &mut out).unwrap_err();
         assert!(out.iter().all(|&value| value == 7.0));
         error
     };
-    let good = ([limbs, n, 4], [limbs, tokens, 4]);
-    for (mask, body) in [
-        ([3, n, 4], good.1),
-        ([limbs, n - 1, 4], good.1),
-        ([limbs, n, 5], good.1),
-        (good.0, [1, tokens, 4]),
-        (good.0, [limbs, tokens + 1, 4]),
-        (good.0, [limbs, tokens, 3]),
-    ] {
-        assert!(matches!(refuse(&mut decryption, tile(0, mask, body)), DecryptError::Dimensions { .. }));
+    for wrong in [[1, tokens, 4], [3, tokens, 4], [limbs, tokens + 1, 4]] {
+        assert!(matches!(refuse(&mut decryption, tile(0, wrong)), DecryptError::Dimensions { .. }));
     }
-    for first in [7, 10, usize::MAX] {
-        assert!(matches!(refuse(&mut decryption, tile(first, good.0, good.1)), DecryptError::Columns { .. }));
+    for (first, width) in [(7, 4), (10, 4), (usize::MAX, 4), (0, 0)] {
+        let wrong = tile(first, [limbs, tokens, width]);
+        assert!(matches!(refuse(&mut decryption, wrong), DecryptError::Columns { .. }));
     }
-    let empty = tile(0, [limbs, n, 0], [limbs, tokens, 0]);
-    assert!(matches!(refuse(&mut decryption, empty), DecryptError::Columns { .. }));
-    assert_eq!(decryption.tile(&tile(0, good.0, good.1), &mut out[1..]), Err(DecryptError::Output(29)));
+    let good = [limbs, tokens, 4];
+    assert_eq!(decryption.tile(&tile(0, good), &mut out[1..]), Err(DecryptError::Output(29)));
 
-    decryption.tile(&tile(2, good.0, good.1), &mut out).unwrap();
-    assert_eq!(decryption.tile(&tile(5, good.0, good.1), &mut out), Err(DecryptError::Repeated(5)));
-    decryption.tile(&tile(6, good.0, good.1), &mut out).unwrap();
+    decryption.tile(&tile(2, good), &mut out).unwrap();
+    assert_eq!(decryption.tile(&tile(5, good), &mut out), Err(DecryptError::Repeated(5)));
+    decryption.tile(&tile(6, good), &mut out).unwrap();
     assert_eq!(decryption.finish(), Err(DecryptError::Missing { missing: 2, first: 0 }));
 }
 

@@ -7,6 +7,8 @@ mod round_trip;
 mod schemes;
 mod tfhe_glwe;
 
+use std::sync::Arc;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -46,16 +48,29 @@ fn exact_product(rows: &[f32], weights: &[i8], shape: LinearShape, direction: Di
         .collect()
 }
 
-/// The largest step that cannot wrap, less a thousandth for the noise; zero for a zero row.
-fn steps(set: ParameterSet, rows: &[f32], inner: usize, norms_squared: &[f64]) -> Vec<f64> {
+/// The step that leads to outputs up to a share `room` of `q/2`, the rest being for the noise; zero for a zero row.
+fn steps(set: ParameterSet, rows: &[f32], inner: usize, norms_squared: &[f64], room: f64) -> Vec<f64> {
     let largest = norms_squared.iter().fold(1.0f64, |a, &b| a.max(b)).sqrt();
     rows.chunks_exact(inner)
         .map(|row| {
             let norm = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            let room = f64::from(set.modulus_bits() - 1).exp2() * 0.95;
+            let room = f64::from(set.modulus_bits() - 1).exp2() * room;
             if norm == 0.0 { 0.0 } else { room / (norm * largest) }
         })
         .collect()
+}
+
+/// The reference's mask product, taken in one tile.
+fn mask_product(
+    precision: Precision,
+    seed: &MaskSeed,
+    domain: &MaskDomain,
+    weights: &[i8],
+    shape: LinearShape,
+) -> Arc<MaskProduct> {
+    let mut builder = MaskProductBuilder::new(precision, shape.along(domain.direction).1).unwrap();
+    builder.tile(&reference::reference_masks(precision, seed, domain, weights, shape)).unwrap();
+    Arc::new(builder.finish().unwrap())
 }
 
 fn rng(seed: u64) -> ChaCha8Rng {

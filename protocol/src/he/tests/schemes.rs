@@ -32,7 +32,7 @@ fn column_packing_beside_the_paper() {
     let shape = LinearShape { d_in: 2100, d_out: 8 };
     let weights = random_weights(&mut rng(10), shape);
     for (set, bound) in [(ParameterSet::P24, 0.01), (ParameterSet::P32, 2e-3), (ParameterSet::P48, 1e-5)] {
-        let ours = with_reference_product(Precision::standard(set), weights.clone(), shape);
+        let ours = with_reference_product(Precision::standard(set), weights.clone(), shape).unwrap();
         let error = worst_relative_error(&ours, &weights, shape, 3);
         println!("{}: {error:.2e}", ours.name());
         assert!(error < bound, "{}: {error}", ours.name());

@@ -7,8 +7,11 @@ use rand_chacha::ChaCha8Rng;
 use tfhe::core_crypto::algorithms::polynomial_algorithms::polynomial_wrapping_add_mul_assign;
 use tfhe::core_crypto::prelude::*;
 
-use super::{MaskSeed, ParameterSet, Planes, Precision, ProductTile, Ticket, domain, encrypt, mask, rng};
-use crate::he::products::MaskTile;
+use super::{
+    MaskProductBuilder, MaskSeed, ParameterSet, Planes, Precision, ProductTile, Ticket, domain, encrypt, mask, rng,
+};
+use crate::he::ntt::Digits;
+use crate::he::products::{MaskTransform, Polynomials};
 use crate::he::secret::OneTimeSecret;
 
 const FEATURES: usize = 5;
@@ -35,7 +38,7 @@ fn tfhe_decrypts_ours() {
         let rows: Vec<f32> = messages.iter().map(|&m| m as f32).collect();
         let steps = vec![1.0; tokens];
         let plaintext = crate::he::Plaintext { rows: &rows, tokens, features: FEATURES, steps: &steps };
-        let (body, ticket) = encrypt(&seed, &domain, plaintext).unwrap();
+        let (body, ticket) = encrypt(&seed, &domain, Precision::exact(set), plaintext).unwrap();
         let mask = mask::expand_planes(&seed, &domain, 0..FEATURES);
 
         for block in 0..2 {
@@ -95,11 +98,13 @@ fn we_decrypt_tfhes() {
             }
         }
 
-        let ticket = Ticket::new(set, vec![OneTimeSecret::of(set, &coefficients)], vec![1.0; tokens]);
-        let precision = Precision { set, output_limbs: set.limbs() as u8 };
+        let precision = Precision::exact(set);
+        let ticket = Ticket::new(precision, vec![OneTimeSecret::of(set, &coefficients)], vec![1.0; tokens]);
+        let mut masks = MaskProductBuilder::new(precision, FEATURES).unwrap();
+        masks.tile(&ProductTile { first_column: 0, rows: mask }).unwrap();
         let mut out = vec![0.0; tokens * FEATURES];
-        let mut decryption = ticket.open(precision, FEATURES).unwrap();
-        decryption.tile(&ProductTile { first_column: 0, mask, body }, &mut out).unwrap();
+        let mut decryption = ticket.open(masks.finish().unwrap().into(), precision).unwrap();
+        decryption.tile(&ProductTile { first_column: 0, rows: body }, &mut out).unwrap();
         decryption.finish().unwrap();
         for (&value, &message) in out.iter().zip(&messages) {
             // 7 σ, and the rounding of 25 bits to f32.
@@ -118,9 +123,16 @@ fn products_are_tfhes_products() {
         let mut keystream = vec![0; domain.column_bytes()];
         mask::expand(&seed, &domain, 7..8, &mut keystream);
         let coefficients: Vec<i8> = (0..set.mask_rows()).map(|_| rng.random_range(-1..=1)).collect();
-        let mut tile = MaskTile::<u64>::new(set, limbs);
-        tile.load_keystream(&keystream, 1);
-        tile.multiply(&OneTimeSecret::of(set, &coefficients), 1);
+        let transform = MaskTransform::new(set, Digits::exact(limbs, set.mask_rows()));
+        let mut polynomials = Polynomials::<u64>::new(set);
+        let mut transformed = vec![0; transform.column_residues()];
+        for component in 0..set.glwe_dimension() {
+            polynomials.load_keystream(0, &keystream, set.mask_rows(), component);
+            transform.transform(component, polynomials.column_mut(0), &mut transformed);
+        }
+        let mut product = vec![0u64; size];
+        let secret = OneTimeSecret::of(set, &coefficients);
+        transform.multiply(&transformed, &secret, &mut vec![0; size], &mut product);
 
         let word = |row: usize| (0..limbs).map(|l| u64::from(keystream[l * set.mask_rows() + row]) << (8 * l)).sum();
         let words: Vec<u64> = (0..set.mask_rows()).map(word).collect();
@@ -134,6 +146,6 @@ fn products_are_tfhes_products() {
             );
         }
         let mask = (1u64 << set.modulus_bits()) - 1;
-        assert!(tile.column_mut(0).iter().zip(sum.as_ref()).all(|(ours, theirs)| ours & mask == theirs & mask));
+        assert!(product.iter().zip(sum.as_ref()).all(|(ours, theirs)| ours & mask == theirs & mask));
     }
 }

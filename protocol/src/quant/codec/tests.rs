@@ -9,7 +9,7 @@ use crate::model::LinearShape;
 use crate::quant::{Int8Matrix, serve};
 
 const SHAPE: LinearShape = LinearShape { d_in: 96, d_out: 40 };
-const FINE: Precision = Precision { set: ParameterSet::P48, output_limbs: 6 };
+const FINE: Precision = Precision::exact(ParameterSet::P48);
 
 fn random(count: usize, seed: u64) -> Vec<f32> {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);

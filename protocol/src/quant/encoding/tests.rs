@@ -6,21 +6,28 @@ use super::*;
 use crate::he::ParameterSet;
 
 fn precisions() -> impl Iterator<Item = Precision> {
-    let all = |set: ParameterSet| (1..=set.limbs() as u8).map(move |output_limbs| Precision { set, output_limbs });
-    ParameterSet::ALL.into_iter().flat_map(all)
+    ParameterSet::ALL.into_iter().flat_map(Precision::all)
 }
 
 /// The largest magnitude that an output can take: the exact product of the message, every error as bad as it can
-/// be, in integers and doubled so that halves are exact.
+/// be, in integers and doubled so that halves are exact. Rounding to a multiple of `2^d` errs by `2^(d−1)`.
 fn doubled_worst_output(message: &[i64], weights: &[i8], precision: Precision) -> i128 {
     let product: i128 = message.iter().zip(weights).map(|(&m, &w)| i128::from(m) * i128::from(w)).sum();
     let weight_sum: i128 = weights.iter().map(|&w| i128::from(w).abs()).sum();
-    let fresh = i128::from(precision.set.error_eta()) * weight_sum;
-    let switched = match precision.dropped_bits() {
-        0 => 0,
-        bits => (1_i128 << bits) * (precision.set.mask_rows() as i128 + 1),
+    let bits = |limbs: u8| 8 * (precision.set.limbs() as u32 - u32::from(limbs));
+    let doubled = |dropped: u32| if dropped == 0 { 0 } else { 1_i128 << dropped };
+    let fresh = 2 * i128::from(precision.set.error_eta()) + doubled(bits(precision.body_limbs));
+    let output = match precision.output_limbs < precision.body_limbs {
+        true => doubled(bits(precision.output_limbs)),
+        false => 0,
     };
-    2 * (product.abs() + fresh) + switched
+    // Three bytes of P32's and P48's mask products are rounded once more, by one bit.
+    let once_more = match (precision.set, precision.mask_limbs) {
+        (ParameterSet::P32 | ParameterSet::P48, 3) => doubled(bits(3) + 1),
+        _ => 0,
+    };
+    let mask = doubled(bits(precision.mask_limbs)) + once_more;
+    2 * product.abs() + fresh * weight_sum + output + mask * precision.set.mask_rows() as i128
 }
 
 fn encode(x: &[f32], step: f64) -> Vec<i64> {
@@ -126,8 +133,8 @@ fn what_cannot_be_encoded_is_named() {
     assert!(matches!(encoding_steps(&[1.0], 0, 127.0, standard), Err(QuantError::Length { .. })));
     assert!(matches!(encoding_steps(&[1.0], 1, f64::NAN, standard), Err(QuantError::Metadata(_))));
     // One byte of 2^24 leaves nothing of a value: its switching noise is as large as the modulus.
-    let coarse = Precision { set: ParameterSet::P24, output_limbs: 1 };
+    let coarse = Precision { mask_limbs: 1, ..Precision::standard(ParameterSet::P24) };
     assert_eq!(encoding_steps(&[1.0], 1, 127.0, coarse), Err(QuantError::NoRoom { precision: coarse, inner: 1 }));
-    let missing = Precision { set: ParameterSet::P24, output_limbs: 0 };
+    let missing = Precision { output_limbs: 0, ..Precision::standard(ParameterSet::P24) };
     assert_eq!(encoding_steps(&[1.0], 1, 127.0, missing), Err(QuantError::NoRoom { precision: missing, inner: 1 }));
 }
