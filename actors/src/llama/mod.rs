@@ -1,24 +1,30 @@
 //! The owner's half of the model: everything but the base products, differentiable, in f32 on the CPU.
 //!
 //! Embeddings, norms, rotary positions, attention, gates, adapters and the loss are computed here; the four base
-//! products of a layer are asked of a [`LinearBackend`], forward and backward. Gradients are candle's: it walks
-//! back from the loss to the adapters, so a product below the lowest adapted layer is never asked backward.
+//! products of a layer are asked of a [`LinearBackend`], forward and backward. The way back is written out, not left
+//! to automatic differentiation: a graph would keep each operation's result, and a model of a billion parameters has
+//! a gigabyte of them that follow from others (see [`tape`]).
 
+mod backward;
 mod gemm;
+mod head;
 mod ops;
+mod pass;
+mod tape;
 #[cfg(test)]
 mod tests;
 mod vector;
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use protocol::model::{Group, LinearId, LlamaConfig, Model, ModelError, Norm};
+use protocol::model::{LlamaConfig, Model, ModelError, Norm};
 
-use self::ops::{AdaptedProduct, Adapter, BaseProduct, CausalAttention, HeadLoss, RmsNorm, RopeTable, SwiGlu};
-use crate::backend::LinearBackend;
+use self::backward::Backward;
+use self::ops::HeadLoss;
+use self::pass::{Hidden, Pass};
+use crate::backend::{BackendError, LinearBackend};
 use crate::data::{IGNORED, MicroBatch};
-use crate::lora::{Draw, Dropout, LoraAdapters};
+use crate::lora::{Draw, LoraAdapters};
 use crate::transport::Traffic;
 
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
@@ -33,27 +39,12 @@ pub enum LlamaError {
     /// The model's own weights cannot be read.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A base product failed, or an operation did.
-    #[error("{}", innermost(.0))]
-    Compute(#[from] candle_core::Error),
-}
-
-/// The message of the error inside candle's wrappers, without their back traces.
-fn innermost(error: &candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithBacktrace { inner, .. } => innermost(inner),
-        candle_core::Error::WithPath { inner, .. } => innermost(inner),
-        other => other.to_string(),
-    }
-}
-
-/// How a pass is made.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Pass {
-    /// Gradients follow; the adapters' inputs are dropped at random from this place.
-    Train(Draw),
-    /// No gradients, no dropout.
-    Evaluate,
+    /// A base product failed.
+    #[error(transparent)]
+    Product(#[from] BackendError),
+    /// The adapters' parameters cannot be read.
+    #[error(transparent)]
+    Parameters(#[from] candle_core::Error),
 }
 
 struct LayerNorms {
@@ -66,14 +57,12 @@ pub struct Llama {
     model: Arc<Model>,
     norms: Vec<LayerNorms>,
     final_norm: Arc<[f32]>,
-    /// `vocabulary × hidden_size`.
-    head: Arc<[f32]>,
     frequencies: Vec<f32>,
     backend: Arc<dyn LinearBackend>,
 }
 
 impl Llama {
-    /// Reads the norms and the head; embeddings stay in the model's files, and no layer's matrix is read.
+    /// Reads the norms; embeddings and the head stay in the model's files, and no layer's matrix is read.
     ///
     /// # Errors
     /// When the model's files cannot be read.
@@ -87,7 +76,6 @@ impl Llama {
         Ok(Self {
             norms: norms.collect::<Result<_, ModelError>>()?,
             final_norm: model.norm(Norm::Final)?.into(),
-            head: model.head()?.into(),
             frequencies: model.config().inverse_frequencies(),
             backend,
             model,
@@ -109,80 +97,48 @@ impl Llama {
     /// # Errors
     /// When the batch does not fit the model or a base product fails.
     pub fn evaluate(&self, batch: &MicroBatch, adapters: Option<&LoraAdapters>) -> Result<f64, LlamaError> {
-        let loss = self.loss(batch, adapters, Pass::Evaluate)?;
-        Ok(f64::from(loss.to_scalar::<f32>()?))
+        self.check(batch)?;
+        let pass = Pass::new(self, batch, adapters, None);
+        // Nothing is kept: each layer's values are dropped as soon as they were used.
+        let Hidden { normed, .. } = pass.forward(self.model.embed(&batch.tokens)?, usize::MAX, &mut Vec::new())?;
+        Ok(self.head_loss(batch, false).compute(&normed)?.0)
     }
 
-    /// Sum of the cross entropies of a micro-batch's targets, a scalar that can be differentiated when training.
-    pub(crate) fn loss(
+    /// Sum of the cross entropies of a micro-batch's targets in nats, and its gradient for every parameter of the
+    /// adapters, in their order. The adapters' inputs are dropped at random from `draw`.
+    pub(crate) fn gradient(
         &self,
         batch: &MicroBatch,
-        adapters: Option<&LoraAdapters>,
-        pass: Pass,
-    ) -> Result<Tensor, LlamaError> {
-        let hidden = self.hidden(batch, adapters, pass)?;
-        let targets = batch.targets.clone();
-        let loss = HeadLoss::new(self.head.clone(), self.config().hidden_size, targets, hidden.track_op());
-        Ok(hidden.apply_op1(loss)?)
-    }
-
-    /// Hidden states after the final norm, `batch·length × hidden_size`.
-    fn hidden(&self, batch: &MicroBatch, adapters: Option<&LoraAdapters>, pass: Pass) -> Result<Tensor, LlamaError> {
+        adapters: &LoraAdapters,
+        draw: Draw,
+    ) -> Result<(f64, Vec<Vec<f32>>), LlamaError> {
         self.check(batch)?;
-        let config = self.config();
-        let rope = Arc::new(RopeTable::new(&self.frequencies, batch.length));
-        let embedded = self.model.embed(&batch.tokens)?;
-        let mut x = Tensor::from_vec(embedded, (batch.tokens.len(), config.hidden_size), &Device::Cpu)?;
-        for (layer, norms) in (0u16..).zip(&self.norms) {
-            let product = |x: &Tensor, group| self.product(x, LinearId { layer, group }, adapters, pass);
-            let attention = CausalAttention {
-                batch: batch.batch,
-                length: batch.length,
-                heads: config.heads,
-                kv_heads: config.kv_heads,
-                head_dim: config.head_dim,
-                rope: rope.clone(),
+        let Some(lowest) = adapters.lowest() else {
+            return Ok((self.evaluate(batch, None)?, Vec::new()));
+        };
+        let pass = Pass::new(self, batch, Some(adapters), Some(draw));
+        let mut tape = Vec::new();
+        let Hidden { stream, normed } =
+            pass.forward(self.model.embed(&batch.tokens)?, lowest.layer.into(), &mut tape)?;
+        let (loss, gradient) = self.head_loss(batch, true).compute(&normed)?;
+        drop(normed);
+        let mut found = match gradient {
+            Some(gradient) => Backward::new(&pass, lowest).run(&stream, gradient, tape)?,
+            None => Default::default(),
+        };
+        let mut gradients = Vec::new();
+        for (linear, group) in adapters.groups() {
+            let (a, b) = match found.remove(&linear) {
+                Some(gradient) => (gradient.a, gradient.b),
+                None => (vec![0.0; group.a.elem_count()], vec![0.0; group.b.elem_count()]),
             };
-            let qkv = product(&self.norm(&x, &norms.attention)?, Group::Qkv)?;
-            x = (x + product(&qkv.apply_op1(attention)?, Group::O)?)?;
-            let both = product(&self.norm(&x, &norms.feed_forward)?, Group::GateUp)?;
-            let gated = both.apply_op1(SwiGlu { features: config.intermediate_size })?;
-            x = (x + product(&gated, Group::Down)?)?;
+            gradients.extend([a, b]);
         }
-        Ok(self.norm(&x, &self.final_norm)?)
+        Ok((loss, gradients))
     }
 
-    fn norm(&self, x: &Tensor, weight: &Arc<[f32]>) -> candle_core::Result<Tensor> {
-        x.apply_op1(RmsNorm { weight: weight.clone(), eps: self.config().rms_norm_eps as f32 })
-    }
-
-    fn product(
-        &self,
-        x: &Tensor,
-        linear: LinearId,
-        adapters: Option<&LoraAdapters>,
-        pass: Pass,
-    ) -> candle_core::Result<Tensor> {
-        let base = BaseProduct { backend: self.backend.clone(), linear, shape: self.config().shape(linear.group) };
-        let Some((adapters, group)) = adapters.and_then(|adapters| Some((adapters, adapters.group(linear)?))) else {
-            return x.apply_op1(base);
-        };
-        let config = adapters.config();
-        let dropout = match pass {
-            Pass::Train(draw) if config.dropout > 0.0 => {
-                let slots = group.slots.iter();
-                let of_slot = slots.map(|slot| Dropout::new(config.dropout, draw, linear.layer, slot.projection as u8));
-                Some(of_slot.collect())
-            }
-            _ => None,
-        };
-        let adapter = Adapter { slots: group.slots.clone(), rank: config.rank, scaling: config.scaling(), dropout };
-        let product = AdaptedProduct { base, adapter, input_gradient: x.track_op() };
-        match pass {
-            Pass::Train(_) => x.apply_op3(&group.a, &group.b, product),
-            // Detached parameters leave no graph, so every intermediate is freed as soon as it was used.
-            Pass::Evaluate => x.apply_op3(&group.a.detach(), &group.b.detach(), product),
-        }
+    fn head_loss<'a>(&'a self, batch: &'a MicroBatch, differentiable: bool) -> HeadLoss<'a, Model> {
+        HeadLoss::new(&self.model, self.config().hidden_size, &batch.targets, differentiable)
     }
 
     fn check(&self, batch: &MicroBatch) -> Result<(), LlamaError> {

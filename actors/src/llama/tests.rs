@@ -4,7 +4,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use protocol::model::{Direction, LinearId};
+use candle_core::{Device, Tensor};
+use protocol::model::{Direction, Group, LinearId};
 
 use super::*;
 use crate::backend::{BackendError, PlainBackend};
@@ -40,14 +41,11 @@ fn gradients_of_the_adapters_are_finite_differences() {
     for dropout in [0.0, 0.3] {
         let config = LoraConfig { rank: 2, alpha: 3.0, dropout, ..LoraConfig::default() };
         let adapters = adapters(&tiny, &config);
-        let loss = || {
-            let loss = llama.loss(&batch(), Some(&adapters), Pass::Train(DRAW)).unwrap();
-            f64::from(loss.to_scalar::<f32>().unwrap())
-        };
-        let gradients = llama.loss(&batch(), Some(&adapters), Pass::Train(DRAW)).unwrap().backward().unwrap();
-        for (index, var) in adapters.parameters().into_iter().enumerate() {
+        let loss = || llama.gradient(&batch(), &adapters, DRAW).unwrap().0;
+        let gradients = llama.gradient(&batch(), &adapters, DRAW).unwrap().1;
+        for (index, (var, gradient)) in adapters.parameters().into_iter().zip(gradients).enumerate() {
             // Along the gradient itself the change is largest, so rounding matters least.
-            let gradient = gradients.get(&var).unwrap().clone();
+            let gradient = Tensor::from_vec(gradient, var.shape(), &Device::Cpu).unwrap();
             let norm = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt());
             assert!(norm > 1e-4, "parameter {index} has no gradient");
             let (start, step) = (var.as_tensor().copy().unwrap(), 5e-3);
@@ -104,7 +102,7 @@ fn no_gradient_is_asked_below_the_lowest_adapter() {
         let llama = Llama::new(tiny.model.clone(), backend.clone()).unwrap();
         let config = LoraConfig { target_modules: vec![module], ..LoraConfig::default() };
         let adapters = LoraAdapters::new(tiny.config(), &config, 0).unwrap();
-        llama.loss(&batch(), Some(&adapters), Pass::Train(DRAW)).unwrap().backward().unwrap();
+        llama.gradient(&batch(), &adapters, DRAW).unwrap();
         let mut asked: Vec<LinearId> =
             backend.1.lock().unwrap().iter().filter(|c| c.0 == Direction::Backward).map(|c| c.1).collect();
         asked.sort();
@@ -125,4 +123,37 @@ fn a_batch_that_does_not_fit_is_refused() {
         let error = llama.evaluate(&spoiled, None).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn a_backend_that_fails_or_answers_short_is_an_error() {
+    struct Broken(Option<usize>);
+    impl LinearBackend for Broken {
+        fn apply(
+            &self,
+            linear: LinearId,
+            direction: Direction,
+            _: Arc<Buffer>,
+            _: usize,
+        ) -> Result<Buffer, BackendError> {
+            let fail = || BackendError { linear, direction, why: "nobody is there".into() };
+            self.0.map(Buffer::zeroed).ok_or_else(fail)
+        }
+    }
+    let tiny = TinyModel::new();
+    for (broken, message) in [(Broken(None), "nobody is there"), (Broken(Some(3)), "3 values")] {
+        let llama = Llama::new(tiny.model.clone(), Arc::new(broken)).unwrap();
+        let error = llama.evaluate(&batch(), None).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains("layer 0 qkv"), "{error}");
+    }
+}
+
+#[test]
+fn the_backward_pass_starts_from_the_loss_that_evaluation_finds() {
+    let tiny = TinyModel::new();
+    let llama = tiny.llama();
+    let adapters = adapters(&tiny, &LoraConfig::default());
+    let (loss, gradients) = llama.gradient(&batch(), &adapters, DRAW).unwrap();
+    assert_eq!(loss, llama.evaluate(&batch(), Some(&adapters)).unwrap());
+    assert!(gradients.iter().map(Vec::len).eq(adapters.parameters().iter().map(|var| var.elem_count())));
 }

@@ -1,9 +1,38 @@
-//! Loops over rows of numbers, written so that the compiler vectorises them.
+//! Loops over rows of numbers, written so that the compiler vectorises them, and compiled twice: for every
+//! processor, and for those with AVX2, which is looked for when they are called.
 //!
 //! The head alone takes one exponential for each token and vocabulary entry (50 million in a step of four
 //! sequences of SmolLM2), where the C library's scalar function would cost more than the products beside it.
+//! Products and sums are never fused, so that every processor computes the same numbers.
 
-const LANES: usize = 8;
+/// Sums that run side by side: enough to hide an addition's latency.
+const LANES: usize = 32;
+
+/// Defines functions whose bodies are compiled for AVX2 too, where the processor has it.
+macro_rules! vectorised {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($argument:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+        $(#[$meta])*
+        $vis fn $name($($argument: $kind),*) $(-> $result)? {
+            #[inline(always)]
+            fn body($($argument: $kind),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn wide($($argument: $kind),*) $(-> $result)? {
+                    body($($argument),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    // SAFETY: the only thing that the function asks for is AVX2, which this processor has. Without
+                    // it the process would end by an illegal instruction.
+                    return unsafe { wide($($argument),*) };
+                }
+            }
+            body($($argument),*)
+        }
+    )*};
+}
+pub(crate) use vectorised;
 
 /// `eˣ` with a relative error below 3e-7; below `e⁻⁸⁷` it stays at that, and above `e⁸⁸` at that.
 #[inline(always)]
@@ -24,44 +53,87 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
-/// Replaces a row by the exponentials of its distances to its maximum; returns the maximum and their sum.
-pub(crate) fn exp_row(row: &mut [f32]) -> (f32, f32) {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = row.chunks_exact(LANES);
-    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
+vectorised! {
+    /// The largest value of a row; `-∞` of an empty one.
+    pub(crate) fn maximum(row: &[f32]) -> f32 {
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = row.as_chunks::<LANES>();
+        for chunk in chunks {
+            for (lane, &x) in lanes.iter_mut().zip(chunk) {
+                *lane = if x > *lane { x } else { *lane };
+            }
         }
+        lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
     }
-    let max = lanes.iter().copied().fold(rest, f32::max);
-    let mut sums = [0.0f32; LANES];
-    let mut chunks = row.chunks_exact_mut(LANES);
-    for chunk in &mut chunks {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *x = exp(*x - max);
-            *sum += *x;
-        }
-    }
-    let mut sum: f32 = sums.iter().sum();
-    for x in chunks.into_remainder() {
-        *x = exp(*x - max);
-        sum += *x;
-    }
-    (max, sum)
-}
 
-/// `Σ aᵢ·bᵢ`.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
+    /// Replaces every value by `eˣ⁻ˢʰⁱᶠᵗ`; returns their sum.
+    pub(crate) fn exp_row(row: &mut [f32], shift: f32) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let (chunks, rest) = row.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *x = exp(*x - shift);
+                *lane += *x;
+            }
         }
+        let mut sum: f32 = lanes.iter().sum();
+        for x in rest {
+            *x = exp(*x - shift);
+            sum += *x;
+        }
+        sum
     }
-    sums.iter().sum::<f32>() + rest
+
+    /// `Σ aᵢ·bᵢ`.
+    pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a_chunks.iter().zip(b_chunks) {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a * b;
+            }
+        }
+        lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+    }
+
+    /// `Σ aᵢ·bᵢ·cᵢ`.
+    pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        let (c_chunks, c_rest) = c.as_chunks::<LANES>();
+        for ((a, b), c) in a_chunks.iter().zip(b_chunks).zip(c_chunks) {
+            for (((lane, a), b), c) in lanes.iter_mut().zip(a).zip(b).zip(c) {
+                *lane += a * b * c;
+            }
+        }
+        let rest: f32 = a_rest.iter().zip(b_rest).zip(c_rest).map(|((a, b), c)| a * b * c).sum();
+        lanes.iter().sum::<f32>() + rest
+    }
+
+    /// `to += from`.
+    pub(crate) fn add(to: &mut [f32], from: &[f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    }
+
+    /// `to += factor · from`.
+    pub(crate) fn add_scaled(to: &mut [f32], factor: f32, from: &[f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += factor * from);
+    }
+
+    /// `to = a ∘ b`.
+    pub(crate) fn multiply_into(to: &mut [f32], a: &[f32], b: &[f32]) {
+        to.iter_mut().zip(a).zip(b).for_each(|((to, a), b)| *to = a * b);
+    }
+
+    /// `to += a ∘ b`.
+    pub(crate) fn add_product(to: &mut [f32], a: &[f32], b: &[f32]) {
+        to.iter_mut().zip(a).zip(b).for_each(|((to, a), b)| *to += a * b);
+    }
+
+    /// Multiplies every value.
+    pub(crate) fn scale(row: &mut [f32], factor: f32) {
+        row.iter_mut().for_each(|x| *x *= factor);
+    }
 }
 
 #[cfg(test)]
@@ -82,16 +154,45 @@ mod tests {
     }
 
     #[test]
-    fn a_row_of_any_length_sums_as_in_double_precision() {
-        for length in [1, 7, 8, 9, 100, 1003] {
+    fn rows_of_any_length_sum_as_in_double_precision() {
+        for length in [1, 7, 8, 9, 31, 32, 100, 1003] {
             let row: Vec<f32> = (0..length).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 30.0).collect();
             let exact_max = row.iter().copied().fold(f32::MIN, f32::max);
             let exact: f64 = row.iter().map(|&x| f64::from(x - exact_max).exp()).sum();
             let mut replaced = row.clone();
-            let (max, sum) = exp_row(&mut replaced);
-            assert_eq!(max, exact_max);
+            assert_eq!(maximum(&row), exact_max);
+            let sum = exp_row(&mut replaced, exact_max);
             assert!((f64::from(sum) / exact - 1.0).abs() < 1e-5);
-            assert!((replaced[length / 2] - (row[length / 2] - max).exp()).abs() < 1e-6);
+            assert!((replaced[length / 2] - (row[length / 2] - exact_max).exp()).abs() < 1e-6);
+
+            let other: Vec<f32> = (0..length).map(|i| ((i * 31 % 101) as f32 - 50.0) / 30.0).collect();
+            let exact: Vec<f64> = row.iter().zip(&other).map(|(a, b)| f64::from(*a) * f64::from(*b)).collect();
+            let size: f64 = exact.iter().map(|x| x.abs()).sum::<f64>() + 1e-9;
+            assert!((f64::from(dot(&row, &other)) - exact.iter().sum::<f64>()).abs() < 1e-5 * size);
+            let cubed: f64 = exact.iter().zip(&other).map(|(x, b)| x * f64::from(*b)).sum();
+            assert!((f64::from(dot3(&row, &other, &other)) - cubed).abs() < 2e-5 * size);
+        }
+        assert_eq!(maximum(&[]), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn elementwise_loops_follow_their_definitions() {
+        for length in [0, 1, 5, 33] {
+            let a: Vec<f32> = (0..length).map(|i| i as f32 - 3.0).collect();
+            let b: Vec<f32> = (0..length).map(|i| 0.5 * i as f32 + 1.0).collect();
+            let check = |found: &[f32], expected: &dyn Fn(f32, f32) -> f32| {
+                assert!(found.iter().zip(a.iter().zip(&b)).all(|(x, (a, b))| *x == expected(*a, *b)), "{found:?}");
+            };
+            let on = |work: &dyn Fn(&mut [f32])| {
+                let mut copy = a.clone();
+                work(&mut copy);
+                copy
+            };
+            check(&on(&|x| add(x, &b)), &|a, b| a + b);
+            check(&on(&|x| add_scaled(x, 2.0, &b)), &|a, b| a + 2.0 * b);
+            check(&on(&|x| multiply_into(x, &b, &b)), &|_, b| b * b);
+            check(&on(&|x| add_product(x, &b, &b)), &|a, b| a + b * b);
+            check(&on(&|x| scale(x, 3.0)), &|a, _| a * 3.0);
         }
     }
 }

@@ -81,6 +81,16 @@ impl LoraAdapters {
         self.groups.get(&linear)
     }
 
+    /// The adapted group that a forward pass meets first, if any is adapted.
+    pub(crate) fn lowest(&self) -> Option<LinearId> {
+        self.groups.keys().next().copied()
+    }
+
+    /// Every adapted group in the order of [`Self::parameters`].
+    pub(crate) fn groups(&self) -> impl Iterator<Item = (LinearId, &GroupAdapter)> {
+        self.groups.iter().map(|(&linear, group)| (linear, group))
+    }
+
     /// Every trained tensor, always in the same order.
     pub fn parameters(&self) -> Vec<Var> {
         self.groups.values().flat_map(|group| [group.a.clone(), group.b.clone()]).collect()

@@ -3,7 +3,6 @@
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use rayon::prelude::*;
 
 /// Everything that a draw depends on. The same place always draws the same, so that the backward pass can draw
 /// again instead of keeping masks, and runs with different backends are comparable.
@@ -36,20 +35,24 @@ impl Dropout {
         Self { key, threshold: (rate * 65536.0).round().min(65535.0) as u32 }
     }
 
-    /// `tokens × features` factors: 0 where dropped, else what keeps the expectation.
-    pub(crate) fn factors(&self, tokens: usize, features: usize) -> Vec<f32> {
+    /// Factors of one token's features: 0 where dropped, else what keeps the expectation.
+    pub(crate) fn factors(&self, token: usize, factors: &mut [f32]) {
         let kept = 65536.0 / (65536 - self.threshold) as f32;
-        let mut factors = vec![0.0; tokens * features];
-        factors.par_chunks_mut(features).enumerate().for_each(|(token, row)| {
-            let mut random = ChaCha8Rng::from_seed(self.key);
-            random.set_stream(token as u64);
-            for pair in row.chunks_mut(2) {
-                let draw = random.next_u32();
-                for (factor, draw) in pair.iter_mut().zip([draw & 0xffff, draw >> 16]) {
-                    *factor = if draw < self.threshold { 0.0 } else { kept };
-                }
+        let mut random = ChaCha8Rng::from_seed(self.key);
+        random.set_stream(token as u64);
+        for pair in factors.chunks_mut(2) {
+            let draw = random.next_u32();
+            for (factor, draw) in pair.iter_mut().zip([draw & 0xffff, draw >> 16]) {
+                *factor = if draw < self.threshold { 0.0 } else { kept };
             }
-        });
+        }
+    }
+
+    /// The factors of the tokens from the first on, `tokens × features`.
+    #[cfg(test)]
+    pub(crate) fn of_tokens(&self, tokens: usize, features: usize) -> Vec<f32> {
+        let mut factors = vec![0.0; tokens * features];
+        factors.chunks_mut(features).enumerate().for_each(|(token, row)| self.factors(token, row));
         factors
     }
 }
@@ -62,18 +65,18 @@ mod tests {
 
     #[test]
     fn drops_its_share_and_keeps_the_expectation() {
-        let factors = Dropout::new(0.25, DRAW, 0, 0).factors(64, 513);
+        let factors = Dropout::new(0.25, DRAW, 0, 0).of_tokens(64, 513);
         let dropped = factors.iter().filter(|&&f| f == 0.0).count() as f64 / factors.len() as f64;
         assert!((dropped - 0.25).abs() < 0.01, "{dropped}");
         let mean = factors.iter().map(|&f| f64::from(f)).sum::<f64>() / factors.len() as f64;
         assert!((mean - 1.0).abs() < 0.015, "{mean}");
-        assert!(Dropout::new(0.0, DRAW, 0, 0).factors(4, 100).iter().all(|&f| f == 1.0));
+        assert!(Dropout::new(0.0, DRAW, 0, 0).of_tokens(4, 100).iter().all(|&f| f == 1.0));
     }
 
     #[test]
     fn every_part_of_the_place_changes_the_draw() {
-        let first = Dropout::new(0.5, DRAW, 0, 0).factors(2, 64);
-        assert_eq!(first, Dropout::new(0.5, DRAW, 0, 0).factors(2, 64));
+        let first = Dropout::new(0.5, DRAW, 0, 0).of_tokens(2, 64);
+        assert_eq!(first, Dropout::new(0.5, DRAW, 0, 0).of_tokens(2, 64));
         assert_ne!(first[..64], first[64..]);
         for (draw, layer, projection) in [
             (Draw { seed: 2, ..DRAW }, 0, 0),
@@ -82,7 +85,7 @@ mod tests {
             (DRAW, 1, 0),
             (DRAW, 0, 1),
         ] {
-            assert_ne!(first, Dropout::new(0.5, draw, layer, projection).factors(2, 64));
+            assert_ne!(first, Dropout::new(0.5, draw, layer, projection).of_tokens(2, 64));
         }
     }
 }

@@ -6,9 +6,11 @@
 mod adapters;
 mod config;
 mod dropout;
+mod values;
 
 pub use adapters::{GroupAdapter, LoraAdapters, Slot};
 pub use config::LoraConfig;
 pub use protocol::model::Projection;
 
 pub(crate) use dropout::{Draw, Dropout};
+pub(crate) use values::Values;

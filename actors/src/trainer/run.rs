@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use actix::Addr;
-use candle_core::Var;
 use futures::executor::block_on;
 use tokio::sync::mpsc;
 
@@ -22,7 +21,6 @@ use super::parallel::in_flight;
 use super::{TrainError, TrainOutcome, TrainableModel, TrainerConfig};
 use crate::adapter;
 use crate::data::MicroBatch;
-use crate::llama::Pass;
 use crate::lora::Draw;
 
 /// A run under way.
@@ -85,10 +83,9 @@ impl Run {
         let (started, traffic) = (Instant::now(), self.model.llama.traffic());
         let learning_rate = self.config.training.learning_rate_at(step);
         block_on(self.aggregator.send(BeginStep { micro_batches: micro_batches.len(), learning_rate }))??;
-        let parameters = self.model.adapters.parameters();
         let answers = in_flight(micro_batches.len(), self.config.training.in_flight, |index| {
             let draw = Draw { seed: self.config.training.seed, step: step as u64, micro_batch: index as u32 };
-            let gradient = self.gradient(index, &micro_batches[index], draw, &parameters)?;
+            let gradient = self.gradient(index, &micro_batches[index], draw)?;
             Ok::<_, TrainError>(block_on(self.aggregator.send(gradient))??)
         })?;
         let Some(StepSummary { loss, loss_tokens, gradient_norm }) = answers.into_iter().flatten().next() else {
@@ -107,25 +104,9 @@ impl Run {
         Ok(())
     }
 
-    fn gradient(
-        &self,
-        index: usize,
-        batch: &MicroBatch,
-        draw: Draw,
-        parameters: &[Var],
-    ) -> Result<MicroBatchGradient, TrainError> {
-        let loss = self.model.llama.loss(batch, Some(&self.model.adapters), Pass::Train(draw))?;
-        let mut gradients = loss.backward()?;
-        let values = parameters.iter().map(|var| match gradients.remove(var) {
-            Some(gradient) => gradient.flatten_all()?.to_vec1::<f32>(),
-            None => Ok(vec![0.0; var.elem_count()]),
-        });
-        Ok(MicroBatchGradient {
-            index,
-            loss: f64::from(loss.to_scalar::<f32>()?),
-            loss_tokens: batch.loss_tokens(),
-            gradients: values.collect::<candle_core::Result<_>>()?,
-        })
+    fn gradient(&self, index: usize, batch: &MicroBatch, draw: Draw) -> Result<MicroBatchGradient, TrainError> {
+        let (loss, gradients) = self.model.llama.gradient(batch, &self.model.adapters, draw)?;
+        Ok(MicroBatchGradient { index, loss, loss_tokens: batch.loss_tokens(), gradients })
     }
 
     /// Mean loss of the held-out split after `step` steps; `None` without one, or when the run is being stopped.

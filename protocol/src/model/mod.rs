@@ -272,6 +272,21 @@ impl Model {
         self.weights.tensor(self.head_name())?.to_f32()
     }
 
+    /// Rows of the head from `first` on, as many as `out` holds, read from the map without the rest.
+    ///
+    /// # Errors
+    /// When the vocabulary ends before `out` does.
+    pub fn head_rows(&self, first: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        let (hidden, vocabulary) = (self.config.hidden_size, self.config.vocabulary);
+        let rows = out.len() / hidden;
+        if first > vocabulary || rows > vocabulary - first {
+            let what = format!("rows {first} to {} of the head; it has {vocabulary}", first.saturating_add(rows));
+            return Err(ModelError::OutOfRange { what });
+        }
+        let stored = self.weights.tensor(self.head_name())?;
+        out.chunks_exact_mut(hidden).zip(first..).try_for_each(|(out, row)| stored.row(row, out))
+    }
+
     /// The tokenizer that comes with the weights.
     ///
     /// # Errors

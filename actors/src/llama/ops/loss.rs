@@ -1,121 +1,187 @@
 //! The head and the cross entropy together, without the logits.
 //!
-//! A step's logits would be `tokens × vocabulary`: more than all activations of a layer together. They are made
-//! for a chunk of tokens at a time, and since a sum of losses is wanted, the gradient with respect to a chunk's
-//! hidden states is known as soon as its logits are: it is accumulated on the way forward and the logits are
-//! forgotten. Positions without a target are left out of both products.
+//! A step's logits would be `tokens × vocabulary`: more than all activations of a layer together. And the head
+//! itself, in f32, may be more than everything else that the owner holds. So the vocabulary is walked through in
+//! blocks: each block of the head is read once, its logits are made, and since a sum of losses is wanted, what they
+//! add to the gradient of the hidden states is multiplied by the same block at once and the logits are forgotten.
+//! Exponentials are taken relative to the largest logit so far; where a later one is larger, what was summed is
+//! scaled down.
+//!
+//! Slices of the vocabulary are tasks. Their number is fixed, so that sums do not depend on the threads.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
+use protocol::model::ModelError;
 use rayon::prelude::*;
 
-use super::storage::{tensor, values, with_values};
+use crate::buffer::Buffer;
 use crate::data::IGNORED;
 use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
-use crate::llama::vector::exp_row;
+use crate::llama::vector::{add_scaled, exp_row, maximum, scale};
 
-/// Logits that exist at once: 32 MiB of them.
-const CHUNK_VALUES: usize = 8 << 20;
+/// Entries of the vocabulary whose logits are made at once: their part of the head stays in the cache between its two
+/// products.
+const BLOCK: usize = 256;
+/// Parts of the vocabulary that are walked through side by side; each sums up a gradient of its own.
+const SLICES: usize = 8;
+/// Tokens that go through the head together.
+const TOKENS: usize = 512;
 
-/// From `tokens × features` hidden states to the sum of the cross entropies at positions with a target, a scalar.
-pub(crate) struct HeadLoss {
-    head: Arc<[f32]>,
-    features: usize,
-    targets: Vec<u32>,
-    chunk: usize,
-    /// Whether the gradient will be asked for.
-    differentiable: bool,
-    /// The gradient with respect to the hidden states, from the forward pass until it is taken.
-    gradient: Mutex<Option<Vec<f32>>>,
+/// Where rows of a head come from.
+pub(crate) trait HeadRows: Sync {
+    /// Entries of the vocabulary.
+    fn vocabulary(&self) -> usize;
+
+    /// Reads the rows from `first` on, as many as `out` holds, in f32.
+    ///
+    /// # Errors
+    /// When the model's files cannot be read.
+    fn read(&self, first: usize, out: &mut [f32]) -> Result<(), ModelError>;
 }
 
-impl HeadLoss {
-    /// `head` is `vocabulary × features`; every target is below `vocabulary` or [`IGNORED`].
-    pub(crate) fn new(head: Arc<[f32]>, features: usize, targets: Vec<u32>, differentiable: bool) -> Self {
-        let chunk = (CHUNK_VALUES / (head.len() / features).max(1)).clamp(16, 512);
-        Self { head, features, targets, chunk, differentiable, gradient: Mutex::new(None) }
+/// From `tokens × features` hidden states to the sum of the cross entropies at positions with a target.
+pub(crate) struct HeadLoss<'a, H> {
+    pub(crate) head: &'a H,
+    /// Features of a hidden state.
+    pub(crate) features: usize,
+    /// For each token an entry of the vocabulary or [`IGNORED`].
+    pub(crate) targets: &'a [u32],
+    /// Whether the gradient is wanted.
+    pub(crate) differentiable: bool,
+    /// Entries of a block of the vocabulary.
+    pub(crate) block: usize,
+}
+
+/// What a slice of the vocabulary adds to each token.
+struct Slice {
+    /// The largest logit.
+    largest: Vec<f32>,
+    /// The sum of the exponentials of the logits' distances to it.
+    sums: Vec<f32>,
+    /// The rows of the head, weighted by these exponentials and summed.
+    weighted: Buffer,
+    /// Logits of the targets that lie in the slice.
+    at_target: Vec<(usize, f32)>,
+}
+
+impl<'a, H: HeadRows> HeadLoss<'a, H> {
+    /// With blocks of the usual size.
+    pub(crate) fn new(head: &'a H, features: usize, targets: &'a [u32], differentiable: bool) -> Self {
+        Self { head, features, targets, differentiable, block: BLOCK }
     }
 
-    /// The same with chunks of another number of tokens.
-    #[cfg(test)]
-    pub(super) fn with_chunk(mut self, chunk: usize) -> Self {
-        self.chunk = chunk;
-        self
-    }
-
-    fn forward(&self, hidden: &[f32]) -> f32 {
-        let features = self.features;
-        let vocabulary = self.head.len() / features;
-        let head = Matrix::new(&self.head, vocabulary, features);
+    /// The loss in nats and, if wanted, its gradient with respect to `hidden`.
+    ///
+    /// # Errors
+    /// When the head cannot be read.
+    pub(crate) fn compute(&self, hidden: &[f32]) -> Result<(f64, Option<Buffer>), ModelError> {
         let lossy: Vec<usize> = (0..self.targets.len()).filter(|&token| self.targets[token] != IGNORED).collect();
-        let mut gradient = if self.differentiable { vec![0.0; hidden.len()] } else { Vec::new() };
-        let rows = self.chunk.min(lossy.len());
-        let mut gathered = vec![0.0; rows * features];
-        let mut logits = vec![0.0; rows * vocabulary];
-        let mut loss = 0.0f64;
-        for chunk in lossy.chunks(self.chunk) {
-            let rows = chunk.len();
-            let gathered = &mut gathered[..rows * features];
-            for (to, &token) in gathered.chunks_exact_mut(features).zip(chunk) {
-                to.copy_from_slice(&hidden[token * features..(token + 1) * features]);
+        let mut gradient = self.differentiable.then(|| Buffer::zeroed(hidden.len()));
+        let mut loss = 0.0;
+        for tokens in lossy.chunks(TOKENS) {
+            loss += self.tokens(tokens, hidden, gradient.as_deref_mut())?;
+        }
+        Ok((loss, gradient))
+    }
+
+    /// The loss of some tokens; their rows of the gradient are written.
+    fn tokens(&self, tokens: &[usize], hidden: &[f32], gradient: Option<&mut [f32]>) -> Result<f64, ModelError> {
+        let features = self.features;
+        let mut states = Buffer::scratch(tokens.len() * features);
+        for (to, &token) in states.chunks_exact_mut(features).zip(tokens) {
+            to.copy_from_slice(&hidden[token * features..(token + 1) * features]);
+        }
+        let vocabulary = self.head.vocabulary();
+        let length = vocabulary.div_ceil(SLICES).next_multiple_of(self.block);
+        let starts: Vec<usize> = (0..vocabulary).step_by(length).collect();
+        let slices = starts.into_par_iter().with_max_len(1);
+        let slices: Vec<Slice> = slices
+            .map(|start| self.slice(start, (start + length).min(vocabulary), tokens, &states))
+            .collect::<Result<_, _>>()?;
+
+        let mut at_target = vec![0.0; tokens.len()];
+        slices.iter().flat_map(|slice| &slice.at_target).for_each(|&(row, logit)| at_target[row] = logit);
+        let (mut loss, mut sums) = (0.0, Vec::with_capacity(tokens.len()));
+        for (row, at_target) in at_target.into_iter().enumerate() {
+            let largest = slices.iter().map(|slice| slice.largest[row]).fold(f32::NEG_INFINITY, f32::max);
+            let sum: f32 = slices.iter().map(|slice| (slice.largest[row] - largest).exp() * slice.sums[row]).sum();
+            loss += f64::from(largest - at_target + sum.ln());
+            sums.push((largest, sum));
+        }
+        if let Some(gradient) = gradient {
+            self.combine(tokens, &slices, &sums, gradient)?;
+        }
+        Ok(loss)
+    }
+
+    /// Probabilities × head minus the target's row.
+    fn combine(
+        &self,
+        tokens: &[usize],
+        slices: &[Slice],
+        sums: &[(f32, f32)],
+        gradient: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let features = self.features;
+        let mut target = vec![0.0; features];
+        for ((row, &token), &(largest, sum)) in tokens.iter().enumerate().zip(sums) {
+            let gradient = &mut gradient[token * features..(token + 1) * features];
+            for slice in slices {
+                let factor = (slice.largest[row] - largest).exp() / sum;
+                add_scaled(gradient, factor, &slice.weighted[row * features..(row + 1) * features]);
             }
-            let logits = &mut logits[..rows * vocabulary];
-            let states = Matrix::new(gathered, rows, features);
-            let out = MatrixMut::new(logits, rows, vocabulary);
-            multiply(out, Before::Replaced, 1.0, states, head.transposed(), Threads::All);
-            let normalised: Vec<(f32, f32)> = logits
-                .par_chunks_mut(vocabulary)
-                .zip(chunk)
-                .map(|(row, &token)| {
-                    let at_target = row[self.targets[token] as usize];
-                    let (max, sum) = exp_row(row);
-                    (max - at_target + sum.ln(), sum)
-                })
-                .collect();
-            loss += normalised.iter().map(|&(loss, _)| f64::from(loss)).sum::<f64>();
-            if self.differentiable {
-                // Of probabilities × head minus the target's row: the sum that makes exponentials probabilities
-                // divides the product, which is smaller than they are.
-                let exponentials = Matrix::new(logits, rows, vocabulary);
-                let out = MatrixMut::new(gathered, rows, features);
-                multiply(out, Before::Replaced, 1.0, exponentials, head, Threads::All);
-                for ((mean, &token), (_, sum)) in gathered.chunks_exact(features).zip(chunk).zip(&normalised) {
-                    let target = self.targets[token] as usize * features;
-                    let target = &self.head[target..target + features];
-                    let to = &mut gradient[token * features..(token + 1) * features];
-                    for ((to, mean), target) in to.iter_mut().zip(mean).zip(target) {
-                        *to = mean / sum - target;
-                    }
+            self.head.read(self.targets[token] as usize, &mut target)?;
+            add_scaled(gradient, -1.0, &target);
+        }
+        Ok(())
+    }
+
+    /// Walks through the entries `start .. end` of the vocabulary.
+    fn slice(&self, start: usize, end: usize, tokens: &[usize], states: &[f32]) -> Result<Slice, ModelError> {
+        let (features, rows) = (self.features, tokens.len());
+        let mut slice = Slice {
+            largest: vec![f32::NEG_INFINITY; rows],
+            sums: vec![0.0; rows],
+            weighted: Buffer::zeroed(if self.differentiable { rows * features } else { 0 }),
+            at_target: Vec::new(),
+        };
+        let mut head = Buffer::scratch(self.block * features);
+        let mut logits = Buffer::scratch(self.block * rows);
+        for first in (start..end).step_by(self.block) {
+            let entries = self.block.min(end - first);
+            let head = &mut head[..entries * features];
+            self.head.read(first, head)?;
+            let head = Matrix::new(head, entries, features);
+            let logits = &mut logits[..rows * entries];
+            let out = MatrixMut::new(logits, rows, entries);
+            multiply(out, Before::Replaced, 1.0, Matrix::new(states, rows, features), head.transposed(), Threads::One);
+            for (row, (logits, &token)) in logits.chunks_exact_mut(entries).zip(tokens).enumerate() {
+                let target = (self.targets[token] as usize).wrapping_sub(first);
+                if let Some(&logit) = logits.get(target) {
+                    slice.at_target.push((row, logit));
                 }
+                slice.absorb(row, features, logits);
+            }
+            if self.differentiable {
+                let out = MatrixMut::new(&mut slice.weighted, rows, features);
+                multiply(out, Before::Kept, 1.0, Matrix::new(logits, rows, entries), head, Threads::One);
             }
         }
-        if self.differentiable {
-            *self.gradient.lock().unwrap_or_else(PoisonError::into_inner) = Some(gradient);
-        }
-        loss as f32
+        Ok(slice)
     }
 }
 
-impl CustomOp1 for HeadLoss {
-    fn name(&self) -> &'static str {
-        "head-loss"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let loss = self.forward(values(storage, layout)?);
-        Ok((CpuStorage::F32(vec![loss]), Shape::from(())))
-    }
-
-    fn bwd(&self, hidden: &Tensor, _loss: &Tensor, dloss: &Tensor) -> Result<Option<Tensor>> {
-        let gradient = self.gradient.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut gradient) = gradient else {
-            return Err(Error::Msg("the gradient of a loss can be taken once".into()).bt());
-        };
-        let scale = with_values(dloss, |values| Ok(values[0]))?;
-        if scale != 1.0 {
-            gradient.iter_mut().for_each(|g| *g *= scale);
+impl Slice {
+    /// Replaces more of a token's logits by exponentials, which are summed.
+    fn absorb(&mut self, row: usize, features: usize, logits: &mut [f32]) {
+        let largest = maximum(logits);
+        if largest > self.largest[row] {
+            // From minus infinity this is zero, and so is what it scales.
+            let shrink = (self.largest[row] - largest).exp();
+            self.sums[row] *= shrink;
+            if let Some(weighted) = self.weighted.get_mut(row * features..(row + 1) * features) {
+                scale(weighted, shrink);
+            }
+            self.largest[row] = largest;
         }
-        Ok(Some(tensor(gradient, hidden.shape())?))
+        self.sums[row] += exp_row(logits, self.largest[row]);
     }
 }

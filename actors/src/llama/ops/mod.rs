@@ -1,23 +1,22 @@
-//! The operations of a Llama as candle custom operations, forward and backward.
+//! The operations of a Llama, forward and backward, on rows of f32.
 //!
-//! candle's own fused norms, rotary positions and attention have no backward, and its primitive operations would
-//! write each intermediate of a layer to memory several times and keep it until the gradient is known. These
-//! here read their input once, keep nothing, and compute again in the backward pass what it needs.
+//! Each backward computes again what it can from the operation's input instead of having the forward pass keep it,
+//! and writes where its operands lie wherever they are needed no more. What is row by row works on blocks of rows,
+//! so that a layer can run several operations on a block while it is in the cache; see [`rows`].
 
+mod adapter;
 mod attention;
-mod linear;
 mod loss;
 mod norm;
 mod rope;
-mod storage;
-mod swiglu;
+pub(crate) mod rows;
+pub(crate) mod swiglu;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attention::CausalAttention;
-pub(crate) use linear::{AdaptedProduct, Adapter, BaseProduct};
-pub(crate) use loss::HeadLoss;
+pub(crate) use adapter::{Adapter, AdapterGradient};
+pub(crate) use attention::{Attended, CausalAttention};
+pub(crate) use loss::{HeadLoss, HeadRows};
 pub(crate) use norm::RmsNorm;
 pub(crate) use rope::RopeTable;
-pub(crate) use swiglu::SwiGlu;

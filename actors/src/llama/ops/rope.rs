@@ -1,5 +1,7 @@
 //! Rotary positions (Su et al., 2021) in Hugging Face's layout: feature `i` of a head turns with `i + head_dim/2`.
 
+use crate::llama::vector::vectorised;
+
 /// Cosine and sine of every position and frequency.
 pub(crate) struct RopeTable {
     half: usize,
@@ -28,8 +30,13 @@ impl RopeTable {
     fn rotate(&self, position: usize, head: &mut [f32], sign: f32) {
         let row = position * self.half..(position + 1) * self.half;
         let (low, high) = head.split_at_mut(self.half);
-        let table = self.cosines[row.clone()].iter().zip(&self.sines[row]);
-        for ((low, high), (cos, sin)) in low.iter_mut().zip(high).zip(table) {
+        rotate(low, high, &self.cosines[row.clone()], &self.sines[row], sign);
+    }
+}
+
+vectorised! {
+    fn rotate(low: &mut [f32], high: &mut [f32], cosines: &[f32], sines: &[f32], sign: f32) {
+        for ((low, high), (cos, sin)) in low.iter_mut().zip(high).zip(cosines.iter().zip(sines)) {
             let sin = sin * sign;
             (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
         }

@@ -1,57 +1,43 @@
-//! The gate of the feed-forward block.
+//! The gate of the feed-forward block: `silu(gate) ∘ up`.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use crate::llama::vector::{exp, vectorised};
 
-use super::storage::{tensor, values, with_values};
-use crate::llama::vector::exp;
-
-/// `tokens × 2·features` (gates, then what they let through) to `tokens × features`: `silu(gate) ∘ up`.
-pub(crate) struct SwiGlu {
-    /// Features that come out.
-    pub(crate) features: usize,
-}
-
+#[inline(always)]
 fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-impl CustomOp1 for SwiGlu {
-    fn name(&self) -> &'static str {
-        "swiglu"
+/// Rows of `2·features` (gates, then what they let through) to rows of `features`.
+pub(crate) fn forward(features: usize, both: &[f32], out: &mut [f32]) {
+    for (both, out) in both.chunks_exact(2 * features).zip(out.chunks_exact_mut(features)) {
+        let (gate, up) = both.split_at(features);
+        gated(gate, up, out);
+    }
+}
+
+/// Replaces rows of gates and what they let through by their gradients. `dout` holds the gradients of the rows that
+/// came out, and gets those rows, computed again, in their place.
+pub(crate) fn backward(features: usize, both: &mut [f32], dout: &mut [f32]) {
+    for (both, dout) in both.chunks_exact_mut(2 * features).zip(dout.chunks_exact_mut(features)) {
+        let (gate, up) = both.split_at_mut(features);
+        gradients(gate, up, dout);
+    }
+}
+
+vectorised! {
+    fn gated(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gate * sigmoid(gate) * up;
+        }
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (tokens, _) = layout.shape().dims2()?;
-        let both = values(storage, layout)?;
-        let mut out = vec![0.0; tokens * self.features];
-        out.par_chunks_mut(self.features).zip(both.par_chunks(2 * self.features)).for_each(|(out, both)| {
-            let (gate, up) = both.split_at(self.features);
-            for ((out, &gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate * sigmoid(gate) * up;
-            }
-        });
-        Ok((CpuStorage::F32(out), (tokens, self.features).into()))
-    }
-
-    fn bwd(&self, both: &Tensor, _out: &Tensor, dout: &Tensor) -> Result<Option<Tensor>> {
-        let features = self.features;
-        let dboth = with_values(both, |both| {
-            with_values(dout, |dout| {
-                let mut dboth = vec![0.0; both.len()];
-                let rows = both.par_chunks(2 * features).zip(dout.par_chunks(features));
-                dboth.par_chunks_mut(2 * features).zip(rows).for_each(|(dboth, (both, dout))| {
-                    let (gate, up) = both.split_at(features);
-                    let (dgate, dup) = dboth.split_at_mut(features);
-                    for i in 0..features {
-                        let s = sigmoid(gate[i]);
-                        dgate[i] = dout[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                        dup[i] = dout[i] * gate[i] * s;
-                    }
-                });
-                Ok(dboth)
-            })
-        })?;
-        Ok(Some(tensor(dboth, both.shape())?))
+    fn gradients(gate: &mut [f32], up: &mut [f32], dout: &mut [f32]) {
+        for ((gate, up), dout) in gate.iter_mut().zip(up).zip(dout) {
+            let (g, u, d) = (*gate, *up, *dout);
+            let s = sigmoid(g);
+            *gate = d * u * s * (1.0 + g * (1.0 - s));
+            *up = d * g * s;
+            *dout = g * s * u;
+        }
     }
 }

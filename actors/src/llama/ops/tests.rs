@@ -2,19 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::{Arc, Mutex};
-
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use protocol::model::{Direction, Group, LinearId, LinearShape};
+use proptest::prelude::*;
+use protocol::model::{LinearShape, ModelError};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
+use super::rows::{ROWS, block};
 use super::*;
-use crate::backend::{BackendError, LinearBackend};
-use crate::buffer::Buffer;
 use crate::data::IGNORED;
-use crate::lora::{Draw, Dropout, Projection, Slot};
+use crate::lora::{Draw, Dropout, Projection, Slot, Values};
 
 fn random(seed: u64, shape: &[usize]) -> Var {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -22,47 +20,64 @@ fn random(seed: u64, shape: &[usize]) -> Var {
     Var::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-fn assert_close(what: &str, ours: &Tensor, reference: &Tensor) {
-    assert_eq!(ours.dims(), reference.dims(), "{what}: shape");
-    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-    let (error, size) = (norm(&(ours - reference).unwrap()), norm(reference));
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_close(what: &str, ours: &[f32], reference: &Tensor) {
+    let reference = values(reference);
+    assert_eq!(ours.len(), reference.len(), "{what}: size");
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+    let error = norm(&mut ours.iter().zip(&reference).map(|(a, b)| a - b));
+    let size = norm(&mut reference.iter().copied());
     assert!(error <= 2e-5 * size.max(1e-3), "{what}: off by {error} of {size}");
 }
 
-/// Compares values and the gradients of a random weighting of the outputs with respect to every variable.
-fn compare(vars: &[&Var], ours: impl Fn() -> Result<Tensor>, reference: impl Fn() -> Result<Tensor>) {
-    let (ours, reference) = (ours().unwrap(), reference().unwrap());
-    assert_close("value", &ours, &reference);
-    let weights = random(99, ours.dims());
-    let gradients = |out: &Tensor| (out * weights.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
-    let (ours, reference) = (gradients(&ours), gradients(&reference));
-    for (i, var) in vars.iter().enumerate() {
-        assert_close(&format!("gradient of argument {i}"), ours.get(var).unwrap(), reference.get(var).unwrap());
+/// The gradients that candle finds for `out` weighted by `weights`, one for each variable.
+fn gradients(out: &Tensor, weights: &Tensor, vars: &[&Var]) -> Vec<Tensor> {
+    let gradients = (out * weights).unwrap().sum_all().unwrap().backward().unwrap();
+    vars.iter().map(|var| gradients.get(var).unwrap().clone()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn rms_norm(rows in 1usize..6, features in 1usize..80, seed in 0u64..1000) {
+        let (x, weight) = (random(seed, &[rows, features]), random(seed + 1, &[features]));
+        let root = ((x.sqr().unwrap().mean_keepdim(D::Minus1).unwrap() + 1e-2).unwrap()).sqrt().unwrap();
+        let reference = x.broadcast_div(&root).unwrap().broadcast_mul(&weight.detach()).unwrap();
+        let weight = values(&weight);
+        let norm = RmsNorm { weight: &weight, eps: 1e-2 };
+        let mut y = vec![0.0; rows * features];
+        norm.forward(&values(&x), &mut y);
+        assert_close("value", &y, &reference);
+
+        let (dy, past) = (random(seed + 2, &[rows, features]), random(seed + 3, &[rows, features]));
+        let dx = gradients(&reference, &dy, &[&x]).remove(0);
+        let mut gradient = values(&dy);
+        norm.backward(&values(&x), None, &mut gradient);
+        assert_close("gradient", &gradient, &dx);
+        let mut gradient = values(&dy);
+        norm.backward(&values(&x), Some(&values(&past)), &mut gradient);
+        assert_close("gradient with another", &gradient, &(dx + past.as_tensor()).unwrap());
     }
-}
 
-#[test]
-fn rms_norm() {
-    let (x, weight) = (random(1, &[5, 37]), random(2, &[37]));
-    let values: Vec<f32> = weight.to_vec1().unwrap();
-    compare(
-        &[&x],
-        || x.apply_op1(RmsNorm { weight: values.clone().into(), eps: 1e-2 }),
-        || {
-            let root = (x.sqr()?.mean_keepdim(D::Minus1)? + 1e-2)?.sqrt()?;
-            x.broadcast_div(&root)?.broadcast_mul(&weight.detach())
-        },
-    );
-}
+    #[test]
+    fn gates(rows in 1usize..6, features in 1usize..50, seed in 0u64..1000) {
+        let both = random(seed, &[rows, 2 * features]);
+        let (gate, up) = (both.narrow(1, 0, features).unwrap(), both.narrow(1, features, features).unwrap());
+        let reference = candle_nn::ops::silu(&gate).unwrap().mul(&up).unwrap();
+        let mut out = vec![0.0; rows * features];
+        swiglu::forward(features, &values(&both), &mut out);
+        assert_close("value", &out, &reference);
 
-#[test]
-fn swiglu() {
-    let both = random(3, &[4, 26]);
-    compare(
-        &[&both],
-        || both.apply_op1(SwiGlu { features: 13 }),
-        || candle_nn::ops::silu(&both.narrow(1, 0, 13)?)?.mul(&both.narrow(1, 13, 13)?),
-    );
+        let dout = random(seed + 1, &[rows, features]);
+        let (mut dboth, mut again) = (values(&both), values(&dout));
+        swiglu::backward(features, &mut dboth, &mut again);
+        assert_close("value again", &again, &reference);
+        assert_close("gradient", &dboth, &gradients(&reference, &dout, &[&both])[0]);
+    }
 }
 
 /// `x·cos + rotate_half(x)·sin`, as Hugging Face writes it; `x` is `batch × length × heads × head_dim`.
@@ -76,157 +91,143 @@ fn turned_by_definition(x: &Tensor, frequencies: &[f32]) -> Result<Tensor> {
     x.broadcast_mul(&angles.cos()?)? + half_turned.broadcast_mul(&angles.sin()?)?
 }
 
-#[test]
-fn attention_of_grouped_heads_over_several_blocks() {
-    let (batch, length, heads, kv_heads, d) = (2, 70, 4, 2, 6);
-    let frequencies = [1.0f32, 0.3, 0.05];
-    let qkv = random(4, &[batch * length, (heads + 2 * kv_heads) * d]);
-    let rope = Arc::new(RopeTable::new(&frequencies, length));
-    compare(
-        &[&qkv],
-        || qkv.apply_op1(CausalAttention { batch, length, heads, kv_heads, head_dim: d, rope: rope.clone() }),
-        || {
-            let part =
-                |first: usize, count: usize| qkv.narrow(1, first * d, count * d)?.reshape((batch, length, count, d));
-            let by_head = |x: Tensor| x.transpose(1, 2)?.contiguous();
-            let repeated = |x: Tensor| {
-                let x = x.reshape((batch, length, kv_heads, 1, d))?;
-                x.broadcast_as((batch, length, kv_heads, heads / kv_heads, d))?.reshape((batch, length, heads, d))
-            };
-            let q = by_head(turned_by_definition(&part(0, heads)?, &frequencies)?)?;
-            let k = by_head(repeated(turned_by_definition(&part(heads, kv_heads)?, &frequencies)?)?)?;
-            let v = by_head(repeated(part(heads + kv_heads, kv_heads)?)?)?;
-            let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * (d as f64).sqrt().recip())?;
-            let hidden: Vec<f32> =
-                (0..length * length).map(|i| if i % length > i / length { -1e9 } else { 0.0 }).collect();
-            let scores = scores.broadcast_add(&Tensor::from_vec(hidden, (1, 1, length, length), &Device::Cpu)?)?;
-            let out = candle_nn::ops::softmax(&scores, 3)?.matmul(&v)?;
-            out.transpose(1, 2)?.reshape((batch * length, heads * d))
-        },
-    );
+/// Attention by primitive operations; `qkv` is not turned yet.
+fn attention_by_definition(qkv: &Tensor, attention: &CausalAttention, frequencies: &[f32]) -> Result<Tensor> {
+    let CausalAttention { batch, length, heads, kv_heads, head_dim: d, .. } = *attention;
+    let part = |first: usize, count: usize| qkv.narrow(1, first * d, count * d)?.reshape((batch, length, count, d));
+    let by_head = |x: Tensor| x.transpose(1, 2)?.contiguous();
+    let repeated = |x: Tensor| {
+        let x = x.reshape((batch, length, kv_heads, 1, d))?;
+        x.broadcast_as((batch, length, kv_heads, heads / kv_heads, d))?.reshape((batch, length, heads, d))
+    };
+    let q = by_head(turned_by_definition(&part(0, heads)?, frequencies)?)?;
+    let k = by_head(repeated(turned_by_definition(&part(heads, kv_heads)?, frequencies)?)?)?;
+    let v = by_head(repeated(part(heads + kv_heads, kv_heads)?)?)?;
+    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * (d as f64).sqrt().recip())?;
+    let hidden: Vec<f32> = (0..length * length).map(|i| if i % length > i / length { -1e9 } else { 0.0 }).collect();
+    let scores = scores.broadcast_add(&Tensor::from_vec(hidden, (1, 1, length, length), &Device::Cpu)?)?;
+    let out = candle_nn::ops::softmax(&scores, 3)?.matmul(&v)?;
+    out.transpose(1, 2)?.reshape((batch * length, heads * d))
 }
 
 #[test]
-fn loss_in_chunks_of_any_size_and_without_targets() {
-    let (tokens, features, vocabulary) = (11, 8, 29);
+fn attention_of_grouped_heads_over_several_blocks() {
+    let frequencies = [1.0f32, 0.3, 0.05];
+    for (batch, length, heads, kv_heads) in [(2, 70, 4, 2), (1, 128, 3, 3), (1, 1, 2, 1), (3, 65, 2, 1)] {
+        let rope = RopeTable::new(&frequencies, length);
+        let attention = CausalAttention { batch, length, heads, kv_heads, head_dim: 6, rope };
+        let qkv = random(4, &[batch * length, attention.width()]);
+        let reference = attention_by_definition(&qkv, &attention, &frequencies).unwrap();
+        let mut turned = values(&qkv);
+        let (first, second) = turned.split_at_mut(batch * length / 2 * attention.width());
+        attention.turn_rows(0, first);
+        attention.turn_rows(batch * length / 2, second);
+        let attended = attention.forward(&turned);
+        assert_close("value", &attended.rows, &reference);
+        let dout = random(5, reference.dims());
+        attention.backward(&mut turned, &attended, &values(&dout));
+        assert_close("gradient", &turned, &gradients(&reference, &dout, &[&qkv])[0]);
+    }
+}
+
+/// A head in memory.
+struct Matrix {
+    values: Vec<f32>,
+    features: usize,
+}
+
+impl HeadRows for Matrix {
+    fn vocabulary(&self) -> usize {
+        self.values.len() / self.features
+    }
+
+    fn read(&self, first: usize, out: &mut [f32]) -> std::result::Result<(), ModelError> {
+        out.copy_from_slice(&self.values[first * self.features..][..out.len()]);
+        Ok(())
+    }
+}
+
+#[test]
+fn loss_in_blocks_of_any_size_and_without_targets() {
+    // More tokens than go through the head together, and logits that grow and fall from block to block.
+    let (tokens, features, vocabulary) = (600, 8, 1029);
     let (hidden, head) = (random(5, &[tokens, features]), random(6, &[vocabulary, features]));
-    let head_values: Arc<[f32]> = head.flatten_all().unwrap().to_vec1::<f32>().unwrap().into();
-    let targets: Vec<u32> = (0..tokens as u32).map(|i| if i % 3 == 1 { IGNORED } else { i * 7 % 29 }).collect();
-    let lossy: Vec<u32> = (0..tokens as u32).filter(|i| i % 3 != 1).collect();
+    let slope = Tensor::arange(0f32, vocabulary as f32, &Device::Cpu).unwrap().reshape((vocabulary, 1)).unwrap();
+    let head = head.broadcast_mul(&(slope * 0.01).unwrap().sin().unwrap().affine(3.0, 0.5).unwrap()).unwrap();
+    let head_values = Matrix { values: values(&head), features };
+    let targets: Vec<u32> = (0..tokens as u32).map(|i| if i % 13 == 1 { IGNORED } else { i * 7 % 1029 }).collect();
+    let lossy: Vec<u32> = (0..tokens as u32).filter(|i| i % 13 != 1).collect();
     let kept = Tensor::new(lossy.clone(), &Device::Cpu).unwrap();
     let labels: Vec<u32> = lossy.iter().map(|&i| targets[i as usize]).collect();
     let labels = Tensor::new(labels, &Device::Cpu).unwrap();
-    for chunk in [1, 3, 8, 100] {
-        compare(
-            &[&hidden],
-            || hidden.apply_op1(HeadLoss::new(head_values.clone(), features, targets.clone(), true).with_chunk(chunk)),
-            || {
-                let logits = hidden.index_select(&kept, 0)?.matmul(&head.detach().t()?)?;
-                candle_nn::loss::cross_entropy(&logits, &labels)? * lossy.len() as f64
-            },
-        );
+    let logits = hidden.index_select(&kept, 0).unwrap().matmul(&head.detach().t().unwrap()).unwrap();
+    let reference = (candle_nn::loss::cross_entropy(&logits, &labels).unwrap() * lossy.len() as f64).unwrap();
+    let dhidden = reference.backward().unwrap().get(&hidden).unwrap().clone();
+    let reference = f64::from(reference.to_scalar::<f32>().unwrap());
+    for block in [1, 3, 8, 256, 5000] {
+        let ours = HeadLoss { block, ..HeadLoss::new(&head_values, features, &targets, true) };
+        let (loss, gradient) = ours.compute(&values(&hidden)).unwrap();
+        assert!((loss / reference - 1.0).abs() < 1e-5, "{loss} for {reference}");
+        assert_close("gradient", &gradient.unwrap(), &dhidden);
+        let (same, none) = HeadLoss { differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
+        assert!(same == loss && none.is_none());
     }
-    let nothing = HeadLoss::new(head_values, features, vec![IGNORED; tokens], true);
-    let loss = hidden.apply_op1(nothing).unwrap();
-    assert_eq!(loss.to_scalar::<f32>().unwrap(), 0.0);
-    let gradient = loss.backward().unwrap().get(&hidden).unwrap().clone();
-    assert_eq!(gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
-}
-
-/// Multiplies by one matrix and remembers which ways it was asked.
-struct Recording {
-    weights: Tensor,
-    asked: Mutex<Vec<Direction>>,
-}
-
-impl LinearBackend for Recording {
-    fn apply(
-        &self,
-        _linear: LinearId,
-        direction: Direction,
-        rows: Arc<Buffer>,
-        tokens: usize,
-    ) -> std::result::Result<Buffer, BackendError> {
-        self.asked.lock().unwrap().push(direction);
-        let rows = Tensor::from_slice(&rows, (tokens, rows.len() / tokens), &Device::Cpu).unwrap();
-        let weights = match direction {
-            Direction::Forward => self.weights.clone(),
-            Direction::Backward => self.weights.t().unwrap(),
-        };
-        Ok(rows.matmul(&weights).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().into())
-    }
+    let nothing = vec![IGNORED; tokens];
+    let (loss, gradient) = HeadLoss::new(&head_values, features, &nothing, true).compute(&values(&hidden)).unwrap();
+    assert_eq!(loss, 0.0);
+    assert!(gradient.unwrap().iter().all(|&g| g == 0.0));
 }
 
 #[test]
-fn product_with_adapters_on_two_of_three_slices() {
-    let shape = LinearShape { d_in: 10, d_out: 14 };
-    let (tokens, rank) = (6, 3);
-    let slots: Arc<[Slot]> = [
-        Slot { projection: Projection::Q, offset: 0, d_out: 6, column: 0 },
-        Slot { projection: Projection::V, offset: 10, d_out: 4, column: 6 },
-    ]
-    .into();
-    let weights = random(7, &[10, 14]).detach();
-    let (x, a, b) = (random(8, &[tokens, 10]), random(9, &[2 * rank, 10]), random(10, &[10 * rank]));
-    let linear = LinearId { layer: 0, group: Group::Qkv };
+fn adapters_on_two_of_three_slices() {
+    let shape = LinearShape { d_in: 210, d_out: 214 };
+    let (tokens, rank) = (ROWS + 6, 3);
+    let slots = [
+        Slot { projection: Projection::Q, offset: 0, d_out: 200, column: 0 },
+        Slot { projection: Projection::V, offset: 210, d_out: 4, column: 200 },
+    ];
+    let (x, a, b) = (random(8, &[tokens, 210]), random(9, &[2 * rank, 210]), random(10, &[204 * rank]));
+    let (base, dy) = (random(7, &[tokens, 214]), random(11, &[tokens, 214]));
     for rate in [0.0, 0.4] {
-        let backend = Arc::new(Recording { weights: weights.clone(), asked: Mutex::default() });
         let draw = Draw { seed: 1, step: 1, micro_batch: 0 };
         let dropout = |slot: u8| Dropout::new(rate, draw, 0, slot);
-        let product = |input_gradient| AdaptedProduct {
-            base: BaseProduct { backend: backend.clone(), linear, shape },
-            adapter: Adapter {
-                slots: slots.clone(),
-                rank,
-                scaling: 0.7,
-                dropout: (rate > 0.0).then(|| vec![dropout(0), dropout(1)]),
-            },
-            input_gradient,
+        let adapter = Adapter {
+            slots: &slots,
+            rank,
+            scaling: 0.7,
+            shape,
+            a: Values::of(&a).unwrap(),
+            b: Values::of(&b).unwrap(),
+            dropout: (rate > 0.0).then(|| vec![dropout(0), dropout(1)]),
         };
-        compare(
-            &[&x, &a, &b],
-            || x.apply_op3(&a, &b, product(true)),
-            || {
-                let part = |slot: usize, first: usize, d_out: usize| {
-                    let factors =
-                        Tensor::from_vec(dropout(slot as u8).factors(tokens, 10), (tokens, 10), &Device::Cpu)?;
-                    let up = b.narrow(0, first * rank, d_out * rank)?.reshape((d_out, rank))?;
-                    let down = a.narrow(0, slot * rank, rank)?;
-                    (x.as_tensor() * factors)?.matmul(&down.t()?)?.matmul(&up.t()?)? * 0.7
-                };
-                let untouched = Tensor::zeros((tokens, 4), DType::F32, &Device::Cpu)?;
-                x.matmul(&weights)? + Tensor::cat(&[part(0, 0, 6)?, untouched, part(1, 6, 4)?], 1)?
-            },
-        );
-        assert_eq!(*backend.asked.lock().unwrap(), [Direction::Forward, Direction::Backward]);
+        let part = |slot: usize, first: usize, d_out: usize| {
+            let factors = Tensor::from_vec(dropout(slot as u8).of_tokens(tokens, 210), (tokens, 210), &Device::Cpu)?;
+            let up = b.narrow(0, first * rank, d_out * rank)?.reshape((d_out, rank))?;
+            let down = a.narrow(0, slot * rank, rank)?;
+            (x.as_tensor() * factors)?.matmul(&down.t()?)?.matmul(&up.t()?)? * 0.7
+        };
+        let untouched = Tensor::zeros((tokens, 10), DType::F32, &Device::Cpu).unwrap();
+        let parts = Tensor::cat(&[part(0, 0, 200).unwrap(), untouched, part(1, 200, 4).unwrap()], 1).unwrap();
+        let reference = (base.as_tensor() + parts).unwrap();
 
-        let y = x.detach().apply_op3(&a, &b, product(false)).unwrap();
-        y.sum_all().unwrap().backward().unwrap();
-        let asked = backend.asked.lock().unwrap().clone();
-        assert_eq!(asked[2..], [Direction::Forward], "the gradient of an input that nobody trains was asked for");
-    }
-}
-
-#[test]
-fn a_backend_that_fails_or_answers_short_is_an_error() {
-    struct Broken(Option<usize>);
-    impl LinearBackend for Broken {
-        fn apply(
-            &self,
-            linear: LinearId,
-            direction: Direction,
-            _: Arc<Buffer>,
-            _: usize,
-        ) -> std::result::Result<Buffer, BackendError> {
-            let fail = || BackendError { linear, direction, why: "nobody is there".into() };
-            self.0.map(Buffer::zeroed).ok_or_else(fail)
+        let (x_values, dy_values, width) = (values(&x), values(&dy), adapter.width());
+        let (mut low, mut y) = (vec![0.0; tokens * width], values(&base));
+        for first in [0, ROWS] {
+            let rows = first..tokens.min(first + ROWS);
+            let low = &mut low[rows.start * width..rows.end * width];
+            adapter.down_rows(first, block(&x_values, 210, first), low);
+            adapter.up_rows(low, &mut y[rows.start * 214..rows.end * 214]);
         }
-    }
-    let x = random(11, &[2, 4]);
-    for (broken, message) in [(Broken(None), "nobody is there"), (Broken(Some(3)), "3 values")] {
-        let linear = LinearId { layer: 3, group: Group::O };
-        let base = BaseProduct { backend: Arc::new(broken), linear, shape: LinearShape { d_in: 4, d_out: 4 } };
-        let error = x.apply_op1(base).unwrap_err().to_string();
-        assert!(error.contains(message) && error.contains("layer 3 o"), "{error}");
+        assert_close("value", &y, &reference);
+
+        let expected = gradients(&reference, &dy, &[&x, &a, &b]);
+        let mut dx = vec![0.25; x_values.len()];
+        let dlow = adapter.backward(&dy_values, Some(&mut dx));
+        dx.iter_mut().for_each(|dx| *dx -= 0.25);
+        assert_close("gradient of the input", &dx, &expected[0]);
+        assert_eq!(adapter.backward(&dy_values, None)[..], dlow[..]);
+        let AdapterGradient { a, b } = adapter.gradient(&x_values, &low, &dy_values, &dlow);
+        assert_close("gradient of A", &a, &expected[1]);
+        assert_close("gradient of B", &b, &expected[2]);
     }
 }

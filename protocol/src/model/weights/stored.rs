@@ -102,7 +102,8 @@ impl Stored<'_> {
             }
             GgmlDType::BF16 => {
                 for (out, bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = half::bf16::from_le_bytes(*bytes).to_f32();
+                    // The upper half of an f32's bits; written so because it vectorises.
+                    *out = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
                 }
             }
             quantised => {

@@ -1,0 +1,170 @@
+//! The way back: from the gradient at the head to those of the adapters.
+//!
+//! It ends at the lowest adapted group. What lies below has nothing to learn, so no gradient of its input is asked of
+//! the backend.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use protocol::model::{Direction, Group, LinearId, Norm};
+
+use super::LlamaError;
+use super::ops::rows::{block, for_each_block2, for_each_block3};
+use super::ops::{AdapterGradient, swiglu};
+use super::pass::Pass;
+use super::tape::LayerTape;
+use crate::buffer::Buffer;
+
+/// A pass on its way back.
+pub(super) struct Backward<'a> {
+    pass: &'a Pass<'a>,
+    /// The adapted group that the forward pass meets first.
+    lowest: LinearId,
+    gradients: BTreeMap<LinearId, AdapterGradient>,
+}
+
+impl<'a> Backward<'a> {
+    pub(super) fn new(pass: &'a Pass<'a>, lowest: LinearId) -> Self {
+        Self { pass, lowest, gradients: BTreeMap::new() }
+    }
+
+    /// `stream` is the residual stream after the last layer, `gradient` the one at the final norm's output, and `tape`
+    /// what the layers from the lowest adapted one on kept.
+    pub(super) fn run(
+        mut self,
+        stream: &Buffer,
+        mut gradient: Buffer,
+        tape: Vec<LayerTape>,
+    ) -> Result<BTreeMap<LinearId, AdapterGradient>, LlamaError> {
+        let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
+        let norm = pass.norm(Norm::Final);
+        for_each_block2(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
+            norm.backward(block(stream, hidden, first), None, gradient);
+        });
+        for (layer, tape) in (0..pass.llama.config().layers).rev().zip(tape.into_iter().rev()) {
+            match self.layer(layer, tape, gradient)? {
+                Some(below) => gradient = below,
+                None => break,
+            }
+        }
+        Ok(self.gradients)
+    }
+
+    /// Through one layer: from the gradient of the stream above it to that of the stream below, or `None` where the
+    /// lowest adapters were reached.
+    fn layer(&mut self, layer: usize, tape: LayerTape, gradient: Buffer) -> Result<Option<Buffer>, LlamaError> {
+        let LayerTape { input, mut qkv, attended, middle, mut both, lows } = tape;
+        let at = |group| LinearId { layer: layer as u16, group };
+        let gradient = Arc::new(gradient);
+        if !self.feed_forward(at(Group::Down), &gradient, &mut both, &lows.down)? {
+            return Ok(None);
+        }
+        let norm = Norm::PostAttention(layer);
+        let Some(gradient) = self.into_norm(at(Group::GateUp), norm, &middle, &gradient, both, &lows.gate_up)? else {
+            return Ok(None);
+        };
+        drop(middle);
+        let gradient = Arc::new(gradient);
+        let Some(dout) = self.output(at(Group::O), &gradient, &attended.rows, &lows.o)? else { return Ok(None) };
+        self.pass.attention.backward(&mut qkv, &attended, &dout);
+        drop((attended, dout));
+        self.into_norm(at(Group::Qkv), Norm::Input(layer), &input, &gradient, qkv, &lows.qkv)
+    }
+
+    /// Through the down projection and the gates: `both` is replaced by its gradient. `false` where nothing below is
+    /// trained.
+    fn feed_forward(
+        &mut self,
+        linear: LinearId,
+        gradient: &Arc<Buffer>,
+        both: &mut Buffer,
+        low: &Buffer,
+    ) -> Result<bool, LlamaError> {
+        let (pass, features) = (self.pass, self.pass.llama.config().intermediate_size);
+        let hidden = pass.llama.config().hidden_size;
+        let below = self.lowest < linear;
+        let mut gated = match below {
+            true => pass.product(linear, Direction::Backward, gradient.clone())?,
+            false => Buffer::scratch(pass.tokens * features),
+        };
+        let adapter = pass.adapter(linear)?;
+        let width = adapter.as_ref().map_or(0, |adapter| adapter.width());
+        let mut dlow = Buffer::scratch(pass.tokens * width);
+        let operands = ((&mut both[..], 2 * features), (&mut gated[..], features), (&mut dlow[..], width));
+        for_each_block3(pass.tokens, operands.0, operands.1, operands.2, |first, both, gated, dlow| {
+            if let Some(adapter) = &adapter {
+                adapter.backward_rows(first, block(gradient, hidden, first), dlow, below.then_some(gated));
+            }
+            if below {
+                swiglu::backward(features, both, gated);
+            } else {
+                swiglu::forward(features, both, gated);
+            }
+        });
+        if let Some(adapter) = adapter {
+            self.gradients.insert(linear, adapter.gradient(&gated, low, gradient, &dlow));
+        }
+        Ok(below)
+    }
+
+    /// Through a group that reads the stream behind a norm: from the gradient of its output, and of the stream that
+    /// went past it, to that of the stream before.
+    fn into_norm(
+        &mut self,
+        linear: LinearId,
+        norm: Norm,
+        stream: &Buffer,
+        past: &Buffer,
+        dout: Buffer,
+        low: &Buffer,
+    ) -> Result<Option<Buffer>, LlamaError> {
+        let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
+        let (below, norm, dout) = (self.lowest < linear, pass.norm(norm), Arc::new(dout));
+        let mut gradient = match below {
+            true => pass.product(linear, Direction::Backward, dout.clone())?,
+            false => Buffer::default(),
+        };
+        let adapter = pass.adapter(linear)?;
+        let width = adapter.as_ref().map_or(0, |adapter| adapter.width());
+        let mut dlow = Buffer::scratch(pass.tokens * width);
+        let normed_width = if adapter.is_some() { hidden } else { 0 };
+        let mut normed = Buffer::scratch(pass.tokens * normed_width);
+        let gradient_width = if below { hidden } else { 0 };
+        let operands = ((&mut gradient[..], gradient_width), (&mut normed[..], normed_width), (&mut dlow[..], width));
+        for_each_block3(pass.tokens, operands.0, operands.1, operands.2, |first, gradient, normed, dlow| {
+            let stream = block(stream, hidden, first);
+            if let Some(adapter) = &adapter {
+                norm.forward(stream, normed);
+                let dout = block(&dout, adapter.shape.d_out, first);
+                adapter.backward_rows(first, dout, dlow, below.then_some(&mut *gradient));
+            }
+            if below {
+                norm.backward(stream, Some(block(past, hidden, first)), gradient);
+            }
+        });
+        if let Some(adapter) = adapter {
+            self.gradients.insert(linear, adapter.gradient(&normed, low, &dout, &dlow));
+        }
+        Ok(below.then_some(gradient))
+    }
+
+    /// Through the output projection of attention: the gradient of the heads' outputs.
+    fn output(
+        &mut self,
+        linear: LinearId,
+        gradient: &Arc<Buffer>,
+        attended: &Buffer,
+        low: &Buffer,
+    ) -> Result<Option<Buffer>, LlamaError> {
+        let pass = self.pass;
+        let mut dout = match self.lowest < linear {
+            true => Some(pass.product(linear, Direction::Backward, gradient.clone())?),
+            false => None,
+        };
+        if let Some(adapter) = pass.adapter(linear)? {
+            let dlow = adapter.backward(gradient, dout.as_deref_mut());
+            self.gradients.insert(linear, adapter.gradient(attended, low, gradient, &dlow));
+        }
+        Ok(dout)
+    }
+}

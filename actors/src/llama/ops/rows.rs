@@ -1,0 +1,75 @@
+//! Blocks of rows as parallel tasks: small enough that what one operation writes is still in the processor's cache
+//! when the next one reads it.
+
+use rayon::prelude::*;
+
+/// Rows of a task.
+pub(crate) const ROWS: usize = 32;
+
+/// Cuts a matrix into blocks of [`ROWS`] rows of `width` values; a width of 0 gives empty blocks.
+pub(crate) fn blocks_mut(values: &mut [f32], width: usize, rows: usize) -> Vec<&mut [f32]> {
+    let mut rest = values;
+    let cut = |first: usize| {
+        let (block, others) = std::mem::take(&mut rest).split_at_mut(ROWS.min(rows - first) * width);
+        rest = others;
+        block
+    };
+    (0..rows).step_by(ROWS).map(cut).collect()
+}
+
+/// The block of [`ROWS`] rows that begins with row `first`, or what there is of it.
+pub(crate) fn block(values: &[f32], width: usize, first: usize) -> &[f32] {
+    let (start, end) = (first * width, (first + ROWS) * width);
+    &values[start..end.min(values.len())]
+}
+
+/// Runs `work` on each block of two matrices of as many rows, with the number of its first row.
+pub(crate) fn for_each_block2(
+    rows: usize,
+    (a, a_width): (&mut [f32], usize),
+    (b, b_width): (&mut [f32], usize),
+    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) {
+    let (a, b) = (blocks_mut(a, a_width, rows), blocks_mut(b, b_width, rows));
+    a.into_par_iter().zip(b).enumerate().for_each(|(block, (a, b))| work(block * ROWS, a, b));
+}
+
+/// The same with three matrices.
+pub(crate) fn for_each_block3(
+    rows: usize,
+    a: (&mut [f32], usize),
+    b: (&mut [f32], usize),
+    (c, c_width): (&mut [f32], usize),
+    work: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]) + Sync,
+) {
+    let (a, b) = (blocks_mut(a.0, a.1, rows), blocks_mut(b.0, b.1, rows));
+    let c = blocks_mut(c, c_width, rows);
+    let all = a.into_par_iter().zip(b).zip(c).enumerate();
+    all.for_each(|(block, ((a, b), c))| work(block * ROWS, a, b, c));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn blocks_cover_each_row_once() {
+        for rows in [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 7] {
+            let (mut a, mut b, mut c) = (vec![0.0; rows * 2], vec![0.0; rows * 3], Vec::new());
+            let empty = AtomicUsize::new(0);
+            for_each_block3(rows, (&mut a, 2), (&mut b, 3), (&mut c, 0), |first, a, b, c| {
+                empty.fetch_add(usize::from(c.is_empty()), Ordering::Relaxed);
+                a.chunks_mut(2).zip(first..).for_each(|(a, row)| a.fill(row as f32));
+                b.chunks_mut(3).zip(first..).for_each(|(b, row)| b.fill(row as f32));
+            });
+            assert_eq!(empty.into_inner(), rows.div_ceil(ROWS));
+            assert!(a.iter().enumerate().all(|(i, &x)| x == (i / 2) as f32));
+            assert!(b.iter().enumerate().all(|(i, &x)| x == (i / 3) as f32));
+            let last = (rows - 1) / ROWS * ROWS;
+            assert_eq!(block(&a, 2, last), &a[2 * last..]);
+            assert_eq!(block(&a, 2, 0), &a[..2 * rows.min(ROWS)]);
+        }
+    }
+}

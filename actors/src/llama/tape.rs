@@ -1,0 +1,31 @@
+//! What the forward pass keeps for the backward pass: inputs of what cannot be computed again without a worker.
+//!
+//! Norms' outputs, attention's probabilities and the gated features are not here: they follow from what is.
+
+use super::ops::Attended;
+use crate::buffer::Buffer;
+
+/// One layer's part.
+pub(super) struct LayerTape {
+    /// The residual stream as it entered, `tokens × hidden_size`.
+    pub(super) input: Buffer,
+    /// Queries and keys, turned to their positions, and values.
+    pub(super) qkv: Buffer,
+    /// What attention made of them.
+    pub(super) attended: Attended,
+    /// The residual stream after attention.
+    pub(super) middle: Buffer,
+    /// Gates and what they let through, `tokens × 2·intermediate_size`.
+    pub(super) both: Buffer,
+    /// Values between the down and the up projections of the adapters.
+    pub(super) lows: Lows,
+}
+
+/// Of each group's adapters, `tokens × slots·rank`; empty where a group has none.
+#[derive(Default)]
+pub(super) struct Lows {
+    pub(super) qkv: Buffer,
+    pub(super) o: Buffer,
+    pub(super) gate_up: Buffer,
+    pub(super) down: Buffer,
+}
