@@ -1,19 +1,13 @@
-//! Rows of numbers whose memory is used again.
-//!
-//! A step asks for the same few sizes thousands of times. Fresh from the operating system, each page of a buffer
-//! costs a fault and is cleared before it is written, which for a small model takes longer than the arithmetic; so
-//! a dropped buffer waits in a pool for the next one of its size, up to a limit.
+//! Rows of numbers whose memory is used again ([`protocol::pool`]).
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Values of the smallest buffer that is kept: the allocator is good at less.
-const SMALLEST: usize = 1 << 12;
-/// Values that may wait in the pool, 192 MiB of them: what one layer of a model of a billion parameters uses between
-/// two products, and more is returned to the allocator.
-const MOST_IDLE: usize = 48 << 20;
+use protocol::pool::Pool;
+
+/// What waits for the next buffers: what one layer of a model of a billion parameters uses between two products, and
+/// more is returned to the allocator.
+static POOL: Pool<f32> = Pool::new(192 << 20);
 
 /// A row-major matrix or a vector of f32, whoever made it.
 #[derive(Default)]
@@ -26,23 +20,19 @@ pub struct Buffer {
 impl Buffer {
     /// `length` values that are whatever they were: every one has to be written before it is read.
     pub fn scratch(length: usize) -> Self {
-        let class = class(length);
-        let used = pool().take(class);
-        Self { values: used.unwrap_or_else(|| vec![0.0; class]), length }
+        Self { values: POOL.scratch(length), length }
     }
 
     /// `length` zeros.
     pub fn zeroed(length: usize) -> Self {
-        let class = class(length);
-        let used = pool().take(class);
-        match used {
+        match POOL.used(length) {
             Some(values) => {
                 let mut buffer = Self { values, length };
                 buffer.fill(0.0);
                 buffer
             }
             // The operating system's pages are zero already.
-            None => Self { values: vec![0.0; class], length },
+            None => Self { values: Pool::fresh(length), length },
         }
     }
 
@@ -84,59 +74,8 @@ impl fmt::Debug for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let values = std::mem::take(&mut self.values);
-        let refused = pool().put(values);
-        // Freed here, where the pool is not locked any more.
-        drop(refused);
+        POOL.put(std::mem::take(&mut self.values));
     }
-}
-
-/// The size in which a buffer of `length` values is allocated: the next quarter of a power of two, so that lengths
-/// that differ a little share buffers.
-fn class(length: usize) -> usize {
-    if length < SMALLEST {
-        return length;
-    }
-    let step = (length.next_power_of_two() / 8).max(1);
-    length.next_multiple_of(step)
-}
-
-struct Pool {
-    /// By their length.
-    idle: BTreeMap<usize, Vec<Vec<f32>>>,
-    /// Values of all of them.
-    values: usize,
-}
-
-impl Pool {
-    const fn new() -> Self {
-        Self { idle: BTreeMap::new(), values: 0 }
-    }
-
-    /// A vector of `class` initialised values.
-    fn take(&mut self, class: usize) -> Option<Vec<f32>> {
-        let values = self.idle.get_mut(&class)?.pop()?;
-        self.values -= class;
-        Some(values)
-    }
-
-    /// Keeps a vector for later, or gives it back.
-    fn put(&mut self, values: Vec<f32>) -> Option<Vec<f32>> {
-        let length = values.len();
-        if length < SMALLEST || length > MOST_IDLE - self.values || class(length) != length {
-            return Some(values);
-        }
-        self.values += length;
-        self.idle.entry(length).or_default().push(values);
-        None
-    }
-}
-
-static POOL: Mutex<Pool> = Mutex::new(Pool::new());
-
-fn pool() -> MutexGuard<'static, Pool> {
-    // A panic while it was locked has at worst lost a buffer.
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -144,32 +83,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_wastes_a_quarter_at_most_and_is_its_own_class() {
-        for length in (1..200_000).step_by(97) {
-            let class = class(length);
-            assert!(class >= length && 4 * class <= 5 * length.max(4), "{length}: {class}");
-            assert_eq!(super::class(class), class);
-        }
-    }
-
-    #[test]
-    fn the_pool_gives_back_what_it_took_up_to_its_limit() {
-        let mut pool = Pool::new();
-        assert!(pool.take(SMALLEST).is_none());
-        assert!(pool.put(vec![1.0; SMALLEST]).is_none());
-        assert!(pool.put(vec![1.0; SMALLEST - 1]).is_some(), "too small to be worth it");
-        assert!(pool.put(vec![1.0; SMALLEST + 1]).is_some(), "nobody would ask for it");
-        assert!(pool.take(2 * SMALLEST).is_none());
-        assert_eq!(pool.take(SMALLEST).map(|values| values.len()), Some(SMALLEST));
-        assert!(pool.take(SMALLEST).is_none());
-        assert_eq!(pool.values, 0);
-        pool.values = MOST_IDLE - SMALLEST + 1;
-        assert!(pool.put(vec![1.0; SMALLEST]).is_some());
-    }
-
-    #[test]
     fn zeros_are_zeros_in_used_memory_too() {
-        let length = SMALLEST + 5;
+        let length = 10_005;
         for _ in 0..3 {
             let mut buffer = Buffer::zeroed(length);
             assert!(buffer.len() == length && buffer.iter().all(|&x| x == 0.0));

@@ -1,10 +1,12 @@
 //! What an owner and a worker agree on: the encryption scheme ([`he`]), how activations and weights become
-//! integers ([`quant`]), which model is served ([`model`]) and what travels between them ([`wire`]).
+//! integers ([`quant`]), which model is served ([`model`]) what travels between them ([`wire`]), and the memory that
+//! all of it works in ([`pool`]).
 //!
 //! Nothing in this crate opens a socket, reads a clock or knows an actor: it is the part of Velum that a
 //! second implementation would have to reproduce bit by bit.
 
 pub mod he;
 pub mod model;
+pub mod pool;
 pub mod quant;
 pub mod wire;

@@ -128,7 +128,7 @@ pub fn encrypt(
     let mut rng = SecretRng::from_os().map_err(EncryptError::Randomness)?;
     let blocks = plaintext.tokens.div_ceil(set.polynomial_size());
     let secrets: Vec<_> = (0..blocks).map(|_| OneTimeSecret::generate(set, &mut rng)).collect();
-    let mut body = Planes::zeros(usize::from(precision.body_limbs), plaintext.tokens, plaintext.features);
+    let mut body = Planes::scratch(usize::from(precision.body_limbs), plaintext.tokens, plaintext.features);
     let tiles = column_tiles(body.bytes_mut(), plaintext.features, 0..plaintext.features);
     let transform = MaskTransform::new(set, Digits::exact(set.limbs(), set.mask_rows()));
     let job = Job { precision, seed, domain, transform, plaintext, secrets: &secrets };

@@ -63,9 +63,9 @@ impl PlanesShape {
         (planes.limbs(), planes.rows(), planes.columns()) == (self.limbs, self.rows, self.columns)
     }
 
-    /// Planes of zeros, to be read into. The system hands such memory out page by page as it is written, so a
-    /// peer that announces much and sends little costs little.
+    /// Planes to be read into, every byte of them. Fresh memory is handed out by the system page by page as it is
+    /// written, so a peer that announces much and sends little costs little.
     pub fn allocate(self) -> Planes {
-        Planes::zeros(self.limbs, self.rows, self.columns)
+        Planes::scratch(self.limbs, self.rows, self.columns)
     }
 }
