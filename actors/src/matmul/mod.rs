@@ -4,6 +4,8 @@
 //! columns, already rounded to the bytes that go back. It knows values of some bytes, not parameter sets. Which kernels
 //! a machine has is found out once, at run time ([`kernels`]); all of them give the same bytes.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 pub mod devices;
@@ -172,6 +174,10 @@ pub fn tile_columns(outer: usize) -> usize {
 /// Every CPU kernel that this machine can run, fastest first.
 pub fn kernels() -> Vec<Arc<dyn Kernel>> {
     let mut kernels: Vec<Arc<dyn Kernel>> = Vec::new();
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let Some(micro) = amx::Amx::detect() {
+        kernels.push(Arc::new(product::Cpu::new("amx", micro)));
+    }
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(micro) = vnni::Vnni::detect() {
