@@ -124,28 +124,15 @@ impl<'a, M: Micro> Operand<'a, M> {
         let used = at_least(&mut lines, rows.count().div_ceil(M::LANES) * panel_lines, Line::ZERO);
         match rows {
             Rows::Body(body) => used.par_chunks_mut(panel_lines.max(1)).enumerate().for_each(|(panel, lines)| {
-                micro.vectorised(|| match limbs {
-                    1 => body_panel::<M, 1>(body, panel, lines),
-                    2 => body_panel::<M, 2>(body, panel, lines),
-                    3 => body_panel::<M, 3>(body, panel, lines),
-                    4 => body_panel::<M, 4>(body, panel, lines),
-                    5 => body_panel::<M, 5>(body, panel, lines),
-                    _ => body_panel::<M, MAX_LIMBS>(body, panel, lines),
-                });
+                micro.vectorised(|| body_panel::<M>(body, panel, lines));
             }),
             Rows::Masks { keystream, rows } => {
                 // Whole panels that fill whole strips, so that a cache line of the keystream is read once.
                 let panels = lcm(M::LANES, STRIP) / M::LANES;
+                let mask = Mask { keystream, limbs, rows, inner };
                 used.par_chunks_mut((panels * panel_lines).max(1)).enumerate().for_each(|(task, lines)| {
                     let first = task * panels * M::LANES;
-                    micro.vectorised(|| match limbs {
-                        1 => mask_panels::<M, 1>(keystream, rows, inner, first, lines),
-                        2 => mask_panels::<M, 2>(keystream, rows, inner, first, lines),
-                        3 => mask_panels::<M, 3>(keystream, rows, inner, first, lines),
-                        4 => mask_panels::<M, 4>(keystream, rows, inner, first, lines),
-                        5 => mask_panels::<M, 5>(keystream, rows, inner, first, lines),
-                        _ => mask_panels::<M, MAX_LIMBS>(keystream, rows, inner, first, lines),
-                    });
+                    micro.vectorised(|| mask_panels::<M>(&mask, first, lines));
                 });
             }
         }
@@ -183,76 +170,77 @@ fn put_row<M: Micro>(limbs: &[LimbBlock], blocks: usize, block: usize, lane: usi
 
 /// Packs one row panel of a body.
 #[inline(always)]
-fn body_panel<M: Micro, const L: usize>(body: &Planes, panel: usize, lines: &mut [Line]) {
-    let inner = body.columns();
+fn body_panel<M: Micro>(body: &Planes, panel: usize, lines: &mut [Line]) {
+    let (limbs, inner) = (body.limbs(), body.columns());
     let blocks = inner.div_ceil(BLOCK);
-    let planes: [&[u8]; L] = std::array::from_fn(|limb| body.plane(limb));
     let first = panel * M::LANES;
+    let mut bytes = [[0; BLOCK]; MAX_LIMBS];
     for row in first..(first + M::LANES).min(body.rows()) {
-        let limbs = planes.map(|plane| &plane[row * inner..(row + 1) * inner]);
         for block in 0..blocks {
-            let start = block * BLOCK;
-            let mut bytes = [[0; BLOCK]; L];
-            for (bytes, limb) in bytes.iter_mut().zip(limbs) {
-                match limb.get(start..start + BLOCK) {
-                    Some(whole) => bytes.copy_from_slice(whole),
-                    None => bytes[..inner - start].copy_from_slice(&limb[start..]),
+            let run = row * inner + block * BLOCK..row * inner + ((block + 1) * BLOCK).min(inner);
+            for (limb, bytes) in bytes[..limbs].iter_mut().enumerate() {
+                let run = &body.plane(limb)[run.clone()];
+                match <&LimbBlock>::try_from(run) {
+                    Ok(whole) => *bytes = *whole,
+                    Err(_) => bytes[..run.len()].copy_from_slice(run),
                 }
             }
-            put_row::<M>(&bytes, blocks, block, row - first, lines);
+            put_row::<M>(&bytes[..limbs], blocks, block, row - first, lines);
         }
+    }
+}
+
+/// A keystream `[feature][limb][row]` and its dimensions.
+struct Mask<'a> {
+    keystream: &'a [u8],
+    limbs: usize,
+    rows: usize,
+    inner: usize,
+}
+
+impl Mask<'_> {
+    /// A run of rows of one limb of a feature; zeros beyond the mask.
+    #[inline(always)]
+    fn run(&self, feature: usize, limb: usize, first: usize) -> [u8; SQUARE] {
+        let base = (feature * self.limbs + limb) * self.rows;
+        let last = (first + SQUARE).min(self.rows);
+        let mut bytes = [0; SQUARE];
+        match self.keystream.get(base + first..base + last) {
+            Some(run) if run.len() == SQUARE => bytes.copy_from_slice(run),
+            Some(run) => bytes[..run.len()].copy_from_slice(run),
+            None => {}
+        }
+        bytes
     }
 }
 
 /// Packs some row panels of a mask, from row `first` on.
 #[inline(always)]
-fn mask_panels<M: Micro, const L: usize>(
-    keystream: &[u8],
-    rows: usize,
-    inner: usize,
-    first: usize,
-    lines: &mut [Line],
-) {
-    let blocks = inner.div_ceil(BLOCK);
-    let panel_lines = M::Encoding::digits(L) * blocks * M::Encoding::LINES * M::LANES;
-    let last = (first + lines.len() / panel_lines * M::LANES).min(rows);
+fn mask_panels<M: Micro>(mask: &Mask<'_>, first: usize, lines: &mut [Line]) {
+    let blocks = mask.inner.div_ceil(BLOCK);
+    let panel_lines = M::Encoding::digits(mask.limbs) * blocks * M::Encoding::LINES * M::LANES;
+    let last = (first + lines.len() / panel_lines * M::LANES).min(mask.rows);
     // Limbs of a strip's rows, as they would stand in planes.
-    let mut strip = [[[0; BLOCK]; L]; STRIP];
+    let mut strip = [[[0; BLOCK]; MAX_LIMBS]; STRIP];
     for block in 0..blocks {
         for start in (first..last).step_by(STRIP) {
             let count = (last - start).min(STRIP);
-            for limb in 0..L {
+            for limb in 0..mask.limbs {
                 for feature in (0..BLOCK).step_by(SQUARE) {
                     for row in (0..count).step_by(SQUARE) {
-                        let square = std::array::from_fn(|i| {
-                            let column = (block * BLOCK + feature + i) * L + limb;
-                            square_row(keystream, column * rows, start + row, rows)
-                        });
-                        for (i, bytes) in transpose(square).iter().enumerate() {
-                            strip[row + i][limb][feature..feature + SQUARE].copy_from_slice(bytes);
+                        let square = std::array::from_fn(|i| mask.run(block * BLOCK + feature + i, limb, start + row));
+                        for (bytes, row) in transpose(square).iter().zip(&mut strip[row..row + SQUARE]) {
+                            row[limb][feature..feature + SQUARE].copy_from_slice(bytes);
                         }
                     }
                 }
             }
-            for (row, limbs) in (start - first..).zip(&strip[..count]) {
+            for (row, bytes) in (start - first..).zip(&strip[..count]) {
                 let panel = &mut lines[row / M::LANES * panel_lines..][..panel_lines];
-                put_row::<M>(limbs, blocks, block, row % M::LANES, panel);
+                put_row::<M>(&bytes[..mask.limbs], blocks, block, row % M::LANES, panel);
             }
         }
     }
-}
-
-/// Rows from `row` on of the keystream's run of `rows` bytes that begins at `base`; zeros beyond its end.
-#[inline(always)]
-fn square_row(keystream: &[u8], base: usize, row: usize, rows: usize) -> [u8; SQUARE] {
-    let mut bytes = [0; SQUARE];
-    let end = (row + SQUARE).min(rows);
-    match keystream.get(base + row..base + end) {
-        Some(run) if run.len() == SQUARE => bytes.copy_from_slice(run),
-        Some(run) => bytes[..run.len()].copy_from_slice(run),
-        None => {}
-    }
-    bytes
 }
 
 /// Transposes a square of bytes: four times, the rows of its halves are interleaved.
