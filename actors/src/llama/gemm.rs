@@ -1,8 +1,11 @@
 //! Products of f32 matrices that lie anywhere in a slice, rows apart by any stride, transposed or not.
 //!
-//! The kernels are the `gemm` crate's, which candle's own products use too. Tensors are not used here because
-//! the fused operations multiply parts of matrices (one head, one projection of a fused group) and add products
-//! to what is already there, without copying either first.
+//! The operations multiply parts of matrices (one head, one projection of a fused group) and add products to what is
+//! already there, without copying either first. Most products are small or thin, and each is one of many tasks: these
+//! have a kernel of their own where the processor is one of the usual ones. All others are the `gemm` crate's.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 
 use gemm::{Parallelism, gemm};
 
@@ -90,6 +93,11 @@ pub(crate) fn multiply(
     threads: Threads,
 ) {
     assert_eq!((out.rows, out.columns, left.columns), (left.rows, right.columns, right.rows), "matrix dimensions");
+    #[cfg(target_arch = "x86_64")]
+    if matches!(threads, Threads::One) && avx2::available() {
+        avx2::multiply(out, before == Before::Kept, scale, left, right);
+        return;
+    }
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
@@ -134,6 +142,8 @@ fn assert_inside(length: usize, rows: usize, columns: usize, row_stride: usize) 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn naive(left: &Matrix<'_>, right: &Matrix<'_>, i: usize, j: usize) -> f32 {
@@ -157,6 +167,38 @@ mod tests {
                         assert!((out[i * 4 + j] - expected).abs() < 1e-5);
                     }
                     assert_eq!(out[i * 4 + 3], 2.0, "a value between the rows was touched");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn any_shape_is_the_sum_in_double_precision(
+            (m, n, k) in (1usize..70, 1usize..40, 0usize..300),
+            (left_turned, right_turned, kept) in any::<(bool, bool, bool)>(),
+            gaps in (0usize..5, 0usize..5, 0usize..5),
+        ) {
+            let numbers: Vec<f32> = (0..30_000).map(|i| ((i * 7919 % 2003) as f32 - 1001.0) / 1001.0).collect();
+            let matrix = |from: usize, rows: usize, columns: usize, gap: usize, turned: bool| match turned {
+                false => Matrix::strided(&numbers[from..], rows, columns, columns + gap),
+                true => Matrix::strided(&numbers[from..], columns, rows, rows + gap).transposed(),
+            };
+            let (left, right) = (matrix(1, m, k, gaps.0, left_turned), matrix(5, k, n, gaps.1, right_turned));
+            let before = if kept { Before::Kept } else { Before::Replaced };
+            for threads in [Threads::One, Threads::All] {
+                let mut out = vec![2.0; m * (n + gaps.2)];
+                multiply(MatrixMut::strided(&mut out, m, n, n + gaps.2), before, 0.5, left, right, threads);
+                for (i, row) in out.chunks(n + gaps.2).enumerate() {
+                    for (j, found) in row[..n].iter().enumerate() {
+                        let at = |m: &Matrix<'_>, i: usize, j: usize| m.data[i * m.row_stride + j * m.column_stride];
+                        let exact: f64 = (0..k).map(|l| f64::from(at(&left, i, l)) * f64::from(at(&right, l, j))).sum();
+                        let expected = if kept { 2.0 + 0.5 * exact } else { 0.5 * exact };
+                        prop_assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} for {expected}");
+                    }
+                    prop_assert!(row[n..].iter().all(|&x| x == 2.0), "a value between the rows was touched");
                 }
             }
         }

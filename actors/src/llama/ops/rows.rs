@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 /// Rows of a task.
-pub(crate) const ROWS: usize = 32;
+pub(crate) const ROWS: usize = 64;
 
 /// Cuts a matrix into blocks of [`ROWS`] rows of `width` values; a width of 0 gives empty blocks.
 pub(crate) fn blocks_mut(values: &mut [f32], width: usize, rows: usize) -> Vec<&mut [f32]> {
