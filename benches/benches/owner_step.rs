@@ -1,7 +1,7 @@
 //! The owner's own part of a training step, with base products that cost next to nothing.
 //!
-//! `cargo bench -p benches --bench owner_step [-- SHAPE [IN_FLIGHT]]`, where SHAPE is `smollm2` (the default) or
-//! `llama1b`, Llama-3.2-1B with four of its layers. Weights are random: arithmetic takes as long on them as on real ones. A
+//! `cargo bench -p benches --bench owner_step [-- SHAPE [IN_FLIGHT]]`, where SHAPE is `smollm2` (the default),
+//! `llama1b`, Llama-3.2-1B with four of its layers, or a model's path. Weights of the shapes are random: arithmetic takes as long on them as on real ones. A
 //! step is four sequences of 256 tokens, one a micro-batch, LoRA of rank 8 on all seven projections. Printed are the
 //! best and the median of the steps, their processor time, the time between one product and the next (where only one micro-batch is in
 //! flight), and the memory: its peak, and how much of that is the model's files.
@@ -46,20 +46,18 @@ fn main() -> anyhow::Result<()> {
             rope_theta: 500_000.0,
             ..SyntheticLlama::tiny(1).config
         },
-        other => anyhow::bail!("no shape is called {other}"),
+        path => return measure(&Arc::new(Model::open(path)?), in_flight),
     };
     let config = LlamaConfig { head_dim: 64, max_positions: 2048, ..config };
     let folder = tempfile::tempdir()?;
     SyntheticLlama { config, seed: 1 }.write_folder(folder.path(), StoredAs::Bf16)?;
     let model = Arc::new(Model::open(folder.path())?);
     println!("{shape}, {SEQUENCES} × {LENGTH} tokens a step, {in_flight} in flight");
-    println!("resident before the model is read: {}", memory());
-    measure(&model, in_flight)?;
-    println!("resident at the end: {}", memory());
-    Ok(())
+    measure(&model, in_flight)
 }
 
 fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
+    println!("resident before the model is read: {}", memory());
     let training = TrainingConfig {
         steps: STEPS,
         micro_batch: 1,
@@ -113,6 +111,7 @@ fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
             println!("  {from:>20} → {to:<20} {:>8.1} ms a step", 1e3 * time.as_secs_f64() / STEPS as f64);
         }
     }
+    println!("resident at the end: {}", memory());
     Ok(())
 }
 

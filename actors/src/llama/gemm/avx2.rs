@@ -1,8 +1,8 @@
 //! The product on one core with AVX2 and FMA, for the shapes of an owner: few rows, operands that lie anywhere.
 //!
-//! Sixteen columns of the right operand are gathered into a panel that fits the first-level cache, and run down the
-//! left operand's rows, six at a time, which are read where they lie: whatever their strides, one number of each row
-//! is spread over a register. Where there are few rows, a right operand with contiguous rows is not gathered either.
+//! The right operand's columns are gathered into panels of sixteen, which the second-level cache holds. Past them go
+//! the left operand's rows, a few at a time, read where they lie: whatever their strides, one number of each row is
+//! spread over a register. Where there are few rows, a right operand with contiguous rows is not gathered either.
 
 use std::arch::x86_64::{
     __m256, _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_mul_ps,
@@ -17,8 +17,10 @@ use super::{Matrix, MatrixMut};
 const COLUMNS: usize = 16;
 /// Rows of a panel, 16 KiB of it.
 const DEPTH: usize = 256;
-/// Rows of the left operand that a panel is run down before the next one is gathered: 256 KiB of them.
-const ROWS: usize = 256;
+/// Panels that wait in the second-level cache, a quarter of a MiB of them.
+const PANELS_AT_ONCE: usize = 16;
+/// Rows of the left operand that meet all of these while they are in the first-level cache.
+const ROWS: usize = 24;
 /// Up to so many rows of the left operand, gathering a panel takes longer than it saves.
 const FEW: usize = 48;
 
@@ -28,7 +30,7 @@ const FEW: usize = 48;
 struct Line([f32; COLUMNS]);
 
 thread_local! {
-    static PANEL: RefCell<Vec<Line>> = RefCell::new(vec![Line([0.0; COLUMNS]); DEPTH]);
+    static PANELS: RefCell<Vec<Line>> = RefCell::new(vec![Line([0.0; COLUMNS]); PANELS_AT_ONCE * DEPTH]);
 }
 
 /// Whether this processor can do it.
@@ -39,43 +41,49 @@ pub(super) fn available() -> bool {
 /// `out = scale · left·right`, plus what `out` held if `keep`. The dimensions agree, and the processor can do it.
 pub(super) fn multiply(out: MatrixMut<'_>, keep: bool, scale: f32, left: Matrix<'_>, right: Matrix<'_>) {
     assert!(available(), "the processor has AVX2 and FMA");
-    PANEL.with_borrow_mut(|panel| {
-        for first_row in (0..out.rows).step_by(ROWS) {
-            let rows = ROWS.min(out.rows - first_row);
-            // A sum over nothing is one block, too: it writes zeros.
-            for first in (0..left.columns.max(1)).step_by(DEPTH) {
-                let depth = DEPTH.min(left.columns - first);
-                for column in (0..out.columns).step_by(COLUMNS) {
-                    let columns = COLUMNS.min(out.columns - column);
-                    let lies_well = right.column_stride == 1 && columns == COLUMNS && out.rows <= FEW;
-                    let (b, b_stride) = if lies_well {
-                        (right.data[first * right.row_stride + column..].as_ptr(), right.row_stride)
-                    } else {
+    PANELS.with_borrow_mut(|panels| {
+        // A sum over nothing is one block, too: it writes zeros.
+        for first in (0..left.columns.max(1)).step_by(DEPTH) {
+            let depth = DEPTH.min(left.columns - first);
+            for first_column in (0..out.columns).step_by(PANELS_AT_ONCE * COLUMNS) {
+                let end = out.columns.min(first_column + PANELS_AT_ONCE * COLUMNS);
+                let few = right.column_stride == 1 && out.rows <= FEW;
+                for (column, panel) in (first_column..end).step_by(COLUMNS).zip(panels.chunks_exact_mut(DEPTH)) {
+                    let columns = COLUMNS.min(end - column);
+                    if !few || columns < COLUMNS {
                         // SAFETY: AVX2 is there; `column .. column + columns` and `first .. first + depth` are inside
                         // `right`, and `depth` is at most the panel's.
                         unsafe { gather(&mut panel[..depth], right, first, column, columns) };
-                        (panel.as_ptr().cast(), COLUMNS)
-                    };
-                    let strip = Strip {
-                        a: left.data[(first_row * left.row_stride + first * left.column_stride).min(left.data.len())..]
-                            .as_ptr(),
-                        a_row: left.row_stride,
-                        a_step: left.column_stride,
-                        b,
-                        b_step: b_stride,
-                        depth,
-                        out: out.data[first_row * out.row_stride + column..].as_mut_ptr(),
-                        out_row: out.row_stride,
-                        columns,
-                        keep: keep || first > 0,
-                        scale,
-                    };
-                    // SAFETY: AVX2 and FMA are there. `a` begins `rows × depth` numbers of `left`, by its strides;
-                    // `b` begins `depth` rows of 16 numbers: a panel, or rows of `right` that are checked to have
-                    // 16 columns left; `out` begins `rows × columns` numbers that are ours alone. All of them were
-                    // checked to lie inside their slices when the matrices were made. Were one wrong, memory
-                    // beside them would be read or written.
-                    unsafe { strip.run(rows) };
+                    }
+                }
+                for row in (0..out.rows).step_by(ROWS) {
+                    for (column, panel) in (first_column..end).step_by(COLUMNS).zip(panels.chunks_exact(DEPTH)) {
+                        let columns = COLUMNS.min(end - column);
+                        let (b, b_step) = if few && columns == COLUMNS {
+                            (right.data[first * right.row_stride + column..].as_ptr(), right.row_stride)
+                        } else {
+                            (panel.as_ptr().cast(), COLUMNS)
+                        };
+                        let strip = Strip {
+                            a: left.data[row * left.row_stride + first * left.column_stride..].as_ptr(),
+                            a_row: left.row_stride,
+                            a_step: left.column_stride,
+                            b,
+                            b_step,
+                            depth,
+                            out: out.data[row * out.row_stride + column..].as_mut_ptr(),
+                            out_row: out.row_stride,
+                            columns,
+                            keep: keep || first > 0,
+                            scale,
+                        };
+                        // SAFETY: AVX2 and FMA are there. `a` begins `depth` numbers of each of the rows left, by
+                        // `left`'s strides; `b` begins `depth` rows of 16 numbers: a panel, or rows of `right` with
+                        // 16 columns left; `out` begins `columns` numbers of each of these rows, ours alone. All
+                        // were checked to lie inside their slices when the matrices were made. Were one wrong,
+                        // memory beside them would be read or written.
+                        unsafe { strip.run(ROWS.min(out.rows - row)) };
+                    }
                 }
             }
         }

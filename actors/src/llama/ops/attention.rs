@@ -18,7 +18,7 @@ use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::llama::vector::{add, dot, exp_row, maximum, scale, vectorised};
 
 /// Queries that are scored together.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
 
 /// `batch·length × (heads + 2·kv_heads)·head_dim` to `batch·length × heads·head_dim`.
 pub(crate) struct CausalAttention {
