@@ -11,6 +11,7 @@ pub mod matmul;
 pub mod owner;
 #[cfg(test)]
 mod testing;
+pub mod trace;
 pub mod trainer;
 pub mod transport;
 pub mod worker;

@@ -1,10 +1,14 @@
 //! The command line: what can be said, and how it lies over the configuration file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Parser, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use protocol::model::synthetic::KnownModel;
 
+use crate::bench::step::StepOptions;
 use crate::config::{BackendChoice, Config};
+use crate::synth::SynthOptions;
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
 
@@ -26,6 +30,14 @@ Examples:
       node --role owner --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl --out run1
       node --role owner --config configs/owner.toml --peer /ip4/192.0.2.7/tcp/4001
 
+  See where a step's time goes (open the files in ui.perfetto.dev):
+      node --role demo --steps 2 --trace step.json
+
+  Measure this machine, on a real model's shape if its weights cannot be had:
+      node synth --config llama-3.2-1b --out models/llama-3.2-1b-random
+      node bench step --model models/llama-3.2-1b-random --workers 2
+      node bench linear --d-in 2048 --d-out 2048 --tokens 1024
+
 Settings come from the file given by --config (configs/*.toml show every key with its default); flags win over it.
 Set RUST_LOG=debug for more log output on stderr.";
 
@@ -43,10 +55,15 @@ pub enum Role {
 /// The arguments of `node`.
 #[derive(Debug, Parser)]
 #[command(name = "node", version, about = ABOUT, long_about = LONG_ABOUT, after_long_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Arguments {
+    /// A tool beside the roles.
+    #[command(subcommand)]
+    pub tool: Option<Tool>,
+
     /// What this process is
-    #[arg(long, value_enum)]
-    pub role: Role,
+    #[arg(long, value_enum, required = true)]
+    pub role: Option<Role>,
 
     /// Configuration file; flags win over it
     #[arg(long, value_name = "TOML")]
@@ -55,6 +72,10 @@ pub struct Arguments {
     /// Model: a Hugging Face folder (config.json, safetensors, tokenizer.json) or a .gguf file
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
+
+    /// Write a trace of every step here, in Chrome's format; the demo's processes each write one beside it
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 
     /// Address to listen on, e.g. /ip4/0.0.0.0/tcp/4001 (may be repeated)
     #[arg(long, value_name = "MULTIADDR", help_heading = "Network")]
@@ -105,7 +126,121 @@ pub struct Arguments {
     pub seed: Option<u64>,
 }
 
+/// What `node` can do besides its roles.
+#[derive(Debug, Subcommand)]
+pub enum Tool {
+    /// Measure this machine
+    Bench {
+        /// What is measured.
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Write a model of a published configuration with random weights, in bf16
+    Synth(SynthArguments),
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Whole training steps, with real worker processes on this machine
+    Step(StepArguments),
+}
+
+/// The arguments of `node bench step`.
+#[derive(Args, Debug)]
+pub struct StepArguments {
+    /// Model: a Hugging Face folder or a .gguf file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+
+    /// Worker processes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
+    pub workers: usize,
+
+    /// Tokens of a step
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = count())]
+    pub tokens: usize,
+
+    /// Tokens of a sequence; divides the tokens of a step
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count())]
+    pub sequence: usize,
+
+    /// Micro-batches that the sequences of a step are divided among, all of them in flight at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
+    pub micro_batches: usize,
+
+    /// Steps that are measured, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
+    pub steps: usize,
+
+    /// Where base products are computed: by workers on ciphertexts, or in the owner with f32 weights
+    #[arg(long, value_enum, default_value_t = BackendChoice::Encrypted)]
+    pub backend: BackendChoice,
+
+    /// Write a trace of each process beside this name, in Chrome's format
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+
+    /// Print one JSON object instead of lines for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<StepArguments> for StepOptions {
+    fn from(arguments: StepArguments) -> Self {
+        let StepArguments { model, workers, tokens, sequence, micro_batches, steps, backend, trace, json } = arguments;
+        Self { model, workers, tokens, sequence, micro_batches, steps, backend, trace, json }
+    }
+}
+
+/// The arguments of `node synth`.
+#[derive(Args, Debug)]
+pub struct SynthArguments {
+    /// Whose configuration
+    #[arg(long, value_name = "NAME", value_parser = known_model())]
+    pub config: KnownModel,
+
+    /// Folder to write, which must be empty if it exists
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// Seed of the weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+
+    /// Another number of layers than the configuration's
+    #[arg(long, value_name = "N", value_parser = count())]
+    pub layers: Option<usize>,
+}
+
+impl From<SynthArguments> for SynthOptions {
+    fn from(arguments: SynthArguments) -> Self {
+        let SynthArguments { config, out, seed, layers } = arguments;
+        Self { model: config, out, seed, layers }
+    }
+}
+
+/// The names of the known models.
+fn known_model() -> impl TypedValueParser<Value = KnownModel> {
+    PossibleValuesParser::new(KnownModel::ALL.map(KnownModel::name)).try_map(|name| name.parse::<KnownModel>())
+}
+
+/// A number from 1 to a million.
+fn count() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32).range(1..=1_000_000).map(|number| number as usize)
+}
+
 impl Arguments {
+    /// The trace that this process itself writes, and what the process is called in it.
+    pub fn trace(&self) -> Option<(&Path, &'static str)> {
+        let process = match self.role? {
+            Role::Owner => "owner",
+            Role::Worker => "worker",
+            Role::Demo => return None,
+        };
+        Some((self.trace.as_deref()?, process))
+    }
+
     /// Lays the flags over a configuration.
     pub fn apply(&self, config: &mut Config) {
         fn set<T: Clone>(slot: &mut T, flag: &Option<T>) {
@@ -147,13 +282,50 @@ mod tests {
 
     use super::*;
 
+    fn assert_documented(command: &clap::Command) {
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{}: {} has no help", command.get_name(), argument.get_id());
+        }
+        for tool in command.get_subcommands() {
+            assert!(tool.get_about().is_some(), "{} has no help", tool.get_name());
+            assert_documented(tool);
+        }
+    }
+
     #[test]
     fn the_flag_table_is_consistent_and_documented() {
         let command = Arguments::command();
         command.clone().debug_assert();
-        for argument in command.get_arguments() {
-            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
-        }
+        assert_documented(&command);
+    }
+
+    fn parsed(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn a_role_or_a_tool_is_needed_and_they_do_not_mix() {
+        assert_eq!(parsed("node --role worker").unwrap().role, Some(Role::Worker));
+        assert!(parsed("node").unwrap_err().to_string().contains("--role"));
+        assert!(parsed("node --model x").unwrap_err().to_string().contains("--role"));
+        assert!(parsed("node --role demo synth --config tiny --out x").is_err());
+        let tool = parsed("node synth --config llama-3.2-1b --out x --layers 2").unwrap().tool;
+        let Some(Tool::Synth(arguments)) = tool else { panic!("{tool:?}") };
+        assert_eq!((arguments.config, arguments.layers), (KnownModel::Llama32_1b, Some(2)));
+        let error = parsed("node synth --config llama-4 --out x").unwrap_err().to_string();
+        assert!(KnownModel::ALL.iter().all(|known| error.contains(known.name())), "{error}");
+        assert!(parsed("node synth --config tiny --out x --layers 0").is_err());
+        assert!(parsed("node bench step").unwrap_err().to_string().contains("--model"));
+    }
+
+    #[test]
+    fn a_trace_is_written_by_the_process_that_works() {
+        let trace =
+            |line: &str| parsed(line).unwrap().trace().map(|(path, process)| format!("{} {process}", path.display()));
+        assert_eq!(trace("node --role owner --trace t.json").unwrap(), "t.json owner");
+        assert_eq!(trace("node --role worker --trace t.json").unwrap(), "t.json worker");
+        assert_eq!(trace("node --role demo --trace t.json"), None);
+        assert_eq!(trace("node --role owner"), None);
     }
 
     #[test]

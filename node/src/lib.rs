@@ -1,37 +1,56 @@
 //! The velum node as a library: what the binary `node` runs, one module a job.
 
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod disk;
 pub mod folders;
+mod local;
 pub mod logging;
 pub mod report;
 pub mod roles;
 pub mod swarm;
+pub mod synth;
+pub mod trace;
 
-use cli::{Arguments, Role};
+use std::future::Future;
+
+use anyhow::Context as _;
+use cli::{Arguments, Bench, Role, Tool};
 use config::Config;
 
 /// Runs what the arguments ask for, to its end.
 ///
 /// # Errors
-/// Whatever stops a role before its work is done; the message says what to do about it.
+/// Whatever stops it before its work is done; the message says what to do about it.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut config = match (&arguments.config, arguments.role) {
+    match arguments.tool {
+        Some(Tool::Bench { what: Bench::Step(step) }) => block_on(bench::step::run(step.into())),
+        Some(Tool::Synth(synth)) => block_on(synth::run(synth.into())),
+        None => run_role(arguments),
+    }
+}
+
+fn run_role(arguments: Arguments) -> anyhow::Result<()> {
+    let role = arguments.role.context("no role: give --role")?;
+    let mut config = match (&arguments.config, role) {
         (Some(path), _) => Config::read(path)?,
         (None, Role::Demo) => demo::default_config()?,
         (None, Role::Owner | Role::Worker) => Config::default(),
     };
     arguments.apply(&mut config);
     config.validate()?;
+    match role {
+        Role::Owner => block_on(roles::owner::run(config)),
+        Role::Worker => block_on(roles::worker::run(config, arguments.until_stdin_closes)),
+        Role::Demo => block_on(demo::run(config, arguments.trace)),
+    }
+}
+
+/// Runs a future on this thread as an actix system, with a pool of threads beside it.
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system has threads and timers");
-    let system = actix::System::with_tokio_rt(runtime);
-    system.block_on(async {
-        match arguments.role {
-            Role::Owner => roles::owner::run(config).await,
-            Role::Worker => roles::worker::run(config, arguments.until_stdin_closes).await,
-            Role::Demo => demo::run(config).await,
-        }
-    })
+    actix::System::with_tokio_rt(runtime).block_on(work)
 }

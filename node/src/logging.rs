@@ -1,17 +1,33 @@
-//! Log lines on standard error; `RUST_LOG` says how many.
+//! Log lines on standard error, of which `RUST_LOG` says how many, and the trace file where one is asked for.
 
 use std::io::IsTerminal as _;
+use std::path::Path;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::trace::{self, TraceFile};
 
 /// What is logged where `RUST_LOG` says nothing.
 const DEFAULT_FILTER: &str = "warn,node=info,actors=info,protocol=info";
 
-/// Starts logging for the process.
-pub fn start() {
+/// Starts logging for the process, called `process` in its trace. A trace lasts until the value is dropped.
+///
+/// # Errors
+/// When the trace file cannot be created.
+pub fn start(trace: Option<(&Path, &str)>) -> anyhow::Result<Option<TraceFile>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let started = subscriber.with_ansi(std::io::stderr().is_terminal()).try_init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter);
+    let (file, spans) = match trace {
+        Some((path, process)) => {
+            let (file, spans) = trace::create(path, process)?;
+            (Some(file), Some(spans))
+        }
+        None => (None, None),
+    };
     // A second start (in tests) keeps the first one's settings.
-    drop(started);
+    drop(tracing_subscriber::registry().with(lines).with(spans).try_init());
+    Ok(file)
 }

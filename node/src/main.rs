@@ -11,8 +11,9 @@ fn main() -> ExitCode {
     // SAFETY: no other thread has been started yet, so none can read the environment while it changes.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     let arguments = Arguments::parse();
-    node::logging::start();
-    match node::run(arguments) {
+    // The trace is finished when it is dropped, after everything else has ended, in whatever way.
+    let ended = node::logging::start(arguments.trace()).and_then(|_trace| node::run(arguments));
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -4,5 +4,5 @@ mod cluster;
 pub mod owner;
 mod progress;
 mod results;
-mod stop;
+pub(crate) mod stop;
 pub mod worker;

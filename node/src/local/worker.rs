@@ -1,4 +1,4 @@
-//! A worker process of the demo.
+//! A worker process on this machine.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,14 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::roles::worker::LISTENING;
+use crate::trace;
 
 /// Time for a worker to read its model's digest, measure its speed and listen.
 const START_TIME_OUT: Duration = Duration::from_secs(120);
 /// Time for a worker to end once its standard input is closed.
 const STOP_TIME_OUT: Duration = Duration::from_secs(5);
 
-/// A worker process. It ends when its standard input closes, so that it cannot outlive the demo, however that ends.
+/// A worker process. It ends when its standard input closes, so that it cannot outlive its parent, however that ends.
 pub(super) struct WorkerProcess {
     number: usize,
     child: Child,
@@ -26,10 +27,14 @@ pub(super) struct WorkerProcess {
 
 impl WorkerProcess {
     /// Starts worker `number`; its log and its key file go to `out`.
-    pub(super) fn start(number: usize, model: &Path, out: &Path) -> anyhow::Result<Self> {
+    pub(super) fn start(number: usize, model: &Path, out: &Path, trace: Option<&Path>) -> anyhow::Result<Self> {
         let log = out.join(format!("worker-{number}.log"));
         let log_file = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
-        let mut child = Command::new(std::env::current_exe().context("the path of this program is not known")?)
+        let mut command = Command::new(std::env::current_exe().context("the path of this program is not known")?);
+        if let Some(trace) = trace {
+            command.arg("--trace").arg(trace::of_process(trace, &format!("worker-{number}")));
+        }
+        let mut child = command
             .args(["--role", "worker", "--no-mdns", "--until-stdin-closes"])
             .args(["--listen", "/ip4/127.0.0.1/tcp/0"])
             .arg("--model")

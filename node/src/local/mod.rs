@@ -1,0 +1,86 @@
+//! An owner and its workers on this machine, as processes that know nothing of each other but their addresses.
+//!
+//! 1. Start the workers, each a process and a libp2p peer of its own, and learn their addresses from what they print.
+//! 2. Start the owner with these addresses.
+//! 3. Stop the workers when it has ended.
+//!
+//! The workers are told the model and nothing else: data and adapters are arguments of the owner alone.
+
+mod worker;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, ensure};
+use tokio::process::Command;
+
+use crate::config::{BackendChoice, Config};
+use crate::trace;
+use worker::WorkerProcess;
+
+/// What is run, and what is seen of it.
+pub(crate) struct LocalRun {
+    /// The owner's configuration, its model included; addresses are filled in. Logs, keys and results go to its folder
+    /// for results, which exists.
+    pub(crate) config: Config,
+    /// Every process writes a trace beside this name.
+    pub(crate) trace: Option<PathBuf>,
+    /// Nothing is printed to standard output.
+    pub(crate) quiet: bool,
+}
+
+impl LocalRun {
+    /// Runs to the end of the owner.
+    ///
+    /// # Errors
+    /// When a process cannot be started, or the owner fails.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let Self { mut config, trace, quiet } = self;
+        let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
+        config.network.mdns = false;
+        config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
+        let say = |line: String| {
+            if !quiet {
+                println!("{line}");
+            }
+        };
+        let mut workers = Vec::new();
+        if config.owner.backend == BackendChoice::Encrypted {
+            say(format!("starting {} workers", config.owner.workers));
+            // One after the other: each measures its speed when it starts, and two at a time would measure each other.
+            for number in 1..=config.owner.workers {
+                let mut worker = WorkerProcess::start(number, &model, &out, trace.as_deref())?;
+                let address = worker.address().await?;
+                say(format!("  worker {number}: {address}"));
+                config.network.peers.push(address);
+                workers.push(worker);
+            }
+        }
+        let settings = write(&out, "owner.toml", &toml::to_string(&config)?)?;
+        let mut owner = Command::new(std::env::current_exe().context("the path of this program is not known")?);
+        owner.args(["--role", "owner", "--config"]).arg(&settings);
+        if let Some(trace) = &trace {
+            owner.arg("--trace").arg(trace::of_process(trace, "owner"));
+        }
+        if quiet {
+            owner.stdout(Stdio::null());
+        }
+        let status = owner.stdin(Stdio::null()).status().await.context("the owner's process cannot be started")?;
+        for worker in workers {
+            worker.stop().await;
+        }
+        ensure!(status.success(), "the owner ended with {status}; the workers' logs are in {}", out.display());
+        Ok(())
+    }
+}
+
+/// Writes a file into an existing folder.
+///
+/// # Errors
+/// When it cannot be written; the message names it.
+pub(crate) fn write(folder: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+    let path = folder.join(name);
+    fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))?;
+    Ok(path)
+}
