@@ -9,7 +9,6 @@
 //!    block the values are rounded to the output's limbs and written; between inner blocks, where there are several,
 //!    a strip of them waits in the second-level cache. No sum leaves the task.
 
-use std::mem::MaybeUninit;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -143,7 +142,7 @@ struct Work<'a, M> {
 }
 
 /// A task's part of the output planes, `[row][column]` for each limb: all of it is written.
-type Output<'a> = Vec<&'a mut [MaybeUninit<u8>]>;
+type Output<'a> = Vec<&'a mut [u8]>;
 
 impl<M: Micro> Cpu<M> {
     fn run<V: Value>(
@@ -172,11 +171,10 @@ impl<M: Micro> Cpu<M> {
     fn tile<V: Value>(&self, scratch: &Pool<Scratch<V>>, work: &Work<'_, M>, columns: Range<usize>) -> Option<Planes> {
         let rows = work.operand.rows();
         let plane = rows * columns.len();
-        let mut bytes = Vec::with_capacity(work.output_limbs * plane);
+        let mut planes = Planes::scratch(work.output_limbs, rows, columns.len());
         let mut tasks: Vec<Output<'_>> = Vec::new();
         tasks.resize_with(rows.div_ceil(TASK_ROWS), || Vec::with_capacity(work.output_limbs));
-        let uninit = &mut bytes.spare_capacity_mut()[..work.output_limbs * plane];
-        for plane in uninit.chunks_exact_mut(plane.max(1)) {
+        for plane in planes.bytes_mut().chunks_exact_mut(plane.max(1)) {
             for (task, part) in tasks.iter_mut().zip(plane.chunks_mut(TASK_ROWS * columns.len())) {
                 task.push(part);
             }
@@ -190,13 +188,8 @@ impl<M: Micro> Cpu<M> {
                 }
             },
         );
-        if work.stopped.load(Ordering::Relaxed) {
-            return None;
-        }
-        // SAFETY: so many bytes were reserved, and the tasks' parts cover them. Each task has ended and wrote all of
-        // its part, unless it saw the flag set, which nobody takes back: then it was set above, too.
-        unsafe { bytes.set_len(work.output_limbs * plane) };
-        Planes::from_bytes(work.output_limbs, rows, columns.len(), bytes)
+        // What a stopped task did not write is of earlier use.
+        (!work.stopped.load(Ordering::Relaxed)).then_some(planes)
     }
 
     /// One task: some rows times some columns, written to the output's planes.
@@ -272,7 +265,7 @@ fn write<V: Value>(values: &Values<V>, limbs: usize, output: &mut Output<'_>, st
     let half = V::half(dropped);
     for (limb, plane) in output.iter_mut().enumerate() {
         let shift = dropped + 8 * limb as u32;
-        let bytes = values.map(|value| MaybeUninit::new(value.rounded_byte(half, shift)));
+        let bytes = values.map(|value| value.rounded_byte(half, shift));
         plane[start..start + width].copy_from_slice(&bytes[..width]);
     }
 }

@@ -20,6 +20,7 @@ use super::clock::PhaseClock;
 use super::table::LayerTable;
 use crate::buffer::Buffer;
 use crate::heavy::{Panicked, on_rayon};
+use crate::trace::WORK;
 use crate::transport::{TileStream, TransportError};
 
 /// Tickets that may be out at a time: far above what micro-batches in flight can need, so that reaching it means
@@ -160,6 +161,7 @@ impl Handler<Encrypt> for KeyManager {
 /// Rotates, encodes and encrypts rows under fresh secrets.
 fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Result<(Sealed, Held), KeyError> {
     let Encrypt { linear, direction, ref rows, tokens } = *message;
+    let _span = tracing::info_span!(target: WORK, "encrypt", call, %linear, ?direction, tokens).entered();
     let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
     let precision = entry.precision(direction);
     let prepared = entry.codec(direction).prepare(rows, tokens)?;
@@ -191,7 +193,7 @@ async fn open(
     answer: Decrypt,
 ) -> Result<Vec<f32>, KeyError> {
     let Held { linear, direction, precision, tokens, ticket, scales } = held;
-    let Decrypt { masks, mut tiles, sent, .. } = answer;
+    let Decrypt { call, masks, mut tiles, sent } = answer;
     let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
     let (_, outer) = entry.shape().along(direction);
     let mut state = (ticket.open(masks, precision)?, vec![0.0_f32; tokens * outer]);
@@ -199,7 +201,11 @@ async fn open(
     while let Some(tile) = tiles.recv().await {
         let tile = tile?;
         let start = Instant::now();
-        state = on_rayon(move || add_tile(state, &tile)).await??;
+        state = on_rayon(move || {
+            let _span = tracing::info_span!(target: WORK, "decrypt", call, columns = tile.rows.columns()).entered();
+            add_tile(state, &tile)
+        })
+        .await??;
         decrypt_time += start.elapsed();
     }
     let exchange = sent.elapsed().saturating_sub(decrypt_time);
@@ -207,6 +213,7 @@ async fn open(
     decryption.finish()?;
     let start = Instant::now();
     let rows = on_rayon(move || {
+        let _span = tracing::info_span!(target: WORK, "decode", call, %linear).entered();
         let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
         entry.codec(direction).finish(&mut rows, &scales).map_err(KeyError::Decode)?;
         Ok::<_, KeyError>(rows)

@@ -17,10 +17,12 @@ use protocol::he::{DecryptError, MaskProduct, MaskProductBuilder, MaskSeed, Prod
 use protocol::model::{Direction, LinearId};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 use tokio::sync::OnceCell;
+use tracing::Instrument as _;
 
 use super::clock::PhaseClock;
 use super::table::LayerTable;
 use crate::heavy::{Panicked, on_rayon};
+use crate::trace::{FLIGHT, WORK};
 use crate::transport::{PeerName, ProductRequest, Transport, TransportError};
 
 /// Why the product of a mask could not be had.
@@ -86,7 +88,11 @@ impl MaskCache {
         direction: Direction,
     ) -> Result<Arc<MaskProduct>, MaskError> {
         let cell = self.cell(linear, direction)?;
-        cell.get_or_try_init(|| self.fetch(transport, peer, linear, direction)).await.map(Arc::clone)
+        let fetch = || {
+            let flight = tracing::info_span!(target: FLIGHT, "mask product", %linear, ?direction);
+            self.fetch(transport, peer, linear, direction).instrument(flight)
+        };
+        cell.get_or_try_init(fetch).await.map(Arc::clone)
     }
 
     fn cell(&self, linear: LinearId, direction: Direction) -> Result<Arc<Cell>, MaskError> {
@@ -136,7 +142,11 @@ impl MaskCache {
         let mut builder = MaskProductBuilder::new(precision, outer)?;
         while let Some(tile) = tiles.recv().await {
             let tile = tile?;
-            builder = on_rayon(move || add_tile(builder, &tile)).await??;
+            builder = on_rayon(move || {
+                let _span = tracing::info_span!(target: WORK, "transform masks", %linear).entered();
+                add_tile(builder, &tile)
+            })
+            .await??;
         }
         let product = builder.finish()?;
         self.clock.add_mask_product(start.elapsed());

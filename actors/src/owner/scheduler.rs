@@ -8,11 +8,13 @@ use actix::prelude::*;
 use protocol::model::{Direction, LinearId};
 use protocol::wire::messages::{ControlReply, ControlRequest, ModelDigest, WorkerHealth, WorkerOffer};
 use tokio::sync::mpsc;
+use tracing::Instrument as _;
 
 use super::assignment::{Capacity, NotEnoughMemory, split_layers};
 use super::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager};
 use super::masks::{MaskCache, MaskError};
 use crate::buffer::Buffer;
+use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest, Transport, TransportError};
 
 /// Times that a product is sent before the scheduler gives up on its worker.
@@ -283,14 +285,18 @@ async fn attempt_product(
     let sealed = sealed??;
     let (call, sent) = (sealed.header.call, Instant::now());
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
-    let answer = async { Ok::<_, ScheduleError>((masks?, transport.product(peer, request).await?)) };
-    match answer.await {
-        Ok((masks, tiles)) => Ok(keys.send(Decrypt { call, masks, tiles, sent }).await??),
-        Err(error) => {
-            keys.send(Discard(call)).await?;
-            Err(error)
+    let flight = tracing::info_span!(target: FLIGHT, "product", call, %linear, ?direction, tokens);
+    let answer = async {
+        let answer = async { Ok::<_, ScheduleError>((masks?, transport.product(peer, request).await?)) };
+        match answer.await {
+            Ok((masks, tiles)) => Ok(keys.send(Decrypt { call, masks, tiles, sent }).await??),
+            Err(error) => {
+                keys.send(Discard(call)).await?;
+                Err(error)
+            }
         }
-    }
+    };
+    answer.instrument(flight).await
 }
 
 impl Handler<AskHealth> for LayerScheduler {

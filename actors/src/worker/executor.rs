@@ -20,6 +20,7 @@ use rayon::prelude::*;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::matmul::{Kernel, PackedLinear, Product, Rows, tile_columns};
+use crate::trace::WORK;
 use crate::transport::TileStream;
 
 /// Messages that may wait for the actor: each is answered in microseconds.
@@ -109,10 +110,11 @@ fn serve(kernel: &dyn Kernel, jobs: &Receiver<Job>, work: &Mutex<Work>) {
 fn compute(kernel: &dyn Kernel, job: &Job) -> Result<(), Refusal> {
     let Multiply { precision, direction, weights, rows } = &job.message;
     let weights = weights.along(*direction);
+    let (inner, outer) = (weights.inner(), weights.outer());
     let keystream;
     let product = match rows {
         Multiplicand::Masks { seed, domain } => {
-            keystream = expand_masks(seed, domain, weights.inner());
+            keystream = expand_masks(seed, domain, inner);
             Product {
                 weights,
                 limbs: precision.set.limbs(),
@@ -127,17 +129,17 @@ fn compute(kernel: &dyn Kernel, job: &Job) -> Result<(), Refusal> {
             rows: Rows::Body(body),
         },
     };
+    let _span = tracing::info_span!(target: WORK, "multiply", rows = product.rows.count(), inner, outer).entered();
     let send = |tile| match job.tiles.try_send(Ok(tile)) {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
-    kernel
-        .multiply(&product, tile_columns(weights.outer()), &send)
-        .map_err(|error| Refusal::Malformed(error.to_string()))
+    kernel.multiply(&product, tile_columns(outer), &send).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
 /// The mask columns of all features.
 fn expand_masks(seed: &MaskSeed, domain: &MaskDomain, features: usize) -> Vec<u8> {
+    let _span = tracing::info_span!(target: WORK, "expand masks", linear = %domain.linear, features).entered();
     let mut keystream = vec![0; features * domain.column_bytes()];
     keystream.par_chunks_mut(COLUMNS_PER_TASK * domain.column_bytes()).enumerate().for_each(|(task, bytes)| {
         let first = task * COLUMNS_PER_TASK;
