@@ -1,7 +1,7 @@
 //! From the gradients of a step's micro-batches to new adapters: sum, average, clip, step.
 //!
 //! Micro-batches finish in any order, but floating-point sums depend on theirs, so they are added in the order of
-//! the data: a run's losses do not depend on which worker was faster.
+//! the data: a run's losses do not depend on which worker was faster. Only those that come before their turn wait.
 
 use candle_core::{Tensor, Var};
 use rayon::prelude::*;
@@ -38,49 +38,73 @@ pub(super) struct Accumulation {
     parameters: Vec<Var>,
     optimiser: AdamW,
     max_gradient_norm: f64,
-    arrived: Vec<Option<MicroBatchGradient>>,
     learning_rate: f64,
+    /// What came before its turn; taken once it is added.
+    waiting: Vec<Option<MicroBatchGradient>>,
+    /// Micro-batches that are added.
+    added: usize,
+    sum: Sum,
+}
+
+/// The first micro-batches of a step together.
+#[derive(Default)]
+struct Sum {
+    loss: f64,
+    loss_tokens: usize,
+    gradients: Vec<Vec<f32>>,
+}
+
+impl Sum {
+    fn add(&mut self, micro_batch: MicroBatchGradient) {
+        self.loss += micro_batch.loss;
+        self.loss_tokens += micro_batch.loss_tokens;
+        if self.gradients.is_empty() {
+            self.gradients = micro_batch.gradients;
+            return;
+        }
+        self.gradients.par_iter_mut().zip(micro_batch.gradients).for_each(|(sum, gradient)| {
+            sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+        });
+    }
 }
 
 impl Accumulation {
     pub(super) fn new(parameters: Vec<Var>, optimiser: AdamWConfig, max_gradient_norm: f64) -> Self {
         let optimiser = AdamW::new(optimiser, parameters.iter().map(|var| var.elem_count()));
-        Self { parameters, optimiser, max_gradient_norm, arrived: Vec::new(), learning_rate: 0.0 }
+        let (waiting, sum) = (Vec::new(), Sum::default());
+        Self { parameters, optimiser, max_gradient_norm, learning_rate: 0.0, waiting, added: 0, sum }
     }
 
     /// Begins a step of so many micro-batches; what an unfinished one had gathered is forgotten.
     pub(super) fn begin(&mut self, micro_batches: usize, learning_rate: f64) {
-        self.arrived = (0..micro_batches).map(|_| None).collect();
+        self.waiting = (0..micro_batches).map(|_| None).collect();
+        (self.added, self.sum) = (0, Sum::default());
         self.learning_rate = learning_rate;
     }
 
-    /// Keeps a contribution; `true` when it was the last one.
+    /// Adds a contribution as soon as all before it are; `true` when it was the last one to arrive.
     pub(super) fn add(&mut self, micro_batch: MicroBatchGradient) -> Result<bool, AggregatorError> {
         let index = micro_batch.index;
         if !micro_batch.gradients.iter().map(Vec::len).eq(self.parameters.iter().map(|var| var.elem_count())) {
             return Err(AggregatorError::Shape { index });
         }
-        match self.arrived.get_mut(index) {
-            Some(place @ None) => *place = Some(micro_batch),
+        match self.waiting.get_mut(index) {
+            Some(place @ None) if index >= self.added => *place = Some(micro_batch),
             _ => return Err(AggregatorError::Unexpected { index }),
         }
-        Ok(self.arrived.iter().all(Option::is_some))
+        while let Some(next) = self.waiting.get_mut(self.added).and_then(Option::take) {
+            self.sum.add(next);
+            self.added += 1;
+        }
+        Ok(self.added == self.waiting.len())
     }
 
     /// Takes the step, once every micro-batch has arrived.
     pub(super) fn finish(&mut self) -> Result<StepSummary, AggregatorError> {
-        let micro_batches: Vec<MicroBatchGradient> = std::mem::take(&mut self.arrived).into_iter().flatten().collect();
-        let loss: f64 = micro_batches.iter().map(|m| m.loss).sum();
-        let loss_tokens: usize = micro_batches.iter().map(|m| m.loss_tokens).sum();
+        self.waiting.clear();
+        let Sum { loss, loss_tokens, gradients: sum } = std::mem::take(&mut self.sum);
         if loss_tokens == 0 {
             return Err(AggregatorError::NothingToLearn);
-        }
-        let mut sums = micro_batches.into_iter().map(|m| m.gradients);
-        let Some(mut sum) = sums.next() else { return Err(AggregatorError::NothingToLearn) };
-        for gradients in sums {
-            sum.par_iter_mut().zip(gradients).for_each(|(sum, gradient)| {
-                sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
-            });
         }
         let squares = |values: &Vec<f32>| values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
         // Collected before they are added, so that the order does not depend on the threads.

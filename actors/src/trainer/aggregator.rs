@@ -43,7 +43,7 @@ pub enum AggregatorError {
 
 /// Averages the gradients of a step's micro-batches over their tokens, clips them and lets AdamW step.
 pub struct GradientAggregator {
-    /// Away while rayon takes a step; lost if that panics.
+    /// Away while rayon adds or takes a step; lost if that panics.
     state: Option<Accumulation>,
 }
 
@@ -96,19 +96,17 @@ impl Handler<MicroBatchGradient> for GradientAggregator {
         let state = self.state.take();
         let work = async move {
             let Some(mut state) = state else { return (None, Err(AggregatorError::Stopped)) };
-            match state.add(micro_batch) {
-                Ok(false) => (Some(state), Ok(None)),
-                Err(refused) => (Some(state), Err(refused)),
-                Ok(true) => {
-                    let step = on_rayon(move || {
-                        let summary = state.finish();
-                        (state, summary)
-                    });
-                    match step.await {
-                        Ok((state, summary)) => (Some(state), summary.map(Some)),
-                        Err(_) => (None, Err(AggregatorError::Stopped)),
-                    }
-                }
+            let work = on_rayon(move || {
+                let result = match state.add(micro_batch) {
+                    Ok(true) => state.finish().map(Some),
+                    Ok(false) => Ok(None),
+                    Err(refused) => Err(refused),
+                };
+                (state, result)
+            });
+            match work.await {
+                Ok((state, result)) => (Some(state), result),
+                Err(_) => (None, Err(AggregatorError::Stopped)),
             }
         };
         AtomicResponse::new(Box::pin(work.into_actor(self).map(|(state, result), actor, _| {

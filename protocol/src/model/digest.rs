@@ -43,6 +43,7 @@ pub(super) fn of(model: &Model) -> Result<ModelDigest, ModelError> {
         shape.iter().for_each(|&side| number(&mut hasher, side));
         number(&mut hasher, stored.bytes.len());
         hasher.update_rayon(stored.bytes);
+        stored.release();
     }
     Ok(ModelDigest(*hasher.finalize().as_bytes()))
 }

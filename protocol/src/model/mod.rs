@@ -225,7 +225,10 @@ impl Model {
     /// When the model has no such layer.
     pub fn projection(&self, layer: usize, projection: Projection) -> Result<Vec<f32>, ModelError> {
         self.check_layer(layer)?;
-        self.weights.tensor(&projection_name(layer, projection))?.to_f32()
+        let stored = self.weights.tensor(&projection_name(layer, projection))?;
+        let values = stored.to_f32()?;
+        stored.release();
+        Ok(values)
     }
 
     /// The scales of a norm, `hidden_size` of them.
@@ -261,6 +264,8 @@ impl Model {
             }
             stored.row(id as usize, row)?;
         }
+        // Around each row the operating system has mapped pages that nobody asked for.
+        stored.release();
         Ok(rows)
     }
 
@@ -284,7 +289,11 @@ impl Model {
             return Err(ModelError::OutOfRange { what });
         }
         let stored = self.weights.tensor(self.head_name())?;
-        out.chunks_exact_mut(hidden).zip(first..).try_for_each(|(out, row)| stored.row(row, out))
+        out.chunks_exact_mut(hidden).zip(first..).try_for_each(|(out, row)| stored.row(row, out))?;
+        if rows > 1 {
+            stored.release_rows(first, rows);
+        }
+        Ok(())
     }
 
     /// The tokenizer that comes with the weights.
@@ -314,7 +323,7 @@ impl Model {
         let stored = self.weights.tensor(name)?;
         if stored.shape != shape {
             let (found, expected) = (stored.shape.to_vec(), shape.to_vec());
-            return Err(ModelError::Shape { path: stored.path.to_owned(), name: stored.name, found, expected });
+            return Err(ModelError::Shape { path: stored.file.path.clone(), name: stored.name, found, expected });
         }
         Ok(stored)
     }

@@ -49,6 +49,29 @@ fn bf16_folder_holds_the_rounded_numbers() {
 }
 
 #[test]
+fn rows_of_the_head_are_read_again_after_their_memory_was_released() {
+    let mut synthetic = SyntheticLlama::tiny(5);
+    synthetic.config.tie_word_embeddings = false;
+    for stored_as in [StoredAs::F32, StoredAs::Bf16] {
+        let (_folder, model) = folder(&synthetic, stored_as);
+        let (head, hidden) = (model.head().unwrap(), synthetic.config.hidden_size);
+        let vocabulary = synthetic.config.vocabulary;
+        for _ in 0..2 {
+            model.digest().unwrap();
+            for (first, rows) in [(0, vocabulary), (3, 2), (vocabulary - 1, 1), (vocabulary, 0)] {
+                let mut read = vec![0.0; rows * hidden];
+                model.head_rows(first, &mut read).unwrap();
+                assert_eq!(read, head[first * hidden..(first + rows) * hidden], "rows {first} to {}", first + rows);
+            }
+        }
+        for (first, rows) in [(vocabulary, 1), (0, vocabulary + 1), (usize::MAX, 1)] {
+            let error = model.head_rows(first, &mut vec![0.0; rows * hidden]).unwrap_err();
+            assert!(matches!(error, ModelError::OutOfRange { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
 fn gguf_and_folder_hold_the_same_model() {
     let mut synthetic = SyntheticLlama::tiny(3);
     synthetic.config.tie_word_embeddings = false;

@@ -86,7 +86,7 @@ impl GgufFile {
             start.zip(length).and_then(|(start, length)| self.file.bytes.get(start..start.checked_add(length)?));
         let bytes =
             bytes.ok_or_else(|| ModelError::corrupt(path, format!("`{name}` reaches beyond the file's end")))?;
-        Ok(Stored { path, name: name.to_owned(), shape: &entry.shape, dtype, bytes, rows })
+        Ok(Stored { file: &self.file, name: name.to_owned(), shape: &entry.shape, dtype, bytes, rows })
     }
 }
 

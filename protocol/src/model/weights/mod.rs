@@ -70,4 +70,21 @@ impl MappedFile {
         let bytes = unsafe { Mmap::map(&file) }.map_err(|source| ModelError::io(path, source))?;
         Ok(Self { path: path.to_owned(), bytes })
     }
+
+    /// Lets the operating system take back the memory of `part`, a slice of [`bytes`](Self::bytes).
+    pub(crate) fn release(&self, part: &[u8]) {
+        let offset = part.as_ptr().addr().wrapping_sub(self.bytes.as_ptr().addr());
+        if offset > self.bytes.len() || part.len() > self.bytes.len() - offset || part.is_empty() {
+            return;
+        }
+        #[cfg(unix)]
+        // SAFETY: the part was just checked to lie in the map. The map is of a file, shared and never written to, so
+        // pages that are dropped come back with the same bytes when they are read again: no slice of the map changes.
+        // The worst case is the one of the map itself: a file that somebody else changes.
+        let released =
+            unsafe { self.bytes.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, part.len()) };
+        // Memory that is not taken back costs memory and nothing else.
+        #[cfg(unix)]
+        let _ = released;
+    }
 }

@@ -96,6 +96,6 @@ impl SafetensorsFiles {
             }
         };
         let bytes = &file.bytes[entry.bytes.clone()];
-        Ok(Stored { path: &file.path, name: name.to_owned(), shape: &entry.shape, dtype, bytes, rows: Rows::Plain })
+        Ok(Stored { file, name: name.to_owned(), shape: &entry.shape, dtype, bytes, rows: Rows::Plain })
     }
 }

@@ -1,12 +1,12 @@
 //! One tensor as it lies in the file, and its way to f32.
 
 use std::borrow::Cow;
-use std::path::Path;
 
 use candle_core::CpuStorage;
 use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
+use super::MappedFile;
 use crate::model::error::ModelError;
 
 /// Rows that are converted at a time, so that a tensor is never held twice in f32.
@@ -14,8 +14,8 @@ const ROWS_AT_ONCE: usize = 32;
 
 /// A tensor in a memory map: `rows × columns`, a vector being one row.
 pub(crate) struct Stored<'a> {
-    /// The file, for messages.
-    pub(crate) path: &'a Path,
+    /// The file.
+    pub(crate) file: &'a MappedFile,
     /// Its name in the file, for messages.
     pub(crate) name: String,
     /// Dimensions, outermost first.
@@ -84,6 +84,18 @@ impl Stored<'_> {
         self.decode(&self.bytes[row * row_bytes..(row + 1) * row_bytes], out)
     }
 
+    /// Lets the operating system take the tensor's memory back, since nobody will read it soon. It is the file's, so
+    /// nothing is lost; but as long as it is mapped it counts as this process's.
+    pub(crate) fn release(&self) {
+        self.file.release(self.bytes);
+    }
+
+    /// As [`release`](Self::release) for some rows.
+    pub(crate) fn release_rows(&self, first: usize, rows: usize) {
+        let row_bytes = self.bytes_of(self.dimensions().1);
+        self.file.release(&self.bytes[first * row_bytes..(first + rows) * row_bytes]);
+    }
+
     fn bytes_of(&self, numbers: usize) -> usize {
         numbers / self.dtype.block_size() * self.dtype.type_size()
     }
@@ -117,9 +129,12 @@ impl Stored<'_> {
                 match quantised.from_data(Cow::Borrowed(bytes)).dequantize(out.len()) {
                     Ok(CpuStorage::F32(values)) => out.copy_from_slice(&values),
                     Ok(_) => {
-                        return Err(ModelError::corrupt(self.path, format!("{quantised:?} did not decode to f32")));
+                        return Err(ModelError::corrupt(
+                            &self.file.path,
+                            format!("{quantised:?} did not decode to f32"),
+                        ));
                     }
-                    Err(error) => return Err(ModelError::corrupt(self.path, error.to_string())),
+                    Err(error) => return Err(ModelError::corrupt(&self.file.path, error.to_string())),
                 }
             }
         }
