@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use protocol::model::LinearShape;
 use protocol::model::synthetic::KnownModel;
 
+use crate::bench::linear::{Device, LinearOptions, Parameters};
 use crate::bench::step::StepOptions;
 use crate::config::{BackendChoice, Config};
 use crate::synth::SynthOptions;
@@ -142,8 +144,50 @@ pub enum Tool {
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
+    /// One encrypted product, as an owner and a worker do it
+    Linear(LinearArguments),
     /// Whole training steps, with real worker processes on this machine
     Step(StepArguments),
+}
+
+/// The arguments of `node bench linear`.
+#[derive(Args, Debug)]
+pub struct LinearArguments {
+    /// Rows of the weights
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count())]
+    pub d_in: usize,
+
+    /// Columns of the weights
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count())]
+    pub d_out: usize,
+
+    /// Rows of the product
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = count())]
+    pub tokens: usize,
+
+    /// Encryption: as the planner chooses, by a parameter set, or the published scheme (seconds for each token)
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = parameters())]
+    pub params: Parameters,
+
+    /// cpu, or cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+
+    /// Print one JSON object instead of lines for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<LinearArguments> for LinearOptions {
+    fn from(arguments: LinearArguments) -> Self {
+        let LinearArguments { d_in, d_out, tokens, params, device, json } = arguments;
+        Self { shape: LinearShape { d_in, d_out }, tokens, parameters: params, device, json }
+    }
+}
+
+/// The names of the parameters.
+fn parameters() -> impl TypedValueParser<Value = Parameters> {
+    PossibleValuesParser::new(Parameters::NAMES).try_map(|name| name.parse::<Parameters>())
 }
 
 /// The arguments of `node bench step`.

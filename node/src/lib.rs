@@ -26,6 +26,7 @@ use config::Config;
 /// Whatever stops it before its work is done; the message says what to do about it.
 pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.tool {
+        Some(Tool::Bench { what: Bench::Linear(linear) }) => bench::linear::run(&linear.into()),
         Some(Tool::Bench { what: Bench::Step(step) }) => block_on(bench::step::run(step.into())),
         Some(Tool::Synth(synth)) => block_on(synth::run(synth.into())),
         None => run_role(arguments),

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use protocol::he::{Planes, ProductTile};
 
-pub use speed::measure_speed;
+pub use speed::{measure_speed, product_seconds};
 pub use weights::{PackedLinear, PackedMatrix};
 
 /// Most bytes of a value.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use protocol::he::Planes;
 use protocol::model::{Direction, LinearShape};
 
-use super::{Kernel, PackedLinear, Product, Rows, tile_columns};
+use super::{Kernel, PackedLinear, Product, ProductError, Rows, tile_columns};
 
 /// Time that a measurement is given: enough for the clock to come up, short enough for a start-up.
 const BUDGET: Duration = Duration::from_millis(80);
@@ -33,23 +33,32 @@ pub fn measure_speed(kernel: &dyn Kernel) -> f64 {
     let weights = packed.along(Direction::Forward);
     let product = Product { weights, limbs: LIMBS, output_limbs: OUTPUT_LIMBS, rows: Rows::Body(&body) };
 
+    let seconds = product_seconds(kernel, &product, BUDGET).expect("operands that fit each other");
+    let macs = TOKENS * SHAPE.d_in * SHAPE.d_out;
+    macs as f64 / seconds
+}
+
+/// Median seconds of a product on all threads of the current rayon pool, its tiles dropped: over as many runs as fit
+/// `budget` after one that warms up, but at least three.
+///
+/// # Errors
+/// When the operands do not fit each other.
+pub fn product_seconds(kernel: &dyn Kernel, product: &Product<'_>, budget: Duration) -> Result<f64, ProductError> {
+    let columns = tile_columns(product.weights.outer());
     let run = || {
         let start = Instant::now();
-        kernel
-            .multiply(&product, tile_columns(SHAPE.d_out), &|tile| {
-                black_box(tile);
-                ControlFlow::Continue(())
-            })
-            .expect("operands that fit each other");
-        start.elapsed().as_secs_f64()
+        kernel.multiply(product, columns, &|tile| {
+            black_box(tile);
+            ControlFlow::Continue(())
+        })?;
+        Ok::<_, ProductError>(start.elapsed().as_secs_f64())
     };
     let start = Instant::now();
-    run();
+    run()?;
     let mut seconds = Vec::new();
-    while seconds.len() < 3 || start.elapsed() < BUDGET {
-        seconds.push(run());
+    while seconds.len() < 3 || start.elapsed() < budget {
+        seconds.push(run()?);
     }
     seconds.sort_by(f64::total_cmp);
-    let macs = TOKENS * SHAPE.d_in * SHAPE.d_out;
-    macs as f64 / seconds[seconds.len() / 2]
+    Ok(seconds[seconds.len() / 2])
 }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::AggregatorError;
 use super::adamw::{AdamW, AdamWConfig};
+use crate::trace;
 
 /// What one micro-batch contributes to its step.
 #[derive(Debug)]
@@ -101,6 +102,7 @@ impl Accumulation {
 
     /// Takes the step, once every micro-batch has arrived.
     pub(super) fn finish(&mut self) -> Result<StepSummary, AggregatorError> {
+        let _optimiser = tracing::debug_span!(target: trace::WORK, "optimiser").entered();
         self.waiting.clear();
         let Sum { loss, loss_tokens, gradients: sum } = std::mem::take(&mut self.sum);
         if loss_tokens == 0 {

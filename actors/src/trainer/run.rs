@@ -22,6 +22,7 @@ use super::{TrainError, TrainOutcome, TrainableModel, TrainerConfig};
 use crate::adapter;
 use crate::data::MicroBatch;
 use crate::lora::Draw;
+use crate::trace;
 
 /// A run under way.
 pub(super) struct Run {
@@ -80,6 +81,7 @@ impl Run {
 
     /// Takes step `step`, counted from 0.
     fn step(&self, step: usize, micro_batches: &[MicroBatch]) -> Result<(), TrainError> {
+        let _step = tracing::debug_span!(target: trace::FLIGHT, "step", step = step + 1).entered();
         let (started, traffic) = (Instant::now(), self.model.llama.traffic());
         let learning_rate = self.config.training.learning_rate_at(step);
         block_on(self.aggregator.send(BeginStep { micro_batches: micro_batches.len(), learning_rate }))??;
@@ -105,7 +107,8 @@ impl Run {
     }
 
     fn gradient(&self, index: usize, batch: &MicroBatch, draw: Draw) -> Result<MicroBatchGradient, TrainError> {
-        let (loss, gradients) = self.model.llama.gradient(batch, &self.model.adapters, draw)?;
+        let span = tracing::debug_span!(target: trace::WORK, "micro-batch", step = draw.step + 1, index);
+        let (loss, gradients) = span.in_scope(|| self.model.llama.gradient(batch, &self.model.adapters, draw))?;
         Ok(MicroBatchGradient { index, loss, loss_tokens: batch.loss_tokens(), gradients })
     }
 
@@ -121,11 +124,13 @@ impl Run {
             return Ok(None);
         }
         let started = Instant::now();
+        let _evaluation = tracing::debug_span!(target: trace::FLIGHT, "evaluation", step).entered();
         self.tell(TrainEvent::EvaluationStarted { step, micro_batches: count });
         let losses = in_flight(count, self.config.training.in_flight, |index| {
             if self.stopping() {
                 return Ok(None);
             }
+            let _batch = tracing::debug_span!(target: trace::WORK, "evaluated micro-batch", index).entered();
             let adapters = Some(&self.model.adapters);
             Ok::<_, TrainError>(Some(self.model.llama.evaluate(&batches[index], adapters)?))
         })?;

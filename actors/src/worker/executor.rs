@@ -137,8 +137,8 @@ fn compute(kernel: &dyn Kernel, job: &Job) -> Result<(), Refusal> {
     kernel.multiply(&product, tile_columns(outer), &send).map_err(|error| Refusal::Malformed(error.to_string()))
 }
 
-/// The mask columns of all features.
-fn expand_masks(seed: &MaskSeed, domain: &MaskDomain, features: usize) -> Vec<u8> {
+/// The mask columns of all features, as the kernels take them ([`Rows::Masks`]).
+pub fn expand_masks(seed: &MaskSeed, domain: &MaskDomain, features: usize) -> Vec<u8> {
     let _span = tracing::info_span!(target: WORK, "expand masks", linear = %domain.linear, features).entered();
     let mut keystream = vec![0; features * domain.column_bytes()];
     keystream.par_chunks_mut(COLUMNS_PER_TASK * domain.column_bytes()).enumerate().for_each(|(task, bytes)| {

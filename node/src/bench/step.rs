@@ -11,6 +11,7 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use serde_json::json;
 
+use super::median;
 use crate::config::{BackendChoice, Config};
 use crate::local::{LocalRun, write};
 use crate::report::{Report, TimeBreakdown, WorkerReport};
@@ -160,16 +161,6 @@ fn figures(options: &StepOptions, report: Report) -> anyhow::Result<StepFigures>
     })
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        count if count % 2 == 1 => sorted[count / 2],
-        count => (sorted[count / 2 - 1] + sorted[count / 2]) / 2.0,
-    }
-}
-
 fn lines(figures: &StepFigures) -> Vec<String> {
     let every: Vec<String> = figures.step_seconds.iter().map(|seconds| format!("{seconds:.2}")).collect();
     let sets = figures.parameter_sets.join(", ");
@@ -239,12 +230,6 @@ mod tests {
         };
         assert!(refused(|options| options.sequence = 300).contains("--sequence 300"));
         assert!(refused(|options| options.micro_batches = 3).contains("--micro-batches 3"));
-    }
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
     }
 
     #[test]
