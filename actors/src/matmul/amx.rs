@@ -3,7 +3,8 @@
 //! Stable Rust has no AMX intrinsics, so the instructions stand in inline assembly. The kernel of the operating system
 //! gives a process the tile registers when it asks for them ([`Amx::detect`]); a task loads their shapes when it begins
 //! and releases them when it ends ([`Micro::task`]), so that a thread which does not multiply has no tile state to
-//! save. Exactness was tested under Bochs 3.0 (its `sapphire_rapids`, Linux 6.1) beside processors that have AMX.
+//! save. Exactness was shown under
+//! Bochs 3.0 (its `sapphire_rapids`, Linux 6.12).
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};

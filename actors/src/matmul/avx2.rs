@@ -23,7 +23,8 @@ impl Micro for Avx2 {
     type Encoding = Pairs;
     const LANES: usize = 6;
     const COLUMNS: usize = HALF;
-    const INNER_BLOCKS: usize = 8;
+    // 24 KiB of widened weights.
+    const INNER_BLOCKS: usize = 12;
 
     fn prepare<'a>(&self, packed: &'a [Line], half: usize, scratch: &'a mut Vec<Line>) -> &'a [Line] {
         // SAFETY: `self` exists only where AVX2 was detected.

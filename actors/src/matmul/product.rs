@@ -266,6 +266,10 @@ fn write<V: Value>(values: &Values<V>, limbs: usize, output: &mut Output<'_>, st
     for (limb, plane) in output.iter_mut().enumerate() {
         let shift = dropped + 8 * limb as u32;
         let bytes = values.map(|value| value.rounded_byte(half, shift));
-        plane[start..start + width].copy_from_slice(&bytes[..width]);
+        let run = &mut plane[start..start + width];
+        match <&mut [u8; HALF]>::try_from(&mut *run) {
+            Ok(whole) => *whole = bytes,
+            Err(_) => run.copy_from_slice(&bytes[..width]),
+        }
     }
 }
