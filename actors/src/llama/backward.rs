@@ -60,7 +60,8 @@ impl<'a> Backward<'a> {
             return Ok(None);
         }
         let norm = Norm::PostAttention(layer);
-        let Some(gradient) = self.into_norm(at(Group::GateUp), norm, &middle, &gradient, both, &lows.gate_up)? else {
+        let Some(gradient) = self.through_norm(at(Group::GateUp), norm, &middle, &gradient, both, &lows.gate_up)?
+        else {
             return Ok(None);
         };
         drop(middle);
@@ -68,7 +69,7 @@ impl<'a> Backward<'a> {
         let Some(dout) = self.output(at(Group::O), &gradient, &attended.rows, &lows.o)? else { return Ok(None) };
         self.pass.attention.backward(&mut qkv, &attended, &dout);
         drop((attended, dout));
-        self.into_norm(at(Group::Qkv), Norm::Input(layer), &input, &gradient, qkv, &lows.qkv)
+        self.through_norm(at(Group::Qkv), Norm::Input(layer), &input, &gradient, qkv, &lows.qkv)
     }
 
     /// Through the down projection and the gates: `both` is replaced by its gradient. `false` where nothing below is
@@ -109,7 +110,7 @@ impl<'a> Backward<'a> {
 
     /// Through a group that reads the stream behind a norm: from the gradient of its output, and of the stream that
     /// went past it, to that of the stream before.
-    fn into_norm(
+    fn through_norm(
         &mut self,
         linear: LinearId,
         norm: Norm,

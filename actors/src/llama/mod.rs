@@ -3,7 +3,7 @@
 //! Embeddings, norms, rotary positions, attention, gates, adapters and the loss are computed here; the four base
 //! products of a layer are asked of a [`LinearBackend`], forward and backward. The way back is written out, not left
 //! to automatic differentiation: a graph would keep each operation's result, and a model of a billion parameters has
-//! a gigabyte of them that follow from others (see [`tape`]).
+//! a gigabyte of them that follow from others.
 
 mod backward;
 mod gemm;

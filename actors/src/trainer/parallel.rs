@@ -4,9 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// candle walks its graph by recursion, a few frames for each operation of each layer.
-const STACK_BYTES: usize = 64 << 20;
-
 /// Runs `work` on `0 .. count`, at most `threads` at once; results are in order. After an error nothing new begins,
 /// and the first one that happened is returned.
 pub(super) fn in_flight<T: Send, E: Send + From<std::io::Error>>(
@@ -32,7 +29,7 @@ pub(super) fn in_flight<T: Send, E: Send + From<std::io::Error>>(
     };
     thread::scope(|scope| {
         for n in 0..threads.min(count) {
-            let thread = thread::Builder::new().name(format!("micro-batch-{n}")).stack_size(STACK_BYTES);
+            let thread = thread::Builder::new().name(format!("micro-batch-{n}"));
             if let Err(error) = thread.spawn_scoped(scope, run) {
                 failed.store(true, Ordering::Relaxed);
                 return Err(E::from(error));
