@@ -21,8 +21,13 @@ const DEPTH: usize = 256;
 const PANELS_AT_ONCE: usize = 16;
 /// Rows of the left operand that meet all of these while they are in the first-level cache.
 const ROWS: usize = 24;
-/// Up to so many rows of the left operand, gathering a panel takes longer than it saves.
+/// Up to so many rows of the left operand, gathering a panel takes longer than it saves, if the right operand is dense.
 const FEW: usize = 48;
+/// From a row to the next of what is dense. Rows farther apart each lie on a page of their own, and often compete for
+/// the same places in the cache: they are better visited once.
+const DENSE: usize = 128;
+/// Rows of a tile that is two registers wide: with no more, nothing is visited twice.
+const TILE: usize = 6;
 
 /// One row of a panel.
 #[derive(Clone, Copy)]
@@ -47,7 +52,8 @@ pub(super) fn multiply(out: MatrixMut<'_>, keep: bool, scale: f32, left: Matrix<
             let depth = DEPTH.min(left.columns - first);
             for first_column in (0..out.columns).step_by(PANELS_AT_ONCE * COLUMNS) {
                 let end = out.columns.min(first_column + PANELS_AT_ONCE * COLUMNS);
-                let few = right.column_stride == 1 && out.rows <= FEW;
+                let most = if right.row_stride <= DENSE { FEW } else { TILE };
+                let few = right.column_stride == 1 && out.rows <= most;
                 for (column, panel) in (first_column..end).step_by(COLUMNS).zip(panels.chunks_exact_mut(DEPTH)) {
                     let columns = COLUMNS.min(end - column);
                     if !few || columns < COLUMNS {
@@ -195,10 +201,10 @@ impl Strip {
     unsafe fn run(mut self, rows: usize) {
         let mut left = rows;
         if self.columns > 8 {
-            while left >= 6 {
-                // SAFETY: as this function's; there are six rows more.
-                unsafe { self.tile::<6, 2>() };
-                left -= 6;
+            while left >= TILE {
+                // SAFETY: as this function's; there are so many rows more.
+                unsafe { self.tile::<TILE, 2>() };
+                left -= TILE;
             }
             // SAFETY: as this function's; there are `left` rows more.
             unsafe {

@@ -176,8 +176,13 @@ impl Adapter<'_> {
             let features = out.len() / rank;
             let dy = Matrix::strided(&dy[first..], tokens, features, d_out);
             let low = Matrix::strided(&low[index * rank..], tokens, rank, width);
-            let out = MatrixMut::new(out, features, rank);
-            multiply(out, Before::Replaced, self.scaling, dy.transposed(), low, Threads::One);
+            // By rows of the rank: a row of `dy` is read once and whole, and what comes out is small.
+            let mut turned = Buffer::scratch(out.len());
+            let to = MatrixMut::new(&mut turned, rank, features);
+            multiply(to, Before::Replaced, self.scaling, low.transposed(), dy, Threads::One);
+            for (feature, out) in out.chunks_exact_mut(rank).enumerate() {
+                out.iter_mut().zip(turned[feature..].iter().step_by(features)).for_each(|(to, from)| *to = *from);
+            }
         });
         gradient
     }

@@ -1,6 +1,6 @@
 //! Causal attention over grouped heads with rotary positions, from the fused projections to the heads' outputs.
 //!
-//! Its input, `q | k | v` of each token, is what the worker's product gives, and heads are read out of it by stride.
+//! Its input, `q | k | v` of each token, is what the worker's product gives; each head's part is copied out of it.
 //! Queries and keys are turned to their positions where they lie. Probabilities are computed in blocks of queries and
 //! never kept, only the logarithm of each query's sum: the backward pass computes them again from it, so memory stays
 //! linear in the sequence's length. A block of queries only looks at keys up to its end, which saves almost half of
@@ -44,13 +44,34 @@ pub(crate) struct Attended {
     pub(crate) log_sums: Buffer,
 }
 
-/// The part of the turned input that one query head of one sequence sees, rows apart by `stride`.
-#[derive(Clone, Copy)]
-struct HeadView<'a> {
-    queries: &'a [f32],
-    keys: &'a [f32],
-    values: &'a [f32],
-    stride: usize,
+/// The part of the turned input that one query head of one sequence sees, copied side by side: in the input each row
+/// lies on another page of memory.
+struct Head {
+    /// `length × head_dim`, like the next two.
+    queries: Buffer,
+    keys: Buffer,
+    values: Buffer,
+    /// `head_dim × length`.
+    turned_keys: Buffer,
+}
+
+/// Rows of `width` values, which begin `stride` apart, one after the other.
+fn gathered(from: &[f32], stride: usize, rows: usize, width: usize) -> Buffer {
+    let mut to = Buffer::scratch(rows * width);
+    for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
+        to.copy_from_slice(&from[..width]);
+    }
+    to
+}
+
+/// The transpose of a matrix of `width` columns.
+fn transposed(from: &[f32], width: usize) -> Buffer {
+    let rows = from.len() / width;
+    let mut to = Buffer::scratch(from.len());
+    for (column, to) in to.chunks_exact_mut(rows).enumerate() {
+        to.iter_mut().zip(from[column..].iter().step_by(width)).for_each(|(to, from)| *to = *from);
+    }
+    to
 }
 
 impl CausalAttention {
@@ -77,33 +98,31 @@ impl CausalAttention {
         }
     }
 
-    fn view<'a>(&self, qkv: &'a [f32], sequence: usize, head: usize) -> HeadView<'a> {
+    fn head(&self, qkv: &[f32], sequence: usize, head: usize) -> Head {
         let (d, kv_head) = (self.head_dim, head / self.sharing());
         let rows = &qkv[sequence * self.length * self.width()..];
-        HeadView {
-            queries: &rows[head * d..],
-            keys: &rows[(self.heads + kv_head) * d..],
-            values: &rows[(self.heads + self.kv_heads + kv_head) * d..],
-            stride: self.width(),
-        }
+        let part = |head: usize| gathered(&rows[head * d..], self.width(), self.length, d);
+        let keys = part(self.heads + kv_head);
+        let turned_keys = transposed(&keys, d);
+        Head { queries: part(head), keys, values: part(self.heads + self.kv_heads + kv_head), turned_keys }
     }
 
     /// Scores of the queries `start .. end` with the keys `0 .. end`, row-major.
-    fn scores(&self, view: HeadView<'_>, start: usize, end: usize, out: &mut [f32]) {
+    fn scores(&self, head: &Head, start: usize, end: usize, out: &mut [f32]) {
         let d = self.head_dim;
-        let queries = Matrix::strided(&view.queries[start * view.stride..], end - start, d, view.stride);
-        let keys = Matrix::strided(view.keys, end, d, view.stride).transposed();
+        let queries = Matrix::new(&head.queries[start * d..], end - start, d);
+        let keys = Matrix::strided(&head.turned_keys, d, end, self.length);
         let out = MatrixMut::new(out, end - start, end);
         multiply(out, Before::Replaced, self.scale(), queries, keys, Threads::One);
     }
 
     /// One head's output, `length × head_dim`, and the logarithms of its queries' sums.
-    fn head_forward(&self, view: HeadView<'_>, out: &mut [f32], log_sums: &mut [f32]) {
+    fn head_forward(&self, head: &Head, out: &mut [f32], log_sums: &mut [f32]) {
         let d = self.head_dim;
         let mut scores = Buffer::scratch(BLOCK.min(self.length) * self.length);
         for start in (0..self.length).step_by(BLOCK) {
             let end = (start + BLOCK).min(self.length);
-            self.scores(view, start, end, &mut scores);
+            self.scores(head, start, end, &mut scores);
             let mut inverses = [0.0; BLOCK];
             for ((row, query), inverse) in scores.chunks_exact_mut(end).zip(start..end).zip(&mut inverses) {
                 let (seen, later) = row.split_at_mut(query + 1);
@@ -115,7 +134,7 @@ impl CausalAttention {
             }
             let seen = Matrix::new(&scores, end - start, end);
             let out = &mut out[start * d..end * d];
-            let values = Matrix::strided(view.values, end, d, view.stride);
+            let values = Matrix::new(&head.values, end, d);
             multiply(MatrixMut::new(out, end - start, d), Before::Replaced, 1.0, seen, values, Threads::One);
             out.chunks_exact_mut(d).zip(inverses).for_each(|(row, inverse)| scale(row, inverse));
         }
@@ -123,7 +142,7 @@ impl CausalAttention {
 
     /// Gradients of one head's queries, keys and values, each `length × head_dim`, one after the other. `out` and
     /// `dout` are its output and the gradient of that, rows apart by `heads·head_dim`.
-    fn head_backward(&self, view: HeadView<'_>, log_sums: &[f32], out: &[f32], dout: &[f32], gradients: &mut [f32]) {
+    fn head_backward(&self, head: &Head, log_sums: &[f32], out: &[f32], dout: &[f32], gradients: &mut [f32]) {
         let (d, stride) = (self.head_dim, self.heads * self.head_dim);
         let (dq, rest) = gradients.split_at_mut(self.length * d);
         let (dk, dv) = rest.split_at_mut(self.length * d);
@@ -131,12 +150,14 @@ impl CausalAttention {
         dv.fill(0.0);
         let largest = BLOCK.min(self.length) * self.length;
         let (mut probabilities, mut dscores) = (Buffer::scratch(largest), Buffer::scratch(largest));
+        let (out, dout) = (gathered(out, stride, self.length, d), gathered(dout, stride, self.length, d));
+        let turned_values = transposed(&head.values, d);
         for start in (0..self.length).step_by(BLOCK) {
             let end = (start + BLOCK).min(self.length);
             let rows = end - start;
-            self.scores(view, start, end, &mut probabilities);
-            let of_block = Matrix::strided(&dout[start * stride..], rows, d, stride);
-            let values = Matrix::strided(view.values, end, d, view.stride).transposed();
+            self.scores(head, start, end, &mut probabilities);
+            let of_block = Matrix::new(&dout[start * d..], rows, d);
+            let values = Matrix::strided(&turned_values, d, end, self.length);
             let block = MatrixMut::new(&mut dscores, rows, end);
             multiply(block, Before::Replaced, 1.0, of_block, values, Threads::One);
             let pairs = probabilities.chunks_exact_mut(end).zip(dscores.chunks_exact_mut(end));
@@ -144,7 +165,7 @@ impl CausalAttention {
                 let (seen, later) = probabilities.split_at_mut(query + 1);
                 exp_row(seen, log_sums[query]);
                 later.fill(0.0);
-                let row = query * stride..query * stride + d;
+                let row = query * d..(query + 1) * d;
                 let mean = dot(&out[row.clone()], &dout[row]);
                 through_softmax(probabilities, mean, self.scale(), dscores);
             }
@@ -152,8 +173,8 @@ impl CausalAttention {
             let block = MatrixMut::new(&mut dv[..end * d], end, d);
             multiply(block, Before::Kept, 1.0, seen.transposed(), of_block, Threads::One);
             let dscores = Matrix::new(&dscores, rows, end);
-            let keys = Matrix::strided(view.keys, end, d, view.stride);
-            let queries = Matrix::strided(&view.queries[start * view.stride..], rows, d, view.stride);
+            let keys = Matrix::new(&head.keys, end, d);
+            let queries = Matrix::new(&head.queries[start * d..], rows, d);
             let block = MatrixMut::new(&mut dq[start * d..end * d], rows, d);
             multiply(block, Before::Replaced, 1.0, dscores, keys, Threads::One);
             let block = MatrixMut::new(&mut dk[..end * d], end, d);
@@ -169,7 +190,7 @@ impl CausalAttention {
         let mut by_head = Buffer::scratch(tokens * width);
         let tasks = by_head.par_chunks_mut(part).zip(log_sums.par_chunks_mut(self.length)).enumerate();
         tasks.with_max_len(1).for_each(|(task, (out, log_sums))| {
-            self.head_forward(self.view(qkv, task / self.heads, task % self.heads), out, log_sums);
+            self.head_forward(&self.head(qkv, task / self.heads, task % self.heads), out, log_sums);
         });
         let mut rows = Buffer::scratch(tokens * width);
         rows.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(token, row)| {
@@ -190,8 +211,8 @@ impl CausalAttention {
             let (sequence, head) = (task / self.heads, task % self.heads);
             let first = sequence * self.length * self.heads * d + head * d;
             let log_sums = &attended.log_sums[task * self.length..(task + 1) * self.length];
-            let view = self.view(qkv, sequence, head);
-            self.head_backward(view, log_sums, &attended.rows[first..], &dout[first..], gradients);
+            let head = self.head(qkv, sequence, head);
+            self.head_backward(&head, log_sums, &attended.rows[first..], &dout[first..], gradients);
         });
         qkv.par_chunks_mut(self.width()).with_min_len(16).enumerate().for_each(|(token, row)| {
             let (sequence, position) = (token / self.length, token % self.length);
