@@ -11,7 +11,7 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 
 use super::digits::Quads;
 use super::lines::Line;
-use super::micro::{Micro, checked_lines};
+use super::micro::{Loops, Micro, checked_lines};
 use super::vnni::with_avx512;
 use super::weights::PANEL;
 
@@ -134,16 +134,16 @@ impl Micro for Amx {
         }
     }
 
-    fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
+    fn vectorised<W: Loops>(&self, loops: W) -> W::Output {
         // SAFETY: `self` exists only where AVX-512F and BW were detected.
-        unsafe { with_avx512(work) }
+        unsafe { with_avx512(loops) }
     }
 
-    fn task<R>(&self, work: impl FnOnce() -> R) -> R {
+    fn task<W: Loops>(&self, loops: W) -> W::Output {
         // SAFETY: `self` exists only where AMX may be used. No work of a task is handed to other threads or waits for
         // them, so no other task runs on this thread before the tiles are released.
         let _tiles = unsafe { Tiles::load() };
-        self.vectorised(work)
+        self.vectorised(loops)
     }
 
     fn register_loop(&self, passes: u64) -> Option<u64> {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::digits::Pairs;
 use super::lines::Line;
-use super::micro::{Micro, checked_lines, widen_half};
+use super::micro::{Loops, Micro, checked_lines, widen_half};
 use super::weights::HALF;
 
 /// Six rows by sixteen columns: twelve accumulators of the sixteen registers. A step is two inner elements,
@@ -38,9 +38,9 @@ impl Micro for Avx2 {
         unsafe { multiply(digits.as_ptr().cast(), weights.as_ptr().cast(), lines, sums.as_mut_ptr().cast()) }
     }
 
-    fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
+    fn vectorised<W: Loops>(&self, loops: W) -> W::Output {
         // SAFETY: `self` exists only where AVX2 was detected.
-        unsafe { with_avx2(work) }
+        unsafe { with_avx2(loops) }
     }
 
     fn register_loop(&self, passes: u64) -> Option<u64> {
@@ -51,10 +51,10 @@ impl Micro for Avx2 {
     }
 }
 
-/// Calls `work` from a function for which AVX2 is enabled.
+/// Runs loops in a function for which AVX2 is enabled.
 #[target_feature(enable = "avx2")]
-fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
+fn with_avx2<W: Loops>(loops: W) -> W::Output {
+    loops.run()
 }
 
 /// # Safety

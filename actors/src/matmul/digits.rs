@@ -11,7 +11,7 @@ use protocol::he::Planes;
 use rayon::prelude::*;
 
 use super::lines::{LINE_WORDS, Line, Pool, Pooled, at_least};
-use super::micro::Micro;
+use super::micro::{Loops, Micro};
 use super::weights::BLOCK;
 use super::{MAX_LIMBS, Rows};
 
@@ -124,7 +124,7 @@ impl<'a, M: Micro> Operand<'a, M> {
         let used = at_least(&mut lines, rows.count().div_ceil(M::LANES) * panel_lines, Line::ZERO);
         match rows {
             Rows::Body(body) => used.par_chunks_mut(panel_lines.max(1)).enumerate().for_each(|(panel, lines)| {
-                micro.vectorised(|| body_panel::<M>(body, panel, lines));
+                micro.vectorised(BodyPanel::<M> { body, panel, lines, micro: PhantomData });
             }),
             Rows::Masks { keystream, rows } => {
                 // Whole panels that fill whole strips, so that a cache line of the keystream is read once.
@@ -132,7 +132,7 @@ impl<'a, M: Micro> Operand<'a, M> {
                 let mask = Mask { keystream, limbs, rows, inner };
                 used.par_chunks_mut((panels * panel_lines).max(1)).enumerate().for_each(|(task, lines)| {
                     let first = task * panels * M::LANES;
-                    micro.vectorised(|| mask_panels::<M>(&mask, first, lines));
+                    micro.vectorised(MaskPanels::<M> { mask: &mask, first, lines, micro: PhantomData });
                 });
             }
         }
@@ -169,23 +169,35 @@ fn put_row<M: Micro>(limbs: &[LimbBlock], blocks: usize, block: usize, lane: usi
 }
 
 /// Packs one row panel of a body.
-#[inline(always)]
-fn body_panel<M: Micro>(body: &Planes, panel: usize, lines: &mut [Line]) {
-    let (limbs, inner) = (body.limbs(), body.columns());
-    let blocks = inner.div_ceil(BLOCK);
-    let first = panel * M::LANES;
-    let mut bytes = [[0; BLOCK]; MAX_LIMBS];
-    for row in first..(first + M::LANES).min(body.rows()) {
-        for block in 0..blocks {
-            let run = row * inner + block * BLOCK..row * inner + ((block + 1) * BLOCK).min(inner);
-            for (limb, bytes) in bytes[..limbs].iter_mut().enumerate() {
-                let run = &body.plane(limb)[run.clone()];
-                match <&LimbBlock>::try_from(run) {
-                    Ok(whole) => *bytes = *whole,
-                    Err(_) => bytes[..run.len()].copy_from_slice(run),
+struct BodyPanel<'a, M> {
+    body: &'a Planes,
+    panel: usize,
+    lines: &'a mut [Line],
+    micro: PhantomData<M>,
+}
+
+impl<M: Micro> Loops for BodyPanel<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { body, panel, lines, .. } = self;
+        let (limbs, inner) = (body.limbs(), body.columns());
+        let blocks = inner.div_ceil(BLOCK);
+        let first = panel * M::LANES;
+        let mut bytes = [[0; BLOCK]; MAX_LIMBS];
+        for row in first..(first + M::LANES).min(body.rows()) {
+            for block in 0..blocks {
+                let run = row * inner + block * BLOCK..row * inner + ((block + 1) * BLOCK).min(inner);
+                for (limb, bytes) in bytes[..limbs].iter_mut().enumerate() {
+                    let run = &body.plane(limb)[run.clone()];
+                    match <&LimbBlock>::try_from(run) {
+                        Ok(whole) => *bytes = *whole,
+                        Err(_) => bytes[..run.len()].copy_from_slice(run),
+                    }
                 }
+                put_row::<M>(&bytes[..limbs], blocks, block, row - first, lines);
             }
-            put_row::<M>(&bytes[..limbs], blocks, block, row - first, lines);
         }
     }
 }
@@ -215,29 +227,42 @@ impl Mask<'_> {
 }
 
 /// Packs some row panels of a mask, from row `first` on.
-#[inline(always)]
-fn mask_panels<M: Micro>(mask: &Mask<'_>, first: usize, lines: &mut [Line]) {
-    let blocks = mask.inner.div_ceil(BLOCK);
-    let panel_lines = M::Encoding::digits(mask.limbs) * blocks * M::Encoding::LINES * M::LANES;
-    let last = (first + lines.len() / panel_lines * M::LANES).min(mask.rows);
-    // Limbs of a strip's rows, as they would stand in planes.
-    let mut strip = [[[0; BLOCK]; MAX_LIMBS]; STRIP];
-    for block in 0..blocks {
-        for start in (first..last).step_by(STRIP) {
-            let count = (last - start).min(STRIP);
-            for limb in 0..mask.limbs {
-                for feature in (0..BLOCK).step_by(SQUARE) {
-                    for row in (0..count).step_by(SQUARE) {
-                        let square = std::array::from_fn(|i| mask.run(block * BLOCK + feature + i, limb, start + row));
-                        for (bytes, row) in transpose(square).iter().zip(&mut strip[row..row + SQUARE]) {
-                            row[limb][feature..feature + SQUARE].copy_from_slice(bytes);
+struct MaskPanels<'a, M> {
+    mask: &'a Mask<'a>,
+    first: usize,
+    lines: &'a mut [Line],
+    micro: PhantomData<M>,
+}
+
+impl<M: Micro> Loops for MaskPanels<'_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { mask, first, lines, .. } = self;
+        let blocks = mask.inner.div_ceil(BLOCK);
+        let panel_lines = M::Encoding::digits(mask.limbs) * blocks * M::Encoding::LINES * M::LANES;
+        let last = (first + lines.len() / panel_lines * M::LANES).min(mask.rows);
+        // Limbs of a strip's rows, as they would stand in planes.
+        let mut strip = [[[0; BLOCK]; MAX_LIMBS]; STRIP];
+        for block in 0..blocks {
+            for start in (first..last).step_by(STRIP) {
+                let count = (last - start).min(STRIP);
+                for limb in 0..mask.limbs {
+                    for feature in (0..BLOCK).step_by(SQUARE) {
+                        for row in (0..count).step_by(SQUARE) {
+                            let square =
+                                std::array::from_fn(|i| mask.run(block * BLOCK + feature + i, limb, start + row));
+                            for (bytes, row) in transpose(square).iter().zip(&mut strip[row..row + SQUARE]) {
+                                row[limb][feature..feature + SQUARE].copy_from_slice(bytes);
+                            }
                         }
                     }
                 }
-            }
-            for (row, bytes) in (start - first..).zip(&strip[..count]) {
-                let panel = &mut lines[row / M::LANES * panel_lines..][..panel_lines];
-                put_row::<M>(&bytes[..mask.limbs], blocks, block, row % M::LANES, panel);
+                for (row, bytes) in (start - first..).zip(&strip[..count]) {
+                    let panel = &mut lines[row / M::LANES * panel_lines..][..panel_lines];
+                    put_row::<M>(&bytes[..mask.limbs], blocks, block, row % M::LANES, panel);
+                }
             }
         }
     }

@@ -4,6 +4,15 @@ use super::digits::{Encoding, Pairs};
 use super::lines::Line;
 use super::weights::{BLOCK_LINES, HALF, PANEL};
 
+/// Plain loops, to be compiled for the instructions of a register block. A closure would be called, not inlined.
+pub(crate) trait Loops {
+    /// What they give.
+    type Output;
+
+    /// Runs them. To be `#[inline(always)]`, with all that it calls and that is to be compiled so.
+    fn run(self) -> Self::Output;
+}
+
 /// A register block: `LANES` rows of one digit times `COLUMNS` columns of weights.
 ///
 /// A value of an implementing type is proof that the CPU has the instructions that it uses.
@@ -31,15 +40,15 @@ pub(crate) trait Micro: Send + Sync + 'static {
     /// If the slices do not hold the same number of lines, or `sums` is not `LANES × COLUMNS`.
     fn multiply(&self, digits: &[Line], weights: &[Line], rows: usize, sums: &mut [Line]);
 
-    /// Runs `work`, compiled for the instructions of this block where it can be inlined: the plain loops around the
-    /// block are vectorised as widely as the block itself.
-    fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
-        work()
+    /// Runs loops compiled for the instructions of this block: the plain loops around the block are vectorised as widely
+    /// as the block itself.
+    fn vectorised<W: Loops>(&self, loops: W) -> W::Output {
+        loops.run()
     }
 
     /// [`Self::vectorised`], with the processor's state set up for [`Self::multiply`].
-    fn task<R>(&self, work: impl FnOnce() -> R) -> R {
-        self.vectorised(work)
+    fn task<W: Loops>(&self, loops: W) -> W::Output {
+        self.vectorised(loops)
     }
 
     /// Runs the multiply instruction `passes` times some number, on registers alone; returns the integer operations

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use super::digits::{Encoding, Operand};
 use super::lines::{Line, Pool, at_least};
-use super::micro::Micro;
+use super::micro::{Loops, Micro};
 use super::weights::{HALF, PANEL, PackedMatrix};
 use super::{Kernel, Product, ProductError, TileSink};
 
@@ -68,7 +68,7 @@ impl<M: Micro> Kernel for Cpu<M> {
     fn peak_ops(&self) -> Option<f64> {
         let time = || {
             let start = Instant::now();
-            let operations = self.micro.task(|| self.micro.register_loop(PEAK_PASSES))?;
+            let operations = self.micro.task(RegisterLoop(&self.micro))?;
             Some(operations as f64 / start.elapsed().as_secs_f64())
         };
         let best = || (0..PEAK_TIMINGS).map(|_| time()).try_fold(0.0, |best: f64, speed| Some(best.max(speed?)));
@@ -184,24 +184,43 @@ impl<M: Micro> Cpu<M> {
             |scratch, (task, mut output)| {
                 if !work.stopped.load(Ordering::Relaxed) {
                     let rows = task * TASK_ROWS..((task + 1) * TASK_ROWS).min(rows);
-                    self.micro.task(|| self.block(work, rows, columns.clone(), scratch, &mut output));
+                    let columns = columns.clone();
+                    self.micro.task(Task { micro: &self.micro, work, rows, columns, scratch, output: &mut output });
                 }
             },
         );
         // What a stopped task did not write is of earlier use.
         (!work.stopped.load(Ordering::Relaxed)).then_some(planes)
     }
+}
 
-    /// One task: some rows times some columns, written to the output's planes.
+/// The loop that measures a peak.
+struct RegisterLoop<'a, M>(&'a M);
+
+impl<M: Micro> Loops for RegisterLoop<'_, M> {
+    type Output = Option<u64>;
+
+    fn run(self) -> Self::Output {
+        self.0.register_loop(PEAK_PASSES)
+    }
+}
+
+/// Some rows times some columns, written to the output's planes.
+struct Task<'a, 'o, M, V> {
+    micro: &'a M,
+    work: &'a Work<'a, M>,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    scratch: &'a mut Scratch<V>,
+    output: &'a mut Output<'o>,
+}
+
+impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
+    type Output = ();
+
     #[inline(always)]
-    fn block<V: Value>(
-        &self,
-        work: &Work<'_, M>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        scratch: &mut Scratch<V>,
-        output: &mut Output<'_>,
-    ) {
+    fn run(self) {
+        let Self { micro, work, rows, columns, scratch, output } = self;
         let digits = M::Encoding::digits(work.limbs);
         let panels = rows.start / M::LANES..rows.end.div_ceil(M::LANES);
         let halves = M::COLUMNS / HALF;
@@ -222,13 +241,13 @@ impl<M: Micro> Cpu<M> {
                 for block in 0..strip_blocks {
                     let first = strip + block * M::COLUMNS;
                     let packed = work.weights.panel(first / PANEL, inner.clone());
-                    let prepared = self.micro.prepare(packed, first / HALF % 2, &mut scratch.weights);
+                    let prepared = micro.prepare(packed, first / HALF % 2, &mut scratch.weights);
                     for panel in panels.clone() {
                         let first_row = panel * M::LANES;
                         let panel_rows = (rows.end - first_row).min(M::LANES);
                         for (digit, sums) in sums.chunks_exact_mut(M::LANES * halves).enumerate() {
                             let group = work.operand.group(panel, digit, inner.clone());
-                            self.micro.multiply(group, prepared, panel_rows, sums);
+                            micro.multiply(group, prepared, panel_rows, sums);
                         }
                         for index in 0..panel_rows * halves {
                             let (row, half) = (index / halves, index % halves);

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use super::digits::Quads;
 use super::lines::Line;
-use super::micro::{Micro, checked_lines};
+use super::micro::{Loops, Micro, checked_lines};
 use super::weights::{HALF, PANEL};
 
 /// Twelve limb rows by thirty-two columns: 24 accumulators of the 32 registers. A step is four inner elements of one
@@ -39,9 +39,9 @@ impl Micro for Vnni {
         unsafe { multiply(digits.as_ptr().cast(), weights.as_ptr().cast(), lines, sums.as_mut_ptr().cast()) }
     }
 
-    fn vectorised<R>(&self, work: impl FnOnce() -> R) -> R {
+    fn vectorised<W: Loops>(&self, loops: W) -> W::Output {
         // SAFETY: `self` exists only where AVX-512F and BW were detected.
-        unsafe { with_avx512(work) }
+        unsafe { with_avx512(loops) }
     }
 
     fn register_loop(&self, passes: u64) -> Option<u64> {
@@ -52,10 +52,10 @@ impl Micro for Vnni {
     }
 }
 
-/// Calls `work` from a function for which AVX-512 is enabled.
+/// Runs loops in a function for which AVX-512 is enabled.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(crate) fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
-    work()
+pub(crate) fn with_avx512<W: Loops>(loops: W) -> W::Output {
+    loops.run()
 }
 
 /// # Safety
