@@ -20,7 +20,7 @@ use super::digits::{Encoding, Operand};
 use super::lines::{Line, Pool, at_least};
 use super::micro::{Loops, Micro};
 use super::weights::{HALF, PANEL, PackedMatrix};
-use super::{Kernel, Product, ProductError, TileSink};
+use super::{Kernel, MAX_LIMBS, Product, ProductError, TileSink};
 
 /// Rows of a task: a multiple of every kernel's rows to a panel, and enough that fetching and preparing the weights is
 /// about 1 % of multiplying by them.
@@ -234,40 +234,47 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
         for strip in columns.clone().step_by(STRIP_COLUMNS) {
             let strip_columns = strip..(strip + STRIP_COLUMNS).min(columns.end);
             let strip_blocks = strip_columns.len().div_ceil(M::COLUMNS);
-            let waiting = if passes > 1 { panels.len() * M::LANES * halves } else { 0 };
-            let values = at_least(&mut scratch.values, strip_blocks * waiting, [V::ZERO; HALF]);
+            // Values of a panel, or, where they wait for the next pass, of all panels and columns of the strip.
+            let panel_values = M::LANES * halves;
+            let (panel_step, block_step) =
+                if passes > 1 { (panel_values, panels.len() * panel_values) } else { (0, 0) };
+            let count = panel_values.max(strip_blocks * block_step);
+            let values = at_least(&mut scratch.values, count, [V::ZERO; HALF]);
             for pass in 0..passes {
                 let inner = (pass * blocks_per_pass).min(blocks)..((pass + 1) * blocks_per_pass).min(blocks);
                 for block in 0..strip_blocks {
                     let first = strip + block * M::COLUMNS;
                     let packed = work.weights.panel(first / PANEL, inner.clone());
                     let prepared = micro.prepare(packed, first / HALF % 2, &mut scratch.weights);
-                    for panel in panels.clone() {
+                    for (index, panel) in panels.clone().enumerate() {
                         let first_row = panel * M::LANES;
                         let panel_rows = (rows.end - first_row).min(M::LANES);
                         for (digit, sums) in sums.chunks_exact_mut(M::LANES * halves).enumerate() {
                             let group = work.operand.group(panel, digit, inner.clone());
                             micro.multiply(group, prepared, panel_rows, sums);
                         }
-                        for index in 0..panel_rows * halves {
-                            let (row, half) = (index / halves, index % halves);
-                            let waiting = block * waiting + (first_row - rows.start) * halves + index;
-                            let mut value = if pass > 0 { values[waiting] } else { [V::ZERO; HALF] };
-                            for (digit, sums) in sums.chunks_exact(M::LANES * halves).enumerate() {
-                                let shift = M::Encoding::DIGIT_BITS * digit as u32;
-                                for (value, &sum) in value.iter_mut().zip(&sums[index].0) {
-                                    *value = value.add_shifted(sum, shift);
-                                }
-                            }
-                            if pass + 1 < passes {
-                                values[waiting] = value;
-                                continue;
-                            }
-                            let column = first + half * HALF;
-                            if column < columns.end {
-                                let start = (first_row - rows.start + row) * columns.len() + column - columns.start;
-                                let width = (columns.end - column).min(HALF);
-                                write(&value, work.limbs, output, start, width);
+                        let values = &mut values[block * block_step + index * panel_step..][..panel_rows * halves];
+                        if pass == 0 {
+                            values.fill([V::ZERO; HALF]);
+                        }
+                        let bits = M::Encoding::DIGIT_BITS;
+                        match digits {
+                            1 => recombine::<V, 1>(sums, bits, values),
+                            2 => recombine::<V, 2>(sums, bits, values),
+                            3 => recombine::<V, 3>(sums, bits, values),
+                            4 => recombine::<V, 4>(sums, bits, values),
+                            5 => recombine::<V, 5>(sums, bits, values),
+                            _ => recombine::<V, MAX_LIMBS>(sums, bits, values),
+                        }
+                        if pass + 1 == passes {
+                            let dropped = 8 * (work.limbs - output.len()) as u32;
+                            let start = (first_row - rows.start) * columns.len() + first - columns.start;
+                            let width = (columns.end - first).min(M::COLUMNS);
+                            for (limb, plane) in output.iter_mut().enumerate() {
+                                let rows = plane[start..].chunks_mut(columns.len());
+                                let rows = rows.zip(values.chunks_exact(halves));
+                                let shift = dropped + 8 * limb as u32;
+                                rows.for_each(|(row, values)| write(values, dropped, shift, &mut row[..width]));
                             }
                         }
                     }
@@ -277,18 +284,28 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
     }
 }
 
-/// Rounds values to their most significant bytes and writes the first `width` of them to the planes.
+/// Adds the sums `[digit][row and half]` of a panel, each times its digit's weight, to the panel's values.
 #[inline(always)]
-fn write<V: Value>(values: &Values<V>, limbs: usize, output: &mut Output<'_>, start: usize, width: usize) {
-    let dropped = 8 * (limbs - output.len()) as u32;
-    let half = V::half(dropped);
-    for (limb, plane) in output.iter_mut().enumerate() {
-        let shift = dropped + 8 * limb as u32;
-        let bytes = values.map(|value| value.rounded_byte(half, shift));
-        let run = &mut plane[start..start + width];
-        match <&mut [u8; HALF]>::try_from(&mut *run) {
-            Ok(whole) => *whole = bytes,
-            Err(_) => run.copy_from_slice(&bytes[..width]),
+fn recombine<V: Value, const D: usize>(sums: &[Line], bits: u32, values: &mut [Values<V>]) {
+    let digits: [&[Line]; D] = std::array::from_fn(|digit| &sums[digit * (sums.len() / D)..][..values.len()]);
+    for (index, values) in values.iter_mut().enumerate() {
+        for (digit, sums) in digits.iter().enumerate() {
+            for (value, &sum) in values.iter_mut().zip(&sums[index].0) {
+                *value = value.add_shifted(sum, bits * digit as u32);
+            }
         }
+    }
+}
+
+/// Writes a byte of each rounded value of a row: the eight bits from bit `shift` on.
+#[inline(always)]
+fn write<V: Value>(values: &[Values<V>], dropped: u32, shift: u32, bytes: &mut [u8]) {
+    let half = V::half(dropped);
+    let (whole, rest) = bytes.as_chunks_mut::<HALF>();
+    for (values, bytes) in values.iter().zip(whole.iter_mut()) {
+        *bytes = values.map(|value| value.rounded_byte(half, shift));
+    }
+    for (value, byte) in values.iter().skip(whole.len()).flatten().zip(rest) {
+        *byte = value.rounded_byte(half, shift);
     }
 }
