@@ -5,9 +5,9 @@ use std::ops::{Deref, DerefMut};
 
 use protocol::pool::Pool;
 
-/// What waits for the next buffers: what one layer of a model of a billion parameters uses between two products, and
-/// more is returned to the allocator.
-static POOL: Pool<f32> = Pool::new(192 << 20);
+/// What waits for the next buffers: all that a pass through a small model keeps, or what some layers of a model of a
+/// billion parameters do.
+static POOL: Pool<f32> = Pool::new(384 << 20);
 
 /// A row-major matrix or a vector of f32, whoever made it.
 #[derive(Default)]

@@ -21,6 +21,14 @@ struct Idle<T> {
     bytes: usize,
 }
 
+impl<T> Idle<T> {
+    fn take(&mut self, class: usize) -> Option<Vec<T>> {
+        let values = self.by_class.get_mut(&class)?.pop()?;
+        self.bytes -= size_of::<T>() * class;
+        Some(values)
+    }
+}
+
 impl<T> Pool<T> {
     /// An empty pool that keeps at most so many bytes.
     pub const fn new(most_bytes: usize) -> Self {
@@ -36,11 +44,7 @@ impl<T> Pool<T> {
 impl<T: Clone + Default> Pool<T> {
     /// An idle vector of at least `length` elements, whose values are of earlier use.
     pub fn used(&self, length: usize) -> Option<Vec<T>> {
-        let class = Self::class(length);
-        let mut idle = self.idle();
-        let values = idle.by_class.get_mut(&class)?.pop()?;
-        idle.bytes -= size_of::<T>() * class;
-        Some(values)
+        self.idle().take(Self::class(length))
     }
 
     /// At least `length` elements that are whatever they were: each has to be written before it is read.
@@ -53,20 +57,30 @@ impl<T: Clone + Default> Pool<T> {
         vec![T::default(); Self::class(length)]
     }
 
-    /// Takes back what [`Self::scratch`] gave, or frees it where there is no room for it.
+    /// Takes back what [`Self::scratch`] gave. What was used last is used next, so a full pool frees something else for
+    /// it: vectors of the length that it has most of.
     pub fn put(&self, values: Vec<T>) {
         let (length, bytes) = (values.len(), size_of::<T>() * values.len());
         if bytes < SMALLEST_BYTES || Self::class(length) != length {
             return;
         }
-        let mut idle = self.idle();
-        if bytes <= self.most_bytes - idle.bytes {
-            idle.bytes += bytes;
-            idle.by_class.entry(length).or_default().push(values);
-        } else {
-            // Freed where the pool is no longer locked.
-            drop(idle);
+        if bytes > self.most_bytes {
+            return;
         }
+        let mut freed = Vec::new();
+        let mut idle = self.idle();
+        while bytes > self.most_bytes - idle.bytes {
+            let most = idle.by_class.iter().max_by_key(|(class, idle)| *class * idle.len()).map(|(&class, _)| class);
+            match most.and_then(|class| idle.take(class)) {
+                Some(values) => freed.push(values),
+                None => break,
+            }
+        }
+        idle.bytes += bytes;
+        idle.by_class.entry(length).or_default().push(values);
+        drop(idle);
+        // Where the pool is no longer locked.
+        drop(freed);
     }
 
     /// The length in which a vector of at least `length` elements is allocated: the next eighth of a power of two, so
@@ -105,11 +119,14 @@ mod tests {
         assert_eq!(pool.used(SMALLEST), Some(vec![7.0; SMALLEST]));
         assert!(pool.used(SMALLEST).is_none(), "too small to be worth it, or of a length that nobody asks for");
         assert_eq!(pool.idle().bytes, 0);
-        for _ in 0..2 {
-            pool.put(vec![7.0; 2 * SMALLEST]);
-        }
-        assert!(pool.used(2 * SMALLEST).is_some());
-        assert!(pool.used(2 * SMALLEST).is_none(), "there was room for one");
+        pool.put(vec![7.0; 2 * SMALLEST]);
+        pool.put(vec![8.0; SMALLEST]);
+        pool.put(vec![9.0; SMALLEST]);
+        assert!(pool.used(2 * SMALLEST).is_none(), "it was freed for the last one");
+        assert_eq!(pool.used(SMALLEST), Some(vec![9.0; SMALLEST]));
+        assert_eq!(pool.used(SMALLEST), Some(vec![8.0; SMALLEST]));
+        pool.put(vec![7.0; 4 * SMALLEST]);
+        assert!(pool.used(4 * SMALLEST).is_none(), "there is never room for it");
         assert_eq!(pool.scratch(SMALLEST), vec![0.0; SMALLEST]);
     }
 }

@@ -35,7 +35,6 @@ impl LinearBackend for EncryptedBackend {
         let request = Apply { linear, direction, rows, tokens };
         futures::executor::block_on(self.scheduler.send(request))
             .map_err(|error| failed(format!("the layer scheduler is gone ({error})")))?
-            .map(Buffer::from)
             .map_err(|error| failed(error.to_string()))
     }
 

@@ -84,7 +84,7 @@ pub(crate) struct Encrypt {
 
 /// Asks for an answer to be decrypted as its tiles arrive; the reply is `tokens × outer`, row-major.
 #[derive(Message)]
-#[rtype(result = "Result<Vec<f32>, KeyError>")]
+#[rtype(result = "Result<Buffer, KeyError>")]
 pub(crate) struct Decrypt {
     pub(crate) call: u64,
     /// The product of the mask by the same matrix.
@@ -176,7 +176,7 @@ fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Re
 }
 
 impl Handler<Decrypt> for KeyManager {
-    type Result = ResponseFuture<Result<Vec<f32>, KeyError>>;
+    type Result = ResponseFuture<Result<Buffer, KeyError>>;
 
     fn handle(&mut self, message: Decrypt, _context: &mut Self::Context) -> Self::Result {
         let held = self.tickets.remove(&message.call).ok_or(KeyError::NoTicket(message.call));
@@ -186,17 +186,12 @@ impl Handler<Decrypt> for KeyManager {
 }
 
 /// Decrypts tiles as they arrive, then scales and un-rotates the whole.
-async fn open(
-    table: Arc<LayerTable>,
-    clock: Arc<PhaseClock>,
-    held: Held,
-    answer: Decrypt,
-) -> Result<Vec<f32>, KeyError> {
+async fn open(table: Arc<LayerTable>, clock: Arc<PhaseClock>, held: Held, answer: Decrypt) -> Result<Buffer, KeyError> {
     let Held { linear, direction, precision, tokens, ticket, scales } = held;
     let Decrypt { call, masks, mut tiles, sent } = answer;
     let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
     let (_, outer) = entry.shape().along(direction);
-    let mut state = (ticket.open(masks, precision)?, vec![0.0_f32; tokens * outer]);
+    let mut state = (ticket.open(masks, precision)?, Buffer::scratch(tokens * outer));
     let mut decrypt_time = Duration::ZERO;
     while let Some(tile) = tiles.recv().await {
         let tile = tile?;
@@ -224,7 +219,7 @@ async fn open(
 }
 
 /// A decryption under way and the rows that it fills.
-type Opening = (Decryption, Vec<f32>);
+type Opening = (Decryption, Buffer);
 
 fn add_tile((mut decryption, mut rows): Opening, tile: &ProductTile) -> Result<Opening, KeyError> {
     decryption.tile(tile, &mut rows)?;

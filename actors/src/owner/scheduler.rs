@@ -110,7 +110,7 @@ pub struct AssignLayers {
 
 /// Asks for a base-model product; see [`crate::backend::LinearBackend`].
 #[derive(Message)]
-#[rtype(result = "Result<Vec<f32>, ScheduleError>")]
+#[rtype(result = "Result<Buffer, ScheduleError>")]
 pub(crate) struct Apply {
     pub(crate) linear: LinearId,
     pub(crate) direction: Direction,
@@ -238,7 +238,7 @@ async fn health(transport: &dyn Transport, peer: &PeerName) -> Result<WorkerHeal
 }
 
 impl Handler<Apply> for LayerScheduler {
-    type Result = ResponseFuture<Result<Vec<f32>, ScheduleError>>;
+    type Result = ResponseFuture<Result<Buffer, ScheduleError>>;
 
     fn handle(&mut self, message: Apply, _context: &mut Self::Context) -> Self::Result {
         let (transport, keys, masks) = (Arc::clone(&self.transport), self.keys.clone(), Arc::clone(&self.masks));
@@ -278,7 +278,7 @@ async fn attempt_product(
     masks: &MaskCache,
     peer: &PeerName,
     message: &Apply,
-) -> Result<Vec<f32>, ScheduleError> {
+) -> Result<Buffer, ScheduleError> {
     let Apply { linear, direction, ref rows, tokens } = *message;
     let encrypt = Encrypt { linear, direction, rows: Arc::clone(rows), tokens };
     let (sealed, masks) = futures::join!(keys.send(encrypt), masks.product(transport, peer, linear, direction));
