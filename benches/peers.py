@@ -27,6 +27,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -35,6 +36,8 @@ from pathlib import Path
 
 ROWS, TOKENS = 4, 256
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Seconds after which no further training step of a peer is begun.
+PATIENCE = 30
 HERE = Path(__file__).resolve().parent
 
 
@@ -48,6 +51,7 @@ def arguments():
     parser.add_argument("--steps", type=int, default=5, help="measured training steps, after one that warms up")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch, default all cores")
     parser.add_argument("--workers", type=int, default=1, help="worker processes of our step, default 1")
+    parser.add_argument("--under", default="", help="a command that every measurement runs under, such as `taskset -c 0,1`")
     parser.add_argument("--results", type=Path, default=HERE / "RESULTS.md", help="the file with the markers")
     parser.add_argument("--print", action="store_true", dest="show", help="write the tables to standard output only")
     parser.add_argument("--part", choices=["concrete", "peft"], help=argparse.SUPPRESS)
@@ -121,7 +125,8 @@ def time_peft(args):
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=2e-4)
     seconds = []
-    for _ in range(1 + args.steps):
+    # Bfloat16 without the instructions takes a minute a step: then the first one is all that is waited for.
+    while len(seconds) <= args.steps and sum(seconds) < PATIENCE:
         tokens = torch.randint(0, model.config.vocab_size, (ROWS, TOKENS))
         began = time.perf_counter()
         model(input_ids=tokens, labels=tokens).loss.backward()
@@ -130,7 +135,7 @@ def time_peft(args):
         seconds.append(time.perf_counter() - began)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}"
     return {
-        "seconds": seconds[1:], "peak_rss_bytes": peak_bytes(), "versions": versions, "threads": torch.get_num_threads(),
+        "seconds": seconds[1:] or seconds, "peak_rss_bytes": peak_bytes(), "versions": versions, "threads": torch.get_num_threads(),
         "model_dtypes": sorted({str(parameter.dtype) for parameter in model.parameters()}),
         "trained": sum(parameter.numel() for parameter in parameters),
     }
@@ -139,19 +144,20 @@ def time_peft(args):
 # What the main process does: run the parts, make tables of them.
 
 
-def run(command):
+def run(args, command):
     """The JSON object that a command prints last."""
-    print("running", " ".join(map(str, command)), file=sys.stderr, flush=True)
-    output = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True, check=False)
+    command = [*shlex.split(args.under), *map(str, command)]
+    print("running", *command, file=sys.stderr, flush=True)
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if output.returncode != 0:
-        sys.exit(f"this failed: {' '.join(map(str, command))}")
+        sys.exit(f"this failed: {' '.join(command)}")
     return json.loads(output.stdout[output.stdout.index("{"):])
 
 
 def part(args, name, *more):
     command = [sys.executable, __file__, "--part", name, "--size", args.size, "--rows", args.rows]
     command += ["--steps", args.steps, "--threads", args.threads, *more]
-    return run(command)
+    return run(args, command)
 
 
 def number(value, digits=3):
@@ -168,7 +174,7 @@ def linear_table(args):
     if args.node:
         for tokens in (1, 1024):
             command = [args.node, "bench", "linear", "--d-in", args.size, "--d-out", args.size, "--tokens", tokens]
-            ours += [run([*command, "--params", params, "--json"]) for params in ("p24", "auto")]
+            ours += [run(args, [*command, "--params", params, "--json"]) for params in ("p24", "auto")]
     lines = [
         f"One encrypted product, {args.size} × {args.size}. For ours, the mask's product is done once a run, before any "
         "call, so it stands beside a call's time and not in it; \"int8\" is the same kernel on the rows unencrypted.",
@@ -222,7 +228,7 @@ def step_table(args):
         command = [args.node, "bench", "step", "--model", args.model, "--workers", args.workers]
         command += ["--tokens", ROWS * TOKENS, "--steps", args.steps, "--json"]
         for name, more in (("Velum, encrypted", []), ("Velum, f32 in the owner, not encrypted", ["--backend", "plain"])):
-            ours = run([*command, *more])
+            ours = run(args, [*command, *more])
             memory = [f"{ours['owner_peak_rss_bytes'] / 1e9:.2f} GB"]
             memory += [f"{worker['peak_rss_bytes'] / 1e9:.2f} GB" for worker in ours["workers"]]
             traffic = (ours["bytes_up_per_token"] + ours["bytes_down_per_token"]) / 1e6
@@ -230,7 +236,7 @@ def step_table(args):
     base = rows[0][1]
     lines = [
         f"One training step of {Path(args.model).stem}, {ROWS} × {TOKENS} tokens, LoRA r = 8 on all seven projections, "
-        f"forward, backward and AdamW; median of {args.steps} after one that warms up ({peers['f32']['versions']}, "
+        f"forward, backward and AdamW; median of {args.steps} after one that warms up, of fewer where they are slow ({peers['f32']['versions']}, "
         f"{args.threads} threads). Memory: the owner's process and each worker's.",
         "",
         row("what", "s a step", "fastest and slowest", "ms a token", "of PEFT f32", "peak memory", "MB a token"),

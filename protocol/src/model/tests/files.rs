@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::ControlFlow;
 
 use candle_core::quantized::GgmlDType;
 use proptest::prelude::*;
 
+use super::super::synthetic::KnownModel;
 use super::super::{Group, LinearId, Norm, Projection, RopeScaling, expected};
 use super::*;
 
@@ -69,6 +71,57 @@ fn rows_of_the_head_are_read_again_after_their_memory_was_released() {
             assert!(matches!(error, ModelError::OutOfRange { .. }), "{error}");
         }
     }
+}
+
+/// The file is written in chunks of several runs of the generator; this model's embeddings need more than one.
+#[test]
+fn a_large_tensor_is_written_as_it_is_drawn() {
+    let mut synthetic = SyntheticLlama::tiny(14);
+    synthetic.config.layers = 1;
+    synthetic.config.vocabulary = (1 << 16) + 17;
+    let (_folder, model) = folder(&synthetic, StoredAs::F32);
+    let embeddings = model.embeddings().unwrap();
+    let shape = [synthetic.config.vocabulary, synthetic.config.hidden_size];
+    assert!(embeddings == synthetic.tensor("model.embed_tokens.weight", &shape));
+    assert_eq!(synthetic.weight_bytes(StoredAs::F32), 4 * synthetic.parameters());
+}
+
+#[test]
+fn known_models_are_possible_and_the_same_seed_gives_the_same_bytes() {
+    for known in KnownModel::ALL {
+        SyntheticLlama::known(known, 1).config.validate("known".as_ref()).unwrap();
+        assert_eq!(known.name().parse(), Ok(known));
+    }
+    assert!("llama".parse::<KnownModel>().is_err());
+    // Of the model's card, the tied head counted once.
+    assert_eq!(SyntheticLlama::known(KnownModel::Llama32_1b, 1).parameters(), 1_235_814_400);
+    assert_eq!(SyntheticLlama::known(KnownModel::SmolLm2_135m, 1).parameters(), 134_515_008);
+    assert_eq!(SyntheticLlama::known(KnownModel::Llama32_3b, 1).parameters(), 3_212_749_824);
+
+    let mut synthetic = SyntheticLlama::known(KnownModel::SmolLm2_135m, 5);
+    synthetic.config.layers = 1;
+    synthetic.config.vocabulary = 300;
+    let (a, b) = (folder(&synthetic, StoredAs::Bf16), folder(&synthetic, StoredAs::Bf16));
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        assert!(fs::read(a.0.path().join(file)).unwrap() == fs::read(b.0.path().join(file)).unwrap(), "{file}");
+    }
+    assert_eq!(a.1.config(), &synthetic.config);
+}
+
+#[test]
+fn a_watched_folder_counts_up_to_its_weights_and_can_be_broken_off() {
+    let synthetic = SyntheticLlama::tiny(15);
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    let mut watch = |bytes| {
+        seen.push(bytes);
+        ControlFlow::Continue(())
+    };
+    synthetic.write_folder_watched(folder.path(), StoredAs::Bf16, &mut watch).unwrap();
+    assert!(seen.is_sorted());
+    assert_eq!(seen.last(), Some(&synthetic.weight_bytes(StoredAs::Bf16)));
+    let broken = synthetic.write_folder_watched(folder.path(), StoredAs::Bf16, &mut |_| ControlFlow::Break(()));
+    assert!(matches!(broken, Err(ModelError::Io { source, .. }) if source.kind() == std::io::ErrorKind::Interrupted));
 }
 
 #[test]

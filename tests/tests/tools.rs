@@ -1,0 +1,92 @@
+//! The tools beside the roles, as a user types them: a synthetic model that is trained on, and the measurements' JSON.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::path::Path;
+
+use serde_json::Value;
+use tests::{Finished, Node, Workspace};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn succeed(arguments: &[&str]) -> Finished {
+    let finished = Node::start(arguments).finish();
+    assert_eq!(finished.code, Some(0), "{}\n{}", finished.stdout, finished.stderr);
+    finished
+}
+
+fn json(arguments: &[&str]) -> Value {
+    serde_json::from_str(&succeed(arguments).stdout).unwrap()
+}
+
+fn events(path: &Path) -> Vec<Value> {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_synthetic_model_is_measured_with_real_processes_and_traced() {
+    let workspace = Workspace::new();
+    let (model, trace) = (workspace.path("model"), workspace.path("step.json"));
+    let said = succeed(&["synth", "--config", "tiny", "--layers", "4", "--out", text(&model)]).stdout;
+    assert!(said.contains("tiny") && said.contains("4 layers"), "{said}");
+
+    let mut arguments = vec!["bench", "step", "--model", text(&model), "--json", "--trace", text(&trace)];
+    arguments.extend(["--workers", "2", "--tokens", "128", "--sequence", "32", "--micro-batches", "2", "--steps", "2"]);
+    let figures = json(&arguments);
+    assert_eq!(figures["backend"], "encrypted");
+    assert_eq!(figures["tokens"], 128);
+    let seconds = figures["step_seconds"].as_array().unwrap();
+    assert!(seconds.len() == 2 && seconds.iter().all(|seconds| seconds.as_f64().unwrap() > 0.0));
+    for figure in ["bytes_up_per_token", "bytes_down_per_token", "owner_peak_rss_bytes"] {
+        assert!(figures[figure].as_u64().unwrap() > 0, "{figure}");
+    }
+    let workers = figures["workers"].as_array().unwrap();
+    assert_eq!(workers.len(), 2);
+    assert!(workers.iter().all(|worker| worker["peak_rss_bytes"].as_u64().unwrap() > 0));
+
+    // Every process has ended and left a whole file, of a time that all of them share.
+    let owner = events(&workspace.path("step-owner.json"));
+    let count = |name: &str, phase: &str| owner.iter().filter(|e| e["name"] == name && e["ph"] == phase).count();
+    assert_eq!(
+        (count("step", "b"), count("step", "e"), count("micro-batch", "X"), count("optimiser", "X")),
+        (3, 3, 6, 3)
+    );
+    for number in 1..=2 {
+        let worker = events(&workspace.path(&format!("step-worker-{number}.json")));
+        assert_ne!(worker[0]["pid"], owner[0]["pid"]);
+    }
+
+    let said = Node::start(["synth", "--config", "tiny", "--out", text(&model)]).finish();
+    assert_eq!(said.code, Some(1));
+    assert!(said.stderr.contains("not empty"), "{}", said.stderr);
+}
+
+#[test]
+fn one_product_is_measured() {
+    let arguments = ["bench", "linear", "--d-in", "192", "--d-out", "64", "--tokens", "24", "--json"];
+    let figures = json(&arguments);
+    let (error, predicted) = (figures["rel_error"].as_f64().unwrap(), figures["predicted_error"].as_f64().unwrap());
+    assert!((error / predicted - 1.0).abs() < 0.3, "{error} where {predicted} was predicted");
+    assert_eq!(figures["device"], "cpu");
+    for figure in ["encrypt_s", "multiply_s", "mask_multiply_s", "body_multiply_s", "decrypt_s", "plain_int8_s"] {
+        assert!(figures[figure].as_f64().unwrap() > 0.0, "{figure}");
+    }
+    let parts = figures["mask_multiply_s"].as_f64().unwrap() + figures["body_multiply_s"].as_f64().unwrap();
+    assert!((figures["multiply_s"].as_f64().unwrap() - parts).abs() < 1e-9);
+}
+
+#[test]
+fn ctrl_c_leaves_a_whole_trace() {
+    let workspace = Workspace::new();
+    let (model, trace) = (workspace.model("model"), workspace.path("worker.json"));
+    let key = workspace.path("worker.key");
+    let mut arguments = vec!["--role", "worker", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"];
+    arguments.extend(["--model", text(&model), "--identity", text(&key), "--trace", text(&trace)]);
+    let mut worker = Node::start(&arguments);
+    worker.expect_line("listening on ");
+    worker.interrupt();
+    assert_eq!(worker.finish().code, Some(0));
+    assert_eq!(events(&trace)[0]["args"]["name"], "worker");
+}
