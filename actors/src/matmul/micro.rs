@@ -97,14 +97,16 @@ impl Micro for Portable {
         for (digits, weights) in digits.chunks_exact(Self::LANES).zip(weights.chunks_exact(Self::COLUMNS)) {
             for (digits, sums) in digits.iter().zip(sums.iter_mut()) {
                 let digits: &[i16] = bytemuck::cast_slice(&digits.0);
+                let mut lane = sums.0;
                 for (digits, weights) in digits.chunks_exact(2).zip(weights) {
                     let (low, high) = (i32::from(digits[0]), i32::from(digits[1]));
                     let weights: &[i16] = bytemuck::cast_slice(&weights.0);
-                    for (sum, weights) in sums.0.iter_mut().zip(weights.chunks_exact(2)) {
+                    for (sum, weights) in lane.iter_mut().zip(weights.chunks_exact(2)) {
                         let product = low * i32::from(weights[0]) + high * i32::from(weights[1]);
                         *sum = sum.wrapping_add(product as u32);
                     }
                 }
+                sums.0 = lane;
             }
         }
     }
