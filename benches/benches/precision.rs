@@ -8,8 +8,8 @@
 use std::f64::consts::TAU;
 
 use anyhow::{Context, Result};
-use protocol::he::reference::reference_answer;
-use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Plaintext, Precision, encrypt};
+use protocol::he::reference::{reference_answer, reference_masks};
+use protocol::he::{MaskDomain, MaskProductBuilder, MaskSeed, ParameterSet, Plaintext, Precision, encrypt};
 use protocol::model::{Direction, Group, LinearId, LinearShape};
 use protocol::quant::{
     Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, plain_w8a8_error, plan, predicted_relative_error, serve,
@@ -24,8 +24,10 @@ const TOKENS: usize = 16;
 const WAY: Direction = Direction::Forward;
 
 fn main() -> Result<()> {
-    println!("| d_in | set/output bytes | measured | predicted | plain W8A8 measured | predicted | planner's choice |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| d_in | set/body:output bytes | of masks | measured | predicted | plain W8A8 measured | predicted | planner's choice |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
     for d_in in [576, 2048, 8192] {
         let shape = LinearShape { d_in, d_out: OUTPUTS };
         let (rows, weights) = (gaussian(TOKENS * d_in, 1), gaussian(d_in * OUTPUTS, 2));
@@ -36,14 +38,18 @@ fn main() -> Result<()> {
         let chosen = plan(&meta, WAY, &PrecisionTarget::default());
 
         let mut precisions: Vec<_> = ParameterSet::ALL.into_iter().map(Precision::standard).collect();
-        precisions.insert(1, Precision { set: ParameterSet::P24, output_limbs: 3 });
+        precisions.insert(1, Precision { mask_limbs: 2, ..Precision::standard(ParameterSet::P24) });
+        precisions.push(Precision { body_limbs: 4, ..Precision::standard(ParameterSet::P32) });
         for precision in precisions {
             let out = encrypted(&rows, &matrix, &meta, precision).with_context(|| format!("{precision} at {d_in}"))?;
             let out: Vec<f64> = out.into_iter().map(f64::from).collect();
             let [measured, predicted, plain, plain_predicted] =
                 [relative_error(&out, &exact), predicted_relative_error(precision, &meta, WAY), plain, plain_predicted]
                     .map(|error| format!("{:.2} %", 100.0 * error));
-            println!("| {d_in} | {precision} | {measured} | {predicted} | {plain} | {plain_predicted} | {chosen} |");
+            println!(
+                "| {d_in} | {precision} | {} | {measured} | {predicted} | {plain} | {plain_predicted} | {chosen}, {} |",
+                precision.mask_limbs, chosen.mask_limbs
+            );
         }
     }
     Ok(())
@@ -93,10 +99,12 @@ fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, precision: Pr
     let linear = LinearId { layer: 0, group: Group::O };
     let (seed, domain) = (MaskSeed::from_bytes([3; 32]), MaskDomain { set: precision.set, linear, direction: WAY });
     let plaintext = Plaintext { rows: &prepared.rows, tokens: TOKENS, features, steps: &prepared.steps };
-    let (body, ticket) = encrypt(&seed, &domain, plaintext)?;
-    let tile = reference_answer(precision, &seed, &domain, &body, &matrix.values, matrix.shape);
+    let mut masks = MaskProductBuilder::new(precision, OUTPUTS)?;
+    masks.tile(&reference_masks(precision, &seed, &domain, &matrix.values, matrix.shape))?;
+    let (body, ticket) = encrypt(&seed, &domain, precision, plaintext)?;
+    let tile = reference_answer(precision, WAY, &body, &matrix.values, matrix.shape);
     let mut out = vec![0.0; TOKENS * OUTPUTS];
-    let mut decryption = ticket.open(precision, OUTPUTS)?;
+    let mut decryption = ticket.open(masks.finish()?.into(), precision)?;
     decryption.tile(&tile, &mut out)?;
     decryption.finish()?;
     codec.finish(&mut out, &prepared.scales)?;

@@ -7,11 +7,11 @@ use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, vectorised};
-use super::mask_product::{MaskProduct, transform_of};
-use super::products::{MaskTransform, Polynomials, gather_row};
+use super::mask_product::MaskProduct;
+use super::products::{MaskTransform, Polynomials, Working};
 use super::secret::OneTimeSecret;
 use super::word::Word;
-use super::{Precision, ProductTile};
+use super::{Planes, Precision, ProductTile};
 
 /// The only right to decrypt one product: its one-time secrets and its steps. Neither can be read, copied or printed;
 /// opening it consumes it, and dropping it wipes the secrets.
@@ -188,7 +188,9 @@ struct Job<'a> {
 
 /// A thread's working memory.
 struct Scratch<W: Word> {
-    sums: Zeroizing<Vec<u32>>,
+    /// Transformed columns of the mask product, `[column][digit][component][N]`, or one if nothing shares them.
+    masks: Vec<f64>,
+    working: Working<W>,
     polynomials: Polynomials<W>,
 }
 
@@ -206,7 +208,7 @@ impl Decryption {
             return Err(DecryptError::Output(out.len()));
         }
         self.columns.claim(columns.clone());
-        let (body_bits, mask_bits) = (8 * u32::from(precision.output_limbs), precision.mask_bits());
+        let (body_bits, mask_bits) = (8 * u32::from(precision.output_limbs), 8 * u32::from(precision.mask_limbs));
         let bits = body_bits.max(mask_bits);
         let dropped = f64::from(precision.set.modulus_bits() - bits).exp2();
         let unit = |&step: &f64| if step == 0.0 { 0.0 } else { dropped / step };
@@ -214,7 +216,7 @@ impl Decryption {
         let job = Job {
             ticket,
             masks: &self.masks,
-            transform: transform_of(precision),
+            transform: MaskTransform::new(precision.set, usize::from(precision.mask_limbs)),
             tile,
             bits,
             shifts: (bits - body_bits, bits - mask_bits),
@@ -239,45 +241,88 @@ impl Decryption {
 }
 
 fn decrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, f32>>) {
-    let set = job.ticket.precision.set;
-    let scratch =
-        || Scratch::<W> { sums: Zeroizing::new(vec![0; set.polynomial_size()]), polynomials: Polynomials::new(set) };
-    tiles.into_par_iter().for_each_init(scratch, |scratch, out| decrypt_tile(job, scratch, out));
+    let scratch = || Scratch::<W> {
+        masks: vec![0.0; if job.ticket.secrets.len() == 1 { 1 } else { TILE } * job.transform.column_numbers()],
+        working: job.transform.working(),
+        polynomials: Polynomials::new(job.ticket.precision.set),
+    };
+    tiles.into_par_iter().for_each_init(scratch, |scratch, out| match job.ticket.precision.output_limbs {
+        1 => decrypt_tile::<W, Bytes<1>>(job, scratch, out),
+        2 => decrypt_tile::<W, Bytes<2>>(job, scratch, out),
+        3 => decrypt_tile::<W, Bytes<3>>(job, scratch, out),
+        4 => decrypt_tile::<W, Bytes<4>>(job, scratch, out),
+        5 => decrypt_tile::<W, Bytes<5>>(job, scratch, out),
+        _ => decrypt_tile::<W, Bytes<6>>(job, scratch, out),
+    });
 }
 
 vectorised! {
-    fn decrypt_tile<W: Word>(
+    fn decrypt_tile<W: Word, L: Limbs>(
         job: &Job<'_>,
         scratch: &mut Scratch<W>,
         out: ColumnTile<'_, f32>,
-    ) = decrypt_tile_body
+    ) = decrypt_tile_body::<W, L>
 }
 
 #[inline(always)]
-fn decrypt_tile_body<W: Word>(job: &Job<'_>, scratch: &mut Scratch<W>, mut out: ColumnTile<'_, f32>) {
+fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>, mut out: ColumnTile<'_, f32>) {
     let columns = out.columns();
     let (width, first_column) = (columns.len(), columns.start - job.tile.first_column);
     let (size, tokens) = (job.ticket.precision.set.polynomial_size(), job.ticket.tokens());
-    let Scratch { sums, polynomials } = scratch;
+    let numbers = job.transform.column_numbers();
+    let Scratch { masks, working, polynomials } = scratch;
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
-    let mut body = [W::default(); TILE];
     for (block, secret) in job.ticket.secrets.iter().enumerate() {
-        let masks = job.masks.columns(columns.clone());
-        for (column, mask) in masks.chunks_exact(job.transform.column_residues()).enumerate() {
-            job.transform.multiply(mask, secret, sums, polynomials.column_mut(column));
+        for column in 0..width {
+            // With one block there is room for one column only, and its transform is not kept.
+            let at = if job.ticket.secrets.len() == 1 { 0 } else { column * numbers };
+            let mask = &mut masks[at..at + numbers];
+            if block == 0 {
+                job.transform.transform(job.masks.column(columns.start + column), working, mask);
+            }
+            job.transform.multiply(mask, secret, working, polynomials.column_mut(column));
         }
         let first = block * size;
         for row in (0..size.min(tokens - first)).step_by(STRIP) {
             polynomials.transpose_strip(row, width, &mut strip);
             for (token, products) in (first + row..tokens).zip(strip.iter()) {
-                gather_row(&job.tile.rows, token, first_column, &mut body[..width]);
                 let unit = job.units[token];
-                for ((value, body), product) in out.row_mut(token).iter_mut().zip(&body).zip(products) {
-                    let phase = body.shifted_up(job.shifts.0).sub(product.shifted_up(job.shifts.1));
+                let start = token * job.tile.rows.columns() + first_column;
+                let body = L::planes(&job.tile.rows, start..start + width);
+                // A loop of a length that the compiler does not know becomes vectors; one that it does, 32 scalars.
+                for (i, (value, &product)) in out.row_mut(token).iter_mut().zip(&products[..width]).enumerate() {
+                    let phase = L::value::<W>(&body, i).shifted_up(job.shifts.0).sub(product.shifted_up(job.shifts.1));
                     *value = (phase.centred(job.bits) * unit) as f32;
                 }
             }
         }
+    }
+}
+
+/// Bytes of a value, known when the loops over them are compiled.
+trait Limbs {
+    /// A slice of each plane.
+    type Planes<'a>;
+    /// The same places of each plane.
+    fn planes(planes: &Planes, places: Range<usize>) -> Self::Planes<'_>;
+    /// The value at a place.
+    fn value<W: Word>(planes: &Self::Planes<'_>, place: usize) -> W;
+}
+
+/// `L` bytes a value.
+struct Bytes<const L: usize>;
+
+impl<const L: usize> Limbs for Bytes<L> {
+    type Planes<'a> = [&'a [u8]; L];
+
+    #[inline(always)]
+    fn planes(planes: &Planes, places: Range<usize>) -> Self::Planes<'_> {
+        std::array::from_fn(|limb| &planes.plane(limb)[places.clone()])
+    }
+
+    #[inline(always)]
+    fn value<W: Word>(planes: &Self::Planes<'_>, place: usize) -> W {
+        planes.iter().enumerate().fold(W::default(), |sum, (limb, plane)| sum.add(W::of_limb(plane[place], limb)))
     }
 }

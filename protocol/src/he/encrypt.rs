@@ -10,9 +10,8 @@ use zeroize::Zeroizing;
 
 use super::decrypt::Ticket;
 use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, vectorised};
-use super::mask::{MaskDomain, MaskSeed, expand};
-use super::ntt::Digits;
-use super::products::{MaskTransform, Polynomials};
+use super::mask::{MaskColumns, MaskDomain, MaskSeed};
+use super::products::{MaskTransform, Polynomials, Working};
 use super::sampling::{ErrorSampler, SecretRng};
 use super::secret::OneTimeSecret;
 use super::word::Word;
@@ -86,10 +85,11 @@ struct Job<'a> {
 /// A thread's working memory.
 struct Scratch<W: Word> {
     rng: SecretRng,
+    /// One column of masks.
     keystream: Vec<u8>,
-    /// Transformed masks of a tile, `[column][digit][component][N]`.
-    masks: Vec<u32>,
-    sums: Zeroizing<Vec<u32>>,
+    /// Transformed masks of a tile, `[column][digit][component][N]`, or of one column if nothing shares them.
+    masks: Vec<f64>,
+    working: Working<W>,
     polynomials: Polynomials<W>,
     errors: ErrorSampler,
 }
@@ -99,9 +99,9 @@ impl<W: Word> Scratch<W> {
         let set = job.precision.set;
         Ok(Self {
             rng: SecretRng::from_os().map_err(EncryptError::Randomness)?,
-            keystream: Vec::new(),
-            masks: vec![0; TILE * job.transform.column_residues()],
-            sums: Zeroizing::new(vec![0; set.polynomial_size()]),
+            keystream: vec![0; job.transform.column_bytes()],
+            masks: vec![0.0; if job.secrets.len() == 1 { 1 } else { TILE } * job.transform.column_numbers()],
+            working: job.transform.working(),
             polynomials: Polynomials::new(set),
             errors: ErrorSampler::new(set, set.polynomial_size()),
         })
@@ -130,7 +130,7 @@ pub fn encrypt(
     let secrets: Vec<_> = (0..blocks).map(|_| OneTimeSecret::generate(set, &mut rng)).collect();
     let mut body = Planes::scratch(usize::from(precision.body_limbs), plaintext.tokens, plaintext.features);
     let tiles = column_tiles(body.bytes_mut(), plaintext.features, 0..plaintext.features);
-    let transform = MaskTransform::new(set, Digits::exact(set.limbs(), set.mask_rows()));
+    let transform = MaskTransform::new(set, set.limbs());
     let job = Job { precision, seed, domain, transform, plaintext, secrets: &secrets };
     if set.modulus_bits() <= u32::BITS {
         encrypt_tiles::<u32>(&job, tiles)?;
@@ -179,42 +179,34 @@ fn encrypt_tile_body<W: Word>(
     let columns = tile.columns();
     let width = columns.len();
     let (set, tokens) = (job.precision.set, job.plaintext.tokens);
-    let (size, rows, residues) = (set.polynomial_size(), set.mask_rows(), job.transform.column_residues());
-    let column_bytes = job.domain.column_bytes();
-    let Scratch { rng, keystream, masks, sums, polynomials, errors } = scratch;
-    keystream.resize(width * column_bytes, 0);
-    expand(job.seed, job.domain, columns.clone(), keystream);
-    for (column, (keystream, mask)) in
-        keystream.chunks_exact(column_bytes).zip(masks.chunks_exact_mut(residues)).enumerate()
-    {
-        for component in 0..set.glwe_dimension() {
-            polynomials.load_keystream(column, keystream, rows, component);
-            job.transform.transform(component, polynomials.column_mut(column), mask);
-        }
-    }
+    let (size, numbers) = (set.polynomial_size(), job.transform.column_numbers());
+    let Scratch { rng, keystream, masks, working, polynomials, errors } = scratch;
+    let mut mask_columns = MaskColumns::from(job.seed, job.domain, columns.start);
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
-    let mut inputs = Zeroizing::new([[0f32; TILE]; STRIP]);
-    let rounding = Rounding::of(job.precision);
     for (block, secret) in job.secrets.iter().enumerate() {
-        for (column, mask) in masks.chunks_exact(residues).enumerate().take(width) {
+        for column in 0..width {
+            // With one block there is room for one column only, and its transform is not kept.
+            let at = if job.secrets.len() == 1 { 0 } else { column * numbers };
+            let mask = &mut masks[at..at + numbers];
+            if block == 0 {
+                mask_columns.write(keystream);
+                job.transform.transform(keystream, working, mask);
+            }
             let values = polynomials.column_mut(column);
-            job.transform.multiply(mask, secret, sums, values);
+            job.transform.multiply(mask, secret, working, values);
             errors.add_to(rng, values);
         }
         let first = block * size;
         for row in (0..size.min(tokens - first)).step_by(STRIP) {
             polynomials.transpose_strip(row, width, &mut strip);
-            // All rows are fetched before any is encoded, so that their cache misses overlap.
-            for (token, input) in (first + row..tokens).zip(inputs.iter_mut()) {
+            for (token, values) in (first + row..tokens).zip(strip.iter_mut()) {
+                // Loops of a length that the compiler does not know become vectors; those that it does, scalars.
                 let start = token * job.plaintext.features + columns.start;
-                input[..width].copy_from_slice(&job.plaintext.rows[start..start + width]);
-            }
-            for ((token, values), input) in (first + row..tokens).zip(strip.iter_mut()).zip(inputs.iter()) {
-                if !add_message(set, &input[..width], job.plaintext.steps[token], values) {
+                let (values, input) = (&mut values[..width], &job.plaintext.rows[start..start + width]);
+                if !add_message(job.precision, input, job.plaintext.steps[token], values) {
                     return Err(EncryptError::Range { token });
                 }
-                rounding.round(values);
                 for limb in 0..usize::from(job.precision.body_limbs) {
                     for (byte, value) in tile.row_mut(limb * tokens + token).iter_mut().zip(values.iter()) {
                         *byte = value.limb(limb);
@@ -226,38 +218,19 @@ fn encrypt_tile_body<W: Word>(
     Ok(())
 }
 
-/// The rounding of a body value to its most significant bytes: `(b + half) >> dropped`, mod the word size. Bits above
-/// the modulus stay above what is sent.
-#[derive(Clone, Copy)]
-struct Rounding {
-    half: u64,
-    dropped: u32,
-}
-
-impl Rounding {
-    const fn of(precision: Precision) -> Self {
-        let dropped = precision.body_dropped_bits();
-        Self { half: (1 << dropped) >> 1, dropped }
-    }
-
-    #[inline(always)]
-    fn round<W: Word>(self, values: &mut [W; TILE]) {
-        for value in values {
-            *value = value.add_shift(self.half, self.dropped);
-        }
-    }
-}
-
-/// Adds the encoding of `input`; tells whether every value is below q/2.
+/// Adds the encoding of `input` and rounds the sum to the bytes that are sent: `(b + half) >> dropped`, mod the word
+/// size; bits above the modulus stay above what is sent. Tells whether every value of the encoding is below q/2.
 #[inline(always)]
-fn add_message<W: Word>(set: ParameterSet, input: &[f32], step: f64, values: &mut [W; TILE]) -> bool {
-    let limit = f64::from(set.modulus_bits() - 1).exp2() - 0.5;
+fn add_message<W: Word>(precision: Precision, input: &[f32], step: f64, values: &mut [W]) -> bool {
+    let limit = f64::from(precision.set.modulus_bits() - 1).exp2() - 0.5;
+    let dropped = precision.body_dropped_bits();
+    let half = (1 << dropped) >> 1;
     let mut in_range = true;
     for (value, &x) in values.iter_mut().zip(input) {
         let scaled = f64::from(x) * step;
         // NaN fails every comparison.
         in_range &= scaled.abs() < limit;
-        *value = value.add(W::rounded(scaled));
+        *value = value.add(W::rounded(scaled)).add_shift(half, dropped);
     }
     in_range
 }

@@ -4,12 +4,15 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Columns of a tile: a tile's polynomials and their transforms stay in the second-level cache, and each row of it
-/// is still a run of bytes worth writing.
-pub(crate) const TILE: usize = 32;
+/// Most columns of a tile. Rows are a page or more apart, so that what a tile costs in memory is mostly the number of
+/// rows that it visits, whatever it does there: a wide tile visits fewer for each of its columns.
+pub(crate) const TILE: usize = 128;
 
-/// Rows that are transposed at a time.
-pub(crate) const STRIP: usize = 8;
+/// Fewest columns of a tile: a run of bytes that is still worth a visit.
+const NARROWEST: usize = 32;
+
+/// Rows that are transposed at a time: those of a cache line of words.
+pub(crate) const STRIP: usize = 16;
 
 /// Exclusive access to some columns of a row-major matrix.
 pub(crate) struct ColumnTile<'a, T> {
@@ -43,24 +46,89 @@ impl<T> ColumnTile<'_, T> {
     }
 }
 
-/// Cuts `columns` of a row-major matrix of `stride` columns into disjoint tiles of at most [`TILE`] columns.
+/// Cuts `columns` of a row-major matrix of `stride` columns into disjoint tiles of at most [`TILE`] columns, two for each
+/// thread where there are columns enough.
 ///
 /// Panics if `columns` are not columns of the matrix or the matrix is not a whole number of rows.
 pub(crate) fn column_tiles<T>(matrix: &mut [T], stride: usize, columns: Range<usize>) -> Vec<ColumnTile<'_, T>> {
     assert!(columns.start <= columns.end && columns.end <= stride);
     assert!(stride > 0 && matrix.len().is_multiple_of(stride));
     let (base, rows) = (matrix.as_mut_ptr(), matrix.len() / stride);
+    let fair = columns.len().div_ceil(2 * rayon::current_num_threads());
+    let width = fair.next_multiple_of(NARROWEST).clamp(NARROWEST, TILE);
     columns
         .clone()
-        .step_by(TILE)
+        .step_by(width)
         .map(|first| ColumnTile {
             base,
             rows,
             stride,
-            columns: first..(first + TILE).min(columns.end),
+            columns: first..(first + width).min(columns.end),
             matrix: PhantomData,
         })
         .collect()
+}
+
+/// Transposes an 8 × 8 matrix, element by element: row `i` is `from[i·from_stride..][..8]`, row `i` of the transpose goes
+/// to `to[i·to_stride..][..8]`.
+#[inline(always)]
+pub(crate) fn transpose_any<T: Copy>(from: &[T], from_stride: usize, to: &mut [T], to_stride: usize) {
+    for i in 0..8 {
+        let row = &from[i * from_stride..][..8];
+        for (j, &value) in row.iter().enumerate() {
+            to[j * to_stride + i] = value;
+        }
+    }
+}
+
+/// [`transpose_any`] for words of 32 bits, in vector registers where the processor has them.
+#[inline(always)]
+pub(crate) fn transpose_words(from: &[u32], from_stride: usize, to: &mut [u32], to_stride: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        assert!(7 * from_stride + 8 <= from.len() && 7 * to_stride + 8 <= to.len());
+        // SAFETY: the function needs AVX2, which was just detected, and eight words from each multiple of a stride up
+        // to the seventh, which the slices have.
+        return unsafe { x86::transpose_words(from.as_ptr(), from_stride, to.as_mut_ptr(), to_stride) };
+    }
+    transpose_any(from, from_stride, to, to_stride);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m256i, _mm256_loadu_si256, _mm256_permute2x128_si256, _mm256_storeu_si256, _mm256_unpackhi_epi32,
+        _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    };
+
+    /// Transposes 8 × 8 words by exchanging ever larger blocks.
+    ///
+    /// # Safety
+    /// `from` must be valid for reading, and `to` for writing, eight words at `i · stride` for every `i` below 8, and
+    /// they must not overlap.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn transpose_words(from: *const u32, from_stride: usize, to: *mut u32, to_stride: usize) {
+        // SAFETY: the caller vouches for eight words there.
+        let load = |i: usize| unsafe { _mm256_loadu_si256(from.add(i * from_stride).cast::<__m256i>()) };
+        let r: [__m256i; 8] = [load(0), load(1), load(2), load(3), load(4), load(5), load(6), load(7)];
+        let low = |i: usize, j: usize| _mm256_unpacklo_epi32(r[i], r[j]);
+        let high = |i: usize, j: usize| _mm256_unpackhi_epi32(r[i], r[j]);
+        let pairs = [low(0, 1), high(0, 1), low(2, 3), high(2, 3), low(4, 5), high(4, 5), low(6, 7), high(6, 7)];
+        let low = |i: usize| _mm256_unpacklo_epi64(pairs[i], pairs[i + 2]);
+        let high = |i: usize| _mm256_unpackhi_epi64(pairs[i], pairs[i + 2]);
+        // Words 0 to 3 of rows 0 to 3, then of rows 4 to 7, in the lower halves; words 4 to 7 in the upper ones.
+        let (first, second) = ([low(0), high(0), low(1), high(1)], [low(4), high(4), low(5), high(5)]);
+        for (i, (&first, &second)) in first.iter().zip(&second).enumerate() {
+            let lower = _mm256_permute2x128_si256::<0x20>(first, second);
+            let upper = _mm256_permute2x128_si256::<0x31>(first, second);
+            // SAFETY: the caller vouches for eight words there.
+            unsafe {
+                _mm256_storeu_si256(to.add(i * to_stride).cast::<__m256i>(), lower);
+                _mm256_storeu_si256(to.add((i + 4) * to_stride).cast::<__m256i>(), upper);
+            }
+        }
+    }
 }
 
 /// Transposes an 8 × 8 matrix of bytes, row `i` in the little-endian bytes of `rows[i]`, by exchanging ever smaller
@@ -94,7 +162,7 @@ macro_rules! vectorised {
                 }
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("bmi2") {
                     // SAFETY: the function needs AVX2 and BMI2, which were just detected.
-                    return unsafe { wide($($argument),*) };
+                    return unsafe { wide::<$($generic),*>($($argument),*) };
                 }
             }
             $body($($argument),*)
@@ -120,6 +188,16 @@ mod tests {
             let expected = if (7..93).contains(&(index % 100)) { (index / 100 + 1) as u8 } else { 0 };
             assert_eq!(value, expected);
         }
+    }
+
+    #[test]
+    fn words_are_transposed() {
+        let from: Vec<u32> = (0..200).map(|i| i * 0x0101_0101).collect();
+        let (mut words, mut any) = (vec![7; 100], vec![7; 100]);
+        transpose_words(&from[3..], 27, &mut words[1..], 13);
+        transpose_any(&from[3..], 27, &mut any[1..], 13);
+        assert_eq!(words, any);
+        assert!((0..64).all(|i| words[1 + 13 * (i / 8) + i % 8] == from[3 + 27 * (i % 8) + i / 8]));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use rand::CryptoRng;
 use rayon::prelude::*;
 
-use super::lanes::{ColumnTile, STRIP, column_tiles, transpose_bytes, vectorised};
+use super::lanes::{ColumnTile, column_tiles, transpose_bytes, vectorised};
 use super::{ParameterSet, Planes};
 use crate::model::{Direction, Group, LinearId};
 
@@ -79,16 +79,33 @@ impl MaskDomain {
     }
 }
 
+/// The keystream from some column on, column by column.
+pub(crate) struct MaskColumns {
+    cipher: ChaCha20,
+}
+
+impl MaskColumns {
+    /// The keystream from column `first` on.
+    pub(crate) fn from(seed: &MaskSeed, domain: &MaskDomain, first: usize) -> Self {
+        let mut cipher = ChaCha20::new(&seed.0.into(), &domain.nonce().into());
+        cipher.seek(first as u64 * domain.column_bytes() as u64);
+        Self { cipher }
+    }
+
+    /// Writes as many columns as `out` has room for, `[column][limb][row]`.
+    pub(crate) fn write(&mut self, out: &mut [u8]) {
+        out.fill(0);
+        self.cipher.apply_keystream(out);
+    }
+}
+
 /// Writes the keystream of `columns`, `[column][limb][row]`.
 ///
 /// Panics if `out` does not have `columns.len() · domain.column_bytes()` bytes, or past the end of the keystream
 /// (2^38 bytes, more than 20 million columns).
 pub fn expand(seed: &MaskSeed, domain: &MaskDomain, columns: Range<usize>, out: &mut [u8]) {
     assert_eq!(out.len(), columns.len() * domain.column_bytes());
-    let mut cipher = ChaCha20::new(&seed.0.into(), &domain.nonce().into());
-    cipher.seek(columns.start as u64 * domain.column_bytes() as u64);
-    out.fill(0);
-    cipher.apply_keystream(out);
+    MaskColumns::from(seed, domain, columns.start).write(out);
 }
 
 /// The masks of `columns` as the left operand of the product, `L × n × columns`.
@@ -115,7 +132,7 @@ vectorised! {
 #[inline(always)]
 fn transpose_keystream_body(keystream: &[u8], column_bytes: usize, mut tile: ColumnTile<'_, u8>) {
     let width = tile.columns().len();
-    for row in (0..column_bytes).step_by(STRIP) {
+    for row in (0..column_bytes).step_by(8) {
         for column in (0..width).step_by(8) {
             let count = (width - column).min(8);
             let mut block = [0u64; 8];

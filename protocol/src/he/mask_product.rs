@@ -1,37 +1,35 @@
-//! The product of a matrix and its masks, `A' = A·W`, as the owner keeps it: transformed, ready to be multiplied by the
-//! secrets of any call.
+//! The product of a matrix and its masks, `A' = A·W`, as the owner keeps it: column by column, ready to be transformed
+//! and multiplied by the secrets of any call.
+//!
+//! It is kept as the bytes that came: its transform would take almost three times as many, and all blocks of a call share
+//! one.
 //!
 //! Masks are public and stay the same for a run, while every block of every call has a secret of its own; so one mask
 //! product serves all calls of a run. Nothing in it is secret.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::decrypt::{Columns, DecryptError};
-use super::lanes::{TILE, vectorised};
-use super::ntt::Digits;
-use super::products::{MaskTransform, Polynomials};
-use super::word::Word;
+use super::lanes::{TILE, transpose_bytes, vectorised};
 use super::{Planes, Precision, ProductTile};
 
-/// `A'` of one matrix in one direction: complete, rounded to [`Precision::mask_bits`] and transformed.
+/// `A'` of one matrix in one direction, complete.
 pub struct MaskProduct {
     precision: Precision,
     outer: usize,
-    /// `[column][digit][component][N]`.
-    transformed: Vec<u32>,
+    /// `[column][limb][component][N]`.
+    bytes: Vec<u8>,
 }
 
 impl MaskProduct {
     /// Bytes of memory that it takes.
     pub fn memory_bytes(&self) -> usize {
-        Self::memory_for(self.precision, self.outer)
+        self.bytes.len()
     }
 
-    /// Bytes of memory that the mask product of a matrix with `outer` output columns takes. `precision` is valid.
+    /// Bytes of memory that the mask product of a matrix with `outer` output columns takes.
     pub fn memory_for(precision: Precision, outer: usize) -> usize {
-        outer.saturating_mul(transform_of(precision).column_residues()).saturating_mul(size_of::<u32>())
+        outer.saturating_mul(column_bytes(precision))
     }
 
     /// Precision that it was asked for with. It serves products of the same parameter set and `mask_limbs`.
@@ -44,17 +42,15 @@ impl MaskProduct {
         self.outer
     }
 
-    /// Transformed columns, one after the other.
-    pub(super) fn columns(&self, columns: Range<usize>) -> &[u32] {
-        let residues = transform_of(self.precision).column_residues();
-        &self.transformed[columns.start * residues..columns.end * residues]
+    /// A column, `[limb][component][N]`.
+    pub(super) fn column(&self, column: usize) -> &[u8] {
+        let size = column_bytes(self.precision);
+        &self.bytes[column * size..(column + 1) * size]
     }
 }
 
-/// How products of masks that came with `precision` are transformed.
-pub(super) fn transform_of(precision: Precision) -> MaskTransform {
-    let set = precision.set;
-    MaskTransform::new(set, Digits::rounded(usize::from(precision.mask_limbs), set.mask_rows()))
+const fn column_bytes(precision: Precision) -> usize {
+    precision.mask_limbs as usize * precision.set.mask_rows()
 }
 
 /// A mask product whose tiles are still coming.
@@ -72,8 +68,8 @@ impl MaskProductBuilder {
         if !precision.is_valid() {
             return Err(DecryptError::Precision { precision, expected: None });
         }
-        let transformed = vec![0; outer * transform_of(precision).column_residues()];
-        Ok(Self { product: MaskProduct { precision, outer, transformed }, columns: Columns::of(outer) })
+        let bytes = vec![0; outer * column_bytes(precision)];
+        Ok(Self { product: MaskProduct { precision, outer, bytes }, columns: Columns::of(outer) })
     }
 
     /// Takes a tile, `mask_limbs × k·N × columns`, which the caller has verified.
@@ -84,13 +80,11 @@ impl MaskProductBuilder {
         let precision = self.product.precision;
         let columns = self.columns.check(tile, usize::from(precision.mask_limbs), precision.set.mask_rows())?;
         self.columns.claim(columns.clone());
-        let residues = transform_of(precision).column_residues();
-        let transformed = &mut self.product.transformed[columns.start * residues..columns.end * residues];
-        if u32::from(precision.mask_limbs) * 8 <= u32::BITS {
-            transform_tile::<u32>(precision, &tile.rows, transformed);
-        } else {
-            transform_tile::<u64>(precision, &tile.rows, transformed);
-        }
+        let size = column_bytes(precision);
+        self.product.bytes[columns.start * size..columns.end * size]
+            .par_chunks_mut(TILE * size)
+            .enumerate()
+            .for_each(|(index, out)| transpose_columns(&tile.rows, index * TILE, size, out));
         Ok(())
     }
 
@@ -104,39 +98,31 @@ impl MaskProductBuilder {
     }
 }
 
-fn transform_tile<W: Word>(precision: Precision, rows: &Planes, transformed: &mut [u32]) {
-    let residues = transform_of(precision).column_residues();
-    let scratch = || Polynomials::<W>::new(precision.set);
-    transformed.par_chunks_mut(TILE * residues).enumerate().for_each_init(scratch, |polynomials, (index, out)| {
-        transform_columns(precision, rows, index * TILE, polynomials, out);
-    });
-}
-
 vectorised! {
-    /// Transforms as many columns of `rows` from `first` on as `out` has room for.
-    fn transform_columns<W: Word>(
-        precision: Precision,
-        rows: &Planes,
-        first: usize,
-        polynomials: &mut Polynomials<W>,
-        out: &mut [u32],
-    ) = transform_columns_body
+    /// `[limb·row][column]` to `[column][limb·row]`: as many columns of `size` bytes as `out` has, from `first` on.
+    fn transpose_columns<>(planes: &Planes, first: usize, size: usize, out: &mut [u8]) = transpose_columns_body
 }
 
 #[inline(always)]
-fn transform_columns_body<W: Word>(
-    precision: Precision,
-    rows: &Planes,
-    first: usize,
-    polynomials: &mut Polynomials<W>,
-    out: &mut [u32],
-) {
-    let transform = transform_of(precision);
-    let residues = transform.column_residues();
-    for component in 0..precision.set.glwe_dimension() {
-        polynomials.load_planes(rows, component, first, out.len() / residues);
-        for (column, out) in out.chunks_exact_mut(residues).enumerate() {
-            transform.transform(component, polynomials.column_mut(column), out);
+fn transpose_columns_body(planes: &Planes, first: usize, size: usize, out: &mut [u8]) {
+    let (width, stride) = (out.len() / size, planes.columns());
+    for row in (0..size).step_by(8) {
+        for column in (0..width).step_by(8) {
+            let count = (width - column).min(8);
+            let mut block = [0u64; 8];
+            for (i, word) in block.iter_mut().enumerate() {
+                let bytes = &planes.bytes()[(row + i) * stride + first + column..][..count];
+                let mut lanes = [0; 8];
+                match <&[u8; 8]>::try_from(bytes) {
+                    Ok(bytes) => lanes = *bytes,
+                    Err(_) => lanes[..count].copy_from_slice(bytes),
+                }
+                *word = u64::from_le_bytes(lanes);
+            }
+            transpose_bytes(&mut block);
+            for (lane, word) in block.iter().enumerate().take(count) {
+                out[(column + lane) * size + row..][..8].copy_from_slice(&word.to_le_bytes());
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! 1. [`params`] names a parameter set and the bytes of each value that travels;
 //! 2. once per run, for each matrix and direction, the worker expands the public masks from a seed, multiplies them by
-//!    its int8 weights and switches the modulus of the result, which the owner keeps, transformed ([`mask_product`]);
+//!    its int8 weights and switches the modulus of the result, which the owner keeps ([`mask_product`]);
 //! 3. for each call the owner expands the same masks and encrypts its rows, keeping a one-time secret for each block;
 //! 4. the worker multiplies the body by its weights and switches the modulus of the result;
 //! 5. the owner decrypts the switched tiles with the mask product and the only ticket there is.
@@ -15,12 +15,12 @@
 
 pub mod decrypt;
 pub mod encrypt;
+pub mod fft;
 mod lanes;
 pub mod mask;
 pub mod mask_product;
 pub mod modulus;
 pub mod noise;
-mod ntt;
 pub mod paper;
 pub mod params;
 pub mod planes;
@@ -32,6 +32,8 @@ mod secret;
 #[cfg(test)]
 mod tests;
 mod word;
+
+pub(crate) use lanes::vectorised;
 
 pub use decrypt::{DecryptError, Decryption, Ticket};
 pub use encrypt::{EncryptError, Plaintext, encrypt};

@@ -3,8 +3,8 @@
 //!
 //! All of it is independent noise of mean zero. Column `j` of a product of an encoded row `m = κx + ρ` (ρ the
 //! rounding, uniform on ±1/2) by int8 weights has `w = ‖w_j‖²` times the fresh error, that rounding, and the rounding
-//! of the body to the bytes that are sent. The worker's rounding of `B'` adds its own, and the rounding of `A'`, by the
-//! worker and by the owner, comes through the secret from each of its `n` values.
+//! of the body to the bytes that are sent. The worker's rounding of `B'` adds its own, and that of `A'` comes through
+//! the secret from each of its `n` values.
 //!
 //! Rounding a uniform integer to a multiple of `2^d` errs by every integer of an interval of `2^d` alike: variance
 //! `(2^2d − 1)/12`. Its mean of half a unit, in products by weights and secrets of mean zero, is nothing beside it.
@@ -49,13 +49,10 @@ pub fn output_variance(precision: Precision) -> f64 {
     rounding_variance(precision.body_dropped_bits(), precision.output_dropped_bits())
 }
 
-/// Variance that rounding the mask product adds, whatever the weights: each of `n` values is met by a coefficient of
-/// the secret. Where the owner rounds off one bit more, half of the values are ties, and err by one unit of what came.
+/// Variance that the worker's modulus switching of the mask product adds, whatever the weights: each of `n` values is
+/// met by a coefficient of the secret.
 pub fn mask_variance(precision: Precision) -> f64 {
-    let by_worker = precision.mask_dropped_bits();
-    let by_owner = precision.set.modulus_bits() - precision.mask_bits() - by_worker;
-    let ties = f64::from(by_owner) * f64::from(2 * by_worker).exp2() / 2.0;
-    (rounding_variance(0, by_worker) + ties) * TERNARY * precision.set.mask_rows() as f64
+    rounding_variance(0, precision.mask_dropped_bits()) * TERNARY * precision.set.mask_rows() as f64
 }
 
 /// Variance of a decrypted value of a product, against the exact product of the unrounded `κx`.

@@ -6,8 +6,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::ntt::Digits;
-
 /// A set of encryption parameters: ring `Z[X]/(X^N + 1)`, GLWE dimension `k`, modulus `q = 2^(8·L)`, ternary
 /// secrets and a centred binomial error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -158,11 +156,6 @@ impl Precision {
     /// Bits that the worker rounds off each value of the mask product.
     pub const fn mask_dropped_bits(self) -> u32 {
         self.set.modulus_bits() - 8 * self.mask_limbs as u32
-    }
-
-    /// Bits of a value of the mask product that the owner uses: all that come, less one where that saves a transform.
-    pub fn mask_bits(self) -> u32 {
-        Digits::rounded(usize::from(self.mask_limbs), self.set.mask_rows()).total_bits()
     }
 }
 

@@ -1,58 +1,110 @@
 //! Products of mask columns by secrets: the inner loop of encryption and of decryption alike.
+//!
+//! A column of masks is what the keystream is made of, and what a mask product is kept as: bytes `[limb][component][N]`.
 
 use zeroize::Zeroizing;
 
+use super::ParameterSet;
+use super::fft::{Digits, Ring, accumulate};
 use super::lanes::{STRIP, TILE};
-use super::ntt::{Digits, Ring};
 use super::secret::OneTimeSecret;
 use super::word::Word;
-use super::{ParameterSet, Planes};
 
-/// What a mask column becomes: `k` polynomials cut into digits, each transformed.
+/// What a column of masks becomes: `k` polynomials cut into digits, each transformed.
 #[derive(Clone, Copy)]
 pub(crate) struct MaskTransform {
     ring: &'static Ring,
     size: usize,
     components: usize,
+    limbs: usize,
     digits: Digits,
 }
 
+/// Working memory for one column, wiped on drop.
+pub(crate) struct Working<W: Word> {
+    /// Coefficients of one polynomial.
+    values: Zeroizing<Vec<W>>,
+    /// A sum of products in the transformed domain.
+    sum: Zeroizing<Vec<f64>>,
+    /// The transform's own.
+    transform: Zeroizing<Vec<f64>>,
+}
+
 impl MaskTransform {
-    /// The transform of masks of a set whose values are cut into these digits.
-    pub(crate) fn new(set: ParameterSet, digits: Digits) -> Self {
+    /// The transform of masks of a set whose values have `limbs` bytes.
+    pub(crate) fn new(set: ParameterSet, limbs: usize) -> Self {
         let (size, components) = (set.polynomial_size(), set.glwe_dimension());
-        Self { ring: Ring::of_size(size), size, components, digits }
+        Self { ring: Ring::of_size(size), size, components, limbs, digits: Digits::of(limbs) }
     }
 
-    /// Residues of a transformed column, `[digit][component][N]`.
-    pub(crate) fn column_residues(&self) -> usize {
+    /// Bytes of a column.
+    pub(crate) fn column_bytes(&self) -> usize {
+        self.limbs * self.components * self.size
+    }
+
+    /// Numbers of a transformed column, `[digit][component][N]`.
+    pub(crate) fn column_numbers(&self) -> usize {
         self.digits.count * self.components * self.size
     }
 
-    /// Transforms one component of a mask column into its places of `column`.
-    #[inline(always)]
-    pub(crate) fn transform<W: Word>(&self, component: usize, values: &[W], column: &mut [u32]) {
-        for digit in 0..self.digits.count {
-            let at = (digit * self.components + component) * self.size;
-            let out = &mut column[at..at + self.size];
-            self.digits.split(digit, values, out);
-            self.ring.forward(out);
+    /// Memory for [`Self::transform`] and [`Self::multiply`].
+    pub(crate) fn working<W: Word>(&self) -> Working<W> {
+        Working {
+            values: Zeroizing::new(vec![W::default(); self.size]),
+            sum: Zeroizing::new(vec![0.0; self.size]),
+            transform: Zeroizing::new(vec![0.0; self.ring.working_numbers()]),
         }
     }
 
-    /// Writes `<a, secret>` for a transformed column to `values`, right mod `2^total_bits` of the digits. `sums` is
-    /// working memory of `N` residues.
+    /// Transforms a column of bytes.
     #[inline(always)]
-    pub(crate) fn multiply<W: Word>(&self, column: &[u32], secret: &OneTimeSecret, sums: &mut [u32], values: &mut [W]) {
-        values.fill(W::default());
-        for (digit, masks) in column.chunks_exact(self.components * self.size).enumerate() {
-            sums.fill(0);
-            for (component, mask) in masks.chunks_exact(self.size).enumerate() {
-                self.ring.accumulate(sums, mask, secret.component(component, self.size));
+    pub(crate) fn transform<W: Word>(&self, bytes: &[u8], working: &mut Working<W>, column: &mut [f64]) {
+        for component in 0..self.components {
+            let values = &mut working.values;
+            match self.limbs {
+                1 => load::<W, 1>(bytes, component, values),
+                2 => load::<W, 2>(bytes, component, values),
+                3 => load::<W, 3>(bytes, component, values),
+                4 => load::<W, 4>(bytes, component, values),
+                5 => load::<W, 5>(bytes, component, values),
+                _ => load::<W, 6>(bytes, component, values),
             }
-            self.ring.inverse(sums);
-            self.digits.join(digit, sums, values);
+            for digit in 0..self.digits.count {
+                let at = (digit * self.components + component) * self.size;
+                let out = &mut column[at..at + self.size];
+                self.digits.split(self.ring, digit, values, out);
+                self.ring.forward(out, &mut working.transform);
+            }
         }
+    }
+
+    /// Writes `<a, secret>` for a transformed column to `values`, right mod `2^(8·limbs)`.
+    #[inline(always)]
+    pub(crate) fn multiply<W: Word>(
+        &self,
+        column: &[f64],
+        secret: &OneTimeSecret,
+        working: &mut Working<W>,
+        values: &mut [W],
+    ) {
+        let Working { sum, transform, .. } = working;
+        for (digit, masks) in column.chunks_exact(self.components * self.size).enumerate() {
+            for (component, mask) in masks.chunks_exact(self.size).enumerate() {
+                accumulate(sum, mask, secret.component(component, self.size), component == 0);
+            }
+            self.ring.inverse(sum, transform);
+            self.digits.join(self.ring, digit, sum, values);
+        }
+    }
+}
+
+/// Puts the bytes of one component of a column together.
+#[inline(always)]
+fn load<W: Word, const LIMBS: usize>(bytes: &[u8], component: usize, values: &mut [W]) {
+    let (rows, size) = (bytes.len() / LIMBS, values.len());
+    let planes: [&[u8]; LIMBS] = std::array::from_fn(|limb| &bytes[limb * rows + component * size..][..size]);
+    for (i, value) in values.iter_mut().enumerate() {
+        *value = planes.iter().enumerate().fold(W::default(), |sum, (limb, plane)| sum.add(W::of_limb(plane[i], limb)));
     }
 }
 
@@ -82,57 +134,17 @@ impl<W: Word> Polynomials<W> {
         &mut self.values[start..start + self.size]
     }
 
-    /// Takes one component of a column of keystream, `[limb][component][N]`.
-    #[inline(always)]
-    pub(crate) fn load_keystream(&mut self, column: usize, keystream: &[u8], rows: usize, component: usize) {
-        let size = self.size;
-        let values = self.column_mut(column);
-        values.fill(W::default());
-        for (limb, plane) in keystream.chunks_exact(rows).enumerate() {
-            for (value, &byte) in values.iter_mut().zip(&plane[component * size..]) {
-                *value = value.add(W::of_limb(byte, limb));
-            }
-        }
-    }
-
-    /// Takes one component of columns `first..first + width` of planes of `k·N` rows.
-    #[inline(always)]
-    pub(crate) fn load_planes(&mut self, planes: &Planes, component: usize, first: usize, width: usize) {
-        let (size, stride) = (self.size, self.size + PADDING);
-        let mut strip = [[W::default(); TILE]; STRIP];
-        for row in (0..size).step_by(STRIP) {
-            // All rows are fetched before any is used, so that their cache misses overlap.
-            for (i, values) in strip.iter_mut().enumerate() {
-                gather_row(planes, component * size + row + i, first, &mut values[..width]);
-            }
-            for (column, values) in self.values.chunks_exact_mut(stride).enumerate().take(width) {
-                for (value, strip) in values[row..row + STRIP].iter_mut().zip(&strip) {
-                    *value = strip[column];
-                }
-            }
-        }
-    }
-
-    /// Copies coefficients `row..row + STRIP` of each of the first `width` columns to `[row][column]`.
+    /// Copies coefficients `row..row + STRIP` of the first `width` columns, rounded up to a multiple of 8, to
+    /// `[row][column]`.
     #[inline(always)]
     pub(crate) fn transpose_strip(&self, row: usize, width: usize, strip: &mut [[W; TILE]; STRIP]) {
-        for (column, values) in self.values.chunks_exact(self.size + PADDING).enumerate().take(width) {
-            for (strip, &value) in strip.iter_mut().zip(&values[row..row + STRIP]) {
-                strip[column] = value;
+        let stride = self.size + PADDING;
+        let strip = strip.as_flattened_mut();
+        for column in (0..width).step_by(8) {
+            for part in (0..STRIP).step_by(8) {
+                let from = &self.values[column * stride + row + part..];
+                W::transpose(from, stride, &mut strip[part * TILE + column..], TILE);
             }
-        }
-    }
-}
-
-/// Reads the values of one row of planes from column `first` on.
-#[inline(always)]
-pub(crate) fn gather_row<W: Word>(planes: &Planes, row: usize, first: usize, out: &mut [W]) {
-    let start = row * planes.columns() + first;
-    out.fill(W::default());
-    for limb in 0..planes.limbs() {
-        let bytes = &planes.plane(limb)[start..start + out.len()];
-        for (value, &byte) in out.iter_mut().zip(bytes) {
-            *value = value.add(W::of_limb(byte, limb));
         }
     }
 }

@@ -98,7 +98,7 @@ impl ErrorSampler {
         }
         let eta = self.eta as i32;
         for (value, &sum) in values.iter_mut().zip(&self.counts) {
-            *value = value.add(W::of_signed(i32::from(sum) - eta, 0));
+            *value = value.add(W::of_signed(i32::from(sum) - eta));
         }
     }
 }

@@ -3,7 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::ParameterSet;
-use super::ntt::{Ring, residue};
+use super::fft::Ring;
 use super::sampling::{SecretRng, ternary};
 
 /// The ternary secret of one token block of one call.
@@ -11,8 +11,8 @@ use super::sampling::{SecretRng, ternary};
 /// It is drawn by an encryption, used by it and by one decryption, and gone: it can be neither copied, printed nor
 /// serialised, and its memory is wiped on drop.
 pub(crate) struct OneTimeSecret {
-    /// Transform of each component divided by `N`, `[component][N]`.
-    transformed: Zeroizing<Box<[u32]>>,
+    /// Transform of each component divided by `N/2`, `[component][N]`.
+    transformed: Zeroizing<Box<[f64]>>,
 }
 
 impl OneTimeSecret {
@@ -25,29 +25,37 @@ impl OneTimeSecret {
 
     /// The secret with these coefficients, `[component][N]`.
     pub(crate) fn of(set: ParameterSet, coefficients: &[i8]) -> Self {
-        let ring = Ring::of_size(set.polynomial_size());
-        let residues: Box<[u32]> = coefficients.iter().map(|&s| residue(i32::from(s))).collect();
-        let mut transformed = Zeroizing::new(residues);
-        for component in transformed.chunks_exact_mut(set.polynomial_size()) {
-            ring.forward(component);
-            ring.normalize(component);
+        let size = set.polynomial_size();
+        let ring = Ring::of_size(size);
+        let mut transformed = Zeroizing::new(vec![0.0; coefficients.len()].into_boxed_slice());
+        let mut working = Zeroizing::new(vec![0.0; ring.working_numbers()]);
+        let scale = 2.0 / size as f64;
+        for (out, coefficients) in transformed.chunks_exact_mut(size).zip(coefficients.chunks_exact(size)) {
+            let scaled = |j: usize| f64::from(coefficients[j]) * scale;
+            ring.fold(|j| (scaled(j), scaled(j + size / 2)), out);
+            ring.forward(out, &mut working);
         }
         Self { transformed }
     }
 
-    /// The transform of one component, divided by `N`.
-    pub(crate) fn component(&self, index: usize, size: usize) -> &[u32] {
+    /// The transform of one component, divided by `N/2`.
+    pub(crate) fn component(&self, index: usize, size: usize) -> &[f64] {
         &self.transformed[index * size..(index + 1) * size]
     }
 
     /// The coefficients, `[component][N]`, for an independent decryption.
     #[cfg(test)]
     pub(crate) fn coefficients(&self, set: ParameterSet) -> Vec<i8> {
-        let ring = Ring::of_size(set.polynomial_size());
-        let mut residues = self.transformed.to_vec();
-        for component in residues.chunks_exact_mut(set.polynomial_size()) {
-            ring.inverse(component);
+        let size = set.polynomial_size();
+        let ring = Ring::of_size(size);
+        let mut working = vec![0.0; ring.working_numbers()];
+        let mut coefficients = vec![0; self.transformed.len()];
+        for (out, transformed) in coefficients.chunks_exact_mut(size).zip(self.transformed.chunks_exact(size)) {
+            let mut polynomial = transformed.to_vec();
+            ring.inverse(&mut polynomial, &mut working);
+            let (low, high) = out.split_at_mut(size / 2);
+            ring.unfold(&polynomial, |j, a, b| (low[j], high[j]) = (a.round() as i8, b.round() as i8));
         }
-        residues.iter().map(|&value| super::ntt::nearest(value) as i8).collect()
+        coefficients
     }
 }

@@ -1,6 +1,8 @@
 //! Machine words that hold a value mod `2^(8·limbs)`: 32 bits for up to four limbs, 64 beyond. Everything between
 //! byte planes and polynomials is written once, over this trait.
 
+use super::lanes::{transpose_any, transpose_words};
+
 /// Adding this to an `f64` below 2^51 in absolute value leaves the nearest integer in the low bits of the sum.
 const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
@@ -14,24 +16,23 @@ pub(crate) trait Word: Copy + Default + Send + Sync + zeroize::Zeroize + 'static
     fn add(self, other: Self) -> Self;
     /// Difference mod the word size.
     fn sub(self, other: Self) -> Self;
-    /// `value · 2^shift` mod the word size, sign-extended.
-    fn of_signed(value: i32, shift: u32) -> Self;
-    /// The low 32 bits after a shift to the right.
-    fn shifted_low(self, shift: u32) -> u32;
+    /// A signed number mod the word size.
+    fn of_signed(value: i32) -> Self;
     /// `self · 2^shift` mod the word size; `shift` less than it has bits.
     fn shifted_up(self, shift: u32) -> Self;
     /// `(self + addend) >> shift`.
     fn add_shift(self, addend: u64, shift: u32) -> Self;
-    /// Half of it, rounded to nearest and ties to even, mod half of the word size.
-    fn halved_to_even(self) -> Self;
     /// The low `bits` as a signed number.
     fn centred(self, bits: u32) -> f64;
     /// `value` rounded to the nearest integer (ties to even), mod the word size; `|value| < 2^51`.
     fn rounded(value: f64) -> Self;
+    /// Transposes an 8 × 8 matrix: row `i` is `from[i·from_stride..][..8]`, row `i` of the transpose goes to
+    /// `to[i·to_stride..][..8]`. Panics if a row is not inside of its slice.
+    fn transpose(from: &[Self], from_stride: usize, to: &mut [Self], to_stride: usize);
 }
 
 macro_rules! word {
-    ($word:ty, $signed:ty) => {
+    ($word:ty, $signed:ty, $transpose:path) => {
         impl Word for $word {
             #[inline(always)]
             fn limb(self, limb: usize) -> u8 {
@@ -54,13 +55,8 @@ macro_rules! word {
             }
 
             #[inline(always)]
-            fn of_signed(value: i32, shift: u32) -> Self {
-                (value as $signed as $word) << shift
-            }
-
-            #[inline(always)]
-            fn shifted_low(self, shift: u32) -> u32 {
-                (self >> shift) as u32
+            fn of_signed(value: i32) -> Self {
+                value as $signed as $word
             }
 
             #[inline(always)]
@@ -74,11 +70,6 @@ macro_rules! word {
             }
 
             #[inline(always)]
-            fn halved_to_even(self) -> Self {
-                self.wrapping_add((self >> 1) & 1) >> 1
-            }
-
-            #[inline(always)]
             fn centred(self, bits: u32) -> f64 {
                 let spare = <$word>::BITS - bits;
                 f64::from_signed((self << spare) as $signed >> spare)
@@ -87,6 +78,11 @@ macro_rules! word {
             #[inline(always)]
             fn rounded(value: f64) -> Self {
                 (value + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as $word
+            }
+
+            #[inline(always)]
+            fn transpose(from: &[Self], from_stride: usize, to: &mut [Self], to_stride: usize) {
+                $transpose(from, from_stride, to, to_stride);
             }
         }
     };
@@ -111,8 +107,8 @@ impl FromSigned<i64> for f64 {
     }
 }
 
-word!(u32, i32);
-word!(u64, i64);
+word!(u32, i32, transpose_words);
+word!(u64, i64, transpose_any);
 
 #[cfg(test)]
 mod tests {
@@ -126,13 +122,6 @@ mod tests {
             let expected = value.round_ties_even() as i64;
             prop_assert_eq!(<u64 as Word>::rounded(value), expected as u64);
             prop_assert_eq!(<u32 as Word>::rounded(value), expected as u32);
-        }
-
-        #[test]
-        fn halves_are_the_nearest_and_even_on_a_tie(value: u32) {
-            let expected = (f64::from(value) / 2.0).round_ties_even() as u64 & u64::from(u32::MAX / 2);
-            prop_assert_eq!(u64::from(value.halved_to_even()) & u64::from(u32::MAX / 2), expected);
-            prop_assert_eq!(u64::from(value).halved_to_even() & u64::from(u32::MAX / 2), expected);
         }
 
         #[test]

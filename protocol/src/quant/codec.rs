@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::encoding::{not_finite, room_for, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
-use crate::he::Precision;
+use crate::he::{Precision, vectorised};
 use crate::model::Direction;
 
 /// Values that are worth a task of their own.
@@ -94,13 +94,14 @@ impl ProductCodec {
             .zip(rows.par_chunks(inner))
             .enumerate()
             .with_min_len((VALUES_PER_TASK / inner).max(1))
-            .map(|(row, (to, from))| self.prepare_row(from, to).ok_or_else(|| not_finite(row, from)))
+            .map(|(row, (to, from))| prepare_row(self, from, to).ok_or_else(|| not_finite(row, from)))
             .collect::<Result<_, _>>()?;
         let (steps, scales) = steps_and_scales.into_iter().unzip();
         Ok(Prepared { rows: prepared, steps, scales: RowScales(scales) })
     }
 
     /// Step and scale of a row, which goes to `to`; `None` if it is not finite.
+    #[inline(always)]
     fn prepare_row(&self, from: &[f32], to: &mut [f32]) -> Option<(f64, f64)> {
         let top = largest_magnitude(from);
         if !top.is_finite() {
@@ -130,10 +131,11 @@ impl ProductCodec {
         out.par_chunks_mut(outer)
             .zip(&scales.0)
             .with_min_len((VALUES_PER_TASK / outer).max(1))
-            .for_each(|(row, &row_scale)| self.finish_row(row, row_scale));
+            .for_each(|(row, &row_scale)| finish_row(self, row, row_scale));
         Ok(())
     }
 
+    #[inline(always)]
     fn finish_row(&self, row: &mut [f32], row_scale: f64) {
         if row_scale == 0.0 {
             row.fill(0.0);
@@ -145,6 +147,14 @@ impl ProductCodec {
         self.outer.rotate_back(row);
         row.iter_mut().for_each(|value| *value = (f64::from(*value) * row_scale) as f32);
     }
+}
+
+vectorised! {
+    fn prepare_row<>(codec: &ProductCodec, from: &[f32], to: &mut [f32]) -> Option<(f64, f64)> = ProductCodec::prepare_row
+}
+
+vectorised! {
+    fn finish_row<>(codec: &ProductCodec, row: &mut [f32], row_scale: f64) = ProductCodec::finish_row
 }
 
 fn check_length(what: &'static str, found: usize, tokens: usize, width: usize) -> Result<(), QuantError> {

@@ -8,8 +8,8 @@
 //! # Why no output wraps
 //!
 //! Let `M ≥ ‖w_j‖₂` for every column `w_j`, and `n = k·N` the mask's rows. Bits are dropped, each time by rounding to
-//! nearest: `d_b` of a body value before it is sent, up to `d_o` of a value of the body product, `d_w` of a value of the
-//! mask product by the worker, and up to `d_m` of it by the owner. The decrypted value of column `j`, as an integer
+//! nearest: `d_b` of a body value before it is sent, up to `d_o` of a value of the body product, and `d_m` of a value of
+//! the mask product. The decrypted value of column `j`, as an integer
 //! before reduction mod `q`, is
 //!
 //! ```text
@@ -20,8 +20,7 @@
 //!
 //! - `|β_i| ≤ 2^(d_b−1)` of the body, 0 for `d_b = 0`;
 //! - `|ο| ≤ 2^(d_o−1)` of the body product, 0 for `d_o = d_b`: its values are multiples of `2^d_b`;
-//! - `|μ_r| ≤ 2^(d_w−1) + 2^(d_m−1)` of the mask product, without the first term for `d_w = 0` and without the second
-//!   for `d_m = d_w`.
+//! - `|μ_r| ≤ 2^(d_m−1)` of the mask product, 0 for `d_m = 0`.
 //!
 //! `m_i` differs from `κ·x_i` by at most ½ for the rounding and `2^-53·|κ·x_i| ≤ 2^-6` for the product in f64, together
 //! less than `ROUNDING`. By Cauchy–Schwarz, and since `‖w‖₁ ≤ √d·‖w‖₂`,
@@ -65,8 +64,7 @@ pub fn noise_margin(precision: Precision, inner: usize, max_norm: f64) -> f64 {
     let fresh = f64::from(set.error_eta()) + ROUNDING + body;
     let multiplied = fresh * (inner as f64).sqrt() * max_norm.max(1.0) * (1.0 + FLOAT_SLACK);
     let output = worst_rounding(precision.body_dropped_bits(), precision.output_dropped_bits());
-    let by_worker = precision.mask_dropped_bits();
-    let mask = worst_rounding(0, by_worker) + worst_rounding(by_worker, set.modulus_bits() - precision.mask_bits());
+    let mask = worst_rounding(0, precision.mask_dropped_bits());
     multiplied + output + mask * set.mask_rows() as f64 + 1.0
 }
 
@@ -115,6 +113,7 @@ pub(super) fn room_for(precision: Precision, inner: usize, max_norm: f64) -> Res
 }
 
 /// κ of one row, 0 for zeros, `None` for NaN and infinities.
+#[inline(always)]
 pub(super) fn step_of(x: &[f32], max_norm: f64, room: f64) -> Option<f64> {
     let square = sum_of_squares(x);
     if square == 0.0 {
@@ -130,6 +129,7 @@ pub(super) fn not_finite(row: usize, x: &[f32]) -> QuantError {
 }
 
 /// Sum of squares in f64, in eight lanes so that it vectorises.
+#[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f64 {
     let (chunks, rest) = x.as_chunks::<8>();
     let mut lanes = [0.0_f64; 8];

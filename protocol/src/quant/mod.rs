@@ -22,11 +22,13 @@ pub use rotation::Rotation;
 
 /// The bits of `|value|`. Their order as integers is that of magnitudes, with infinity above all numbers and NaN
 /// above that.
+#[inline(always)]
 fn magnitude_bits(value: f32) -> u32 {
     value.to_bits() & (u32::MAX >> 1)
 }
 
 /// Largest magnitude; NaN if there is one.
+#[inline(always)]
 fn largest_magnitude(values: &[f32]) -> f32 {
     f32::from_bits(values.iter().map(|&value| magnitude_bits(value)).fold(0, u32::max))
 }

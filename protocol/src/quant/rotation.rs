@@ -18,6 +18,8 @@ use chacha20::ChaCha20;
 use chacha20::cipher::{KeyIvInit, StreamCipher};
 use rayon::prelude::*;
 
+use crate::he::vectorised;
+
 /// ChaCha20 key of the signs. It is public, and part of what a model's digest stands for: change it and every
 /// served matrix changes.
 pub const ROTATION_KEY: [u8; 32] = *b"velum block-hadamard rotation v1";
@@ -72,7 +74,7 @@ impl Rotation {
     /// # Panics
     /// If the length is no multiple of the dimension.
     pub fn apply(&self, rows: &mut [f32]) {
-        self.for_each_row(rows, |row| self.rotate(row));
+        self.for_each_row(rows, |row| rotate_wide(self, row));
     }
 
     /// `x ← x·Qᵀ` for each row of `rows`, `any × dimension` row-major: the inverse of [`Self::apply`].
@@ -80,7 +82,7 @@ impl Rotation {
     /// # Panics
     /// If the length is no multiple of the dimension.
     pub fn apply_transpose(&self, rows: &mut [f32]) {
-        self.for_each_row(rows, |row| self.rotate_back(row));
+        self.for_each_row(rows, |row| rotate_back_wide(self, row));
     }
 
     /// `M ← Qᵀ·M` for a row-major matrix `dimension × width`: each column times `Q`. In place, and along the rows,
@@ -101,12 +103,14 @@ impl Rotation {
     }
 
     /// `x ← x·Q` for one row.
+    #[inline(always)]
     pub(super) fn rotate(&self, row: &mut [f32]) {
         row.iter_mut().zip(&self.factors).for_each(|(value, factor)| *value *= factor);
         row.chunks_exact_mut(self.block).for_each(hadamard);
     }
 
     /// `x ← x·Qᵀ` for one row.
+    #[inline(always)]
     pub(super) fn rotate_back(&self, row: &mut [f32]) {
         row.chunks_exact_mut(self.block).for_each(hadamard);
         row.iter_mut().zip(&self.factors).for_each(|(value, factor)| *value *= factor);
@@ -130,12 +134,33 @@ fn butterfly(a: &mut [f32], b: &mut [f32]) {
     }
 }
 
+vectorised! {
+    fn rotate_wide<>(rotation: &Rotation, row: &mut [f32]) = Rotation::rotate
+}
+
+vectorised! {
+    fn rotate_back_wide<>(rotation: &Rotation, row: &mut [f32]) = Rotation::rotate_back
+}
+
 /// Unnormalised Walsh–Hadamard transform of a slice whose length is a power of two, shortest stride first.
+#[inline(always)]
 fn hadamard(values: &mut [f32]) {
     let mut half = 1;
     if values.len() >= BASE {
         values.as_chunks_mut::<BASE>().0.iter_mut().for_each(hadamard_of_eight);
         half = BASE;
+    }
+    // Two stages at a time read and write everything half as often; the sums are the same.
+    while 4 * half <= values.len() {
+        for four in values.chunks_exact_mut(4 * half) {
+            let (ab, cd) = four.split_at_mut(2 * half);
+            let ((a, b), (c, d)) = (ab.split_at_mut(half), cd.split_at_mut(half));
+            for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                let (ab, a_b, cd, c_d) = (*a + *b, *a - *b, *c + *d, *c - *d);
+                (*a, *b, *c, *d) = (ab + cd, a_b + c_d, ab - cd, a_b - c_d);
+            }
+        }
+        half *= 4;
     }
     while half < values.len() {
         for pair in values.chunks_exact_mut(2 * half) {

@@ -10,8 +10,7 @@ use tfhe::core_crypto::prelude::*;
 use super::{
     MaskProductBuilder, MaskSeed, ParameterSet, Planes, Precision, ProductTile, Ticket, domain, encrypt, mask, rng,
 };
-use crate::he::ntt::Digits;
-use crate::he::products::{MaskTransform, Polynomials};
+use crate::he::products::MaskTransform;
 use crate::he::secret::OneTimeSecret;
 
 const FEATURES: usize = 5;
@@ -123,16 +122,12 @@ fn products_are_tfhes_products() {
         let mut keystream = vec![0; domain.column_bytes()];
         mask::expand(&seed, &domain, 7..8, &mut keystream);
         let coefficients: Vec<i8> = (0..set.mask_rows()).map(|_| rng.random_range(-1..=1)).collect();
-        let transform = MaskTransform::new(set, Digits::exact(limbs, set.mask_rows()));
-        let mut polynomials = Polynomials::<u64>::new(set);
-        let mut transformed = vec![0; transform.column_residues()];
-        for component in 0..set.glwe_dimension() {
-            polynomials.load_keystream(0, &keystream, set.mask_rows(), component);
-            transform.transform(component, polynomials.column_mut(0), &mut transformed);
-        }
+        let transform = MaskTransform::new(set, limbs);
+        let mut working = transform.working::<u64>();
+        let mut transformed = vec![0.0; transform.column_numbers()];
+        transform.transform(&keystream, &mut working, &mut transformed);
         let mut product = vec![0u64; size];
-        let secret = OneTimeSecret::of(set, &coefficients);
-        transform.multiply(&transformed, &secret, &mut vec![0; size], &mut product);
+        transform.multiply(&transformed, &OneTimeSecret::of(set, &coefficients), &mut working, &mut product);
 
         let word = |row: usize| (0..limbs).map(|l| u64::from(keystream[l * set.mask_rows() + row]) << (8 * l)).sum();
         let words: Vec<u64> = (0..set.mask_rows()).map(word).collect();

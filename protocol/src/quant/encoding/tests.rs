@@ -21,12 +21,7 @@ fn doubled_worst_output(message: &[i64], weights: &[i8], precision: Precision) -
         true => doubled(bits(precision.output_limbs)),
         false => 0,
     };
-    // Three bytes of P32's and P48's mask products are rounded once more, by one bit.
-    let once_more = match (precision.set, precision.mask_limbs) {
-        (ParameterSet::P32 | ParameterSet::P48, 3) => doubled(bits(3) + 1),
-        _ => 0,
-    };
-    let mask = doubled(bits(precision.mask_limbs)) + once_more;
+    let mask = doubled(bits(precision.mask_limbs));
     2 * product.abs() + fresh * weight_sum + output + mask * precision.set.mask_rows() as i128
 }
 
