@@ -287,13 +287,15 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
 /// Adds the sums `[digit][row and half]` of a panel, each times its digit's weight, to the panel's values.
 #[inline(always)]
 fn recombine<V: Value, const D: usize>(sums: &[Line], bits: u32, values: &mut [Values<V>]) {
-    let digits: [&[Line]; D] = std::array::from_fn(|digit| &sums[digit * (sums.len() / D)..][..values.len()]);
+    let digits: [&[Line]; D] = std::array::from_fn(|digit| &sums[digit * (sums.len() / D)..]);
     for (index, values) in values.iter_mut().enumerate() {
+        // A copy, which is a register, and sums of which the compiler does not know that they are there: else it would
+        // gather and scatter the values of many rows.
+        let mut line = *values;
         for (digit, sums) in digits.iter().enumerate() {
-            for (value, &sum) in values.iter_mut().zip(&sums[index].0) {
-                *value = value.add_shifted(sum, bits * digit as u32);
-            }
+            line = std::array::from_fn(|i| line[i].add_shifted(sums[index].0[i], bits * digit as u32));
         }
+        *values = line;
     }
 }
 
