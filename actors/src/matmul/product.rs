@@ -289,8 +289,9 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
 fn recombine<V: Value, const D: usize>(sums: &[Line], bits: u32, values: &mut [Values<V>]) {
     let digits: [&[Line]; D] = std::array::from_fn(|digit| &sums[digit * (sums.len() / D)..]);
     for (index, values) in values.iter_mut().enumerate() {
-        // A copy, which is a register, and sums of which the compiler does not know that they are there: else it would
-        // gather and scatter the values of many rows.
+        // The index is hidden, and the values copied to a register: else the compiler may gather and scatter the values of
+        // many rows.
+        let index = std::hint::black_box(index);
         let mut line = *values;
         for (digit, sums) in digits.iter().enumerate() {
             line = std::array::from_fn(|i| line[i].add_shifted(sums[index].0[i], bits * digit as u32));
