@@ -78,7 +78,7 @@ impl Ring {
         self.plan.fft_scratch().unaligned_bytes_required().div_ceil(size_of::<f64>())
     }
 
-    /// Transforms, in place, what [`Self::fold`] has written. `working` has [`Self::working_numbers`].
+    /// Transforms, in place, what `fold` has written. `working` has [`Self::working_numbers`].
     ///
     /// Panics if it has fewer.
     pub fn forward(&self, polynomial: &mut [f64], working: &mut [f64]) {
