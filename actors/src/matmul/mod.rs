@@ -4,6 +4,7 @@
 //! columns, already rounded to the bytes that go back. It knows values of some bytes, not parameter sets. Which kernels
 //! a machine has is found out once, at run time ([`kernels`]); all of them give the same bytes.
 
+mod agreement;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 #[cfg(target_arch = "x86_64")]
@@ -191,7 +192,16 @@ pub fn kernels() -> Vec<Arc<dyn Kernel>> {
     kernels
 }
 
-/// The fastest CPU kernel of this machine.
+/// The fastest CPU kernel of this machine that gives the portable kernel's bytes.
 pub fn best_kernel() -> Arc<dyn Kernel> {
-    kernels().swap_remove(0)
+    let mut kernels = kernels();
+    let portable = kernels.remove(kernels.len() - 1);
+    let sound = |kernel: &Arc<dyn Kernel>| {
+        let sound = agreement::agrees(kernel.as_ref(), portable.as_ref());
+        if !sound {
+            tracing::error!(kernel = kernel.name(), "multiplies wrongly on this processor and is not used");
+        }
+        sound
+    };
+    kernels.into_iter().find(sound).unwrap_or(portable)
 }
