@@ -3,9 +3,10 @@
 //! Stable Rust has no AMX intrinsics, so the instructions stand in inline assembly. The kernel of the operating system
 //! gives a process the tile registers when it asks for them ([`Amx::detect`]); a task loads their shapes when it begins
 //! and releases them when it ends ([`Micro::task`]), so that a thread which does not multiply has no tile state to
-//! save. Exactness was shown
-//! in an emulated processor: Bochs 3.0's `sapphire_rapids` under Linux 6.12, after correcting its `tdpbusd`, which took
-//! the signed bytes for unsigned, and letting it report that tile data can be switched off.
+//! save.
+//!
+//! Exactness was shown in an emulated processor: Bochs 3.0's `sapphire_rapids` under Linux 6.12, after correcting its
+//! `tdpbusd`, which took the signed bytes for unsigned, and letting it report that tile data can be switched off.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};

@@ -87,18 +87,21 @@ impl MaskCache {
         linear: LinearId,
         direction: Direction,
     ) -> Result<Arc<MaskProduct>, MaskError> {
-        let cell = self.cell(linear, direction)?;
+        let entry = self.table.entry(linear).ok_or(MaskError::UnknownLinear(linear))?;
+        let (precision, (_, outer)) = (entry.precision(direction), entry.shape().along(direction));
+        let cell = self.cell(linear, direction, MaskProduct::memory_for(precision, outer));
         let fetch = || {
+            let operand = Operand::Masks { seed: self.seed.to_bytes() };
+            let call = self.calls.fetch_add(1, Ordering::Relaxed);
+            let header = ProductHeader { version: PROTOCOL_VERSION, call, linear, direction, precision, operand };
             let flight = tracing::info_span!(target: FLIGHT, "mask product", %linear, ?direction);
-            self.fetch(transport, peer, linear, direction).instrument(flight)
+            self.fetch(transport, peer, ProductRequest { header, body: None, outer }).instrument(flight)
         };
         cell.get_or_try_init(fetch).await.map(Arc::clone)
     }
 
-    fn cell(&self, linear: LinearId, direction: Direction) -> Result<Arc<Cell>, MaskError> {
-        let entry = self.table.entry(linear).ok_or(MaskError::UnknownLinear(linear))?;
-        let (_, outer) = entry.shape().along(direction);
-        let bytes = MaskProduct::memory_for(entry.precision(direction), outer);
+    /// Where a product of so many bytes is, or will be.
+    fn cell(&self, linear: LinearId, direction: Direction, bytes: usize) -> Arc<Cell> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let found = match places.by_product.get(&(linear, direction)) {
             Some(Place::Kept(cell)) => Some(Arc::clone(cell)),
@@ -106,7 +109,7 @@ impl MaskCache {
             None => None,
         };
         if let Some(cell) = found {
-            return Ok(cell);
+            return cell;
         }
         let cell = Arc::new(Cell::new());
         let place = match places.room.checked_sub(bytes) {
@@ -117,33 +120,23 @@ impl MaskCache {
             None => Place::Passing(Arc::downgrade(&cell)),
         };
         places.by_product.insert((linear, direction), place);
-        Ok(cell)
+        cell
     }
 
     async fn fetch(
         &self,
         transport: &dyn Transport,
         peer: &PeerName,
-        linear: LinearId,
-        direction: Direction,
+        request: ProductRequest,
     ) -> Result<Arc<MaskProduct>, MaskError> {
         let start = Instant::now();
-        let entry = self.table.entry(linear).ok_or(MaskError::UnknownLinear(linear))?;
-        let (precision, (_, outer)) = (entry.precision(direction), entry.shape().along(direction));
-        let header = ProductHeader {
-            version: PROTOCOL_VERSION,
-            call: self.calls.fetch_add(1, Ordering::Relaxed),
-            linear,
-            direction,
-            precision,
-            operand: Operand::Masks { seed: self.seed.to_bytes() },
-        };
-        let mut tiles = transport.product(peer, ProductRequest { header, body: None, outer }).await?;
-        let mut builder = MaskProductBuilder::new(precision, outer)?;
+        let linear = request.header.linear;
+        let mut builder = MaskProductBuilder::new(request.header.precision, request.outer)?;
+        let mut tiles = transport.product(peer, request).await?;
         while let Some(tile) = tiles.recv().await {
             let tile = tile?;
             builder = on_rayon(move || {
-                let _span = tracing::info_span!(target: WORK, "transform masks", %linear).entered();
+                let _span = tracing::info_span!(target: WORK, "keep masks", %linear).entered();
                 add_tile(builder, &tile)
             })
             .await??;
