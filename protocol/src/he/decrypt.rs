@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, vectorised};
+use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
 use super::mask_product::MaskProduct;
 use super::products::{MaskTransform, Polynomials, Working};
 use super::secret::OneTimeSecret;
@@ -279,6 +279,9 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
             let at = if job.ticket.secrets.len() == 1 { 0 } else { column * numbers };
             let mask = &mut masks[at..at + numbers];
             if block == 0 {
+                if column + 1 < width {
+                    prefetch(job.masks.column(columns.start + column + 1));
+                }
                 job.transform.transform(job.masks.column(columns.start + column), working, mask);
             }
             job.transform.multiply(mask, secret, working, polynomials.column_mut(column));
@@ -289,9 +292,14 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
             for (token, products) in (first + row..tokens).zip(strip.iter()) {
                 let unit = job.units[token];
                 let start = token * job.tile.rows.columns() + first_column;
-                let body = L::planes(&job.tile.rows, start..start + width);
+                let body = L::planes(&job.tile.rows, start, width);
+                out.fetch(token + AHEAD);
+                if token + AHEAD < tokens {
+                    L::fetch(&job.tile.rows, start + AHEAD * job.tile.rows.columns(), width);
+                }
                 // A loop of a length that the compiler does not know becomes vectors; one that it does, 32 scalars.
-                for (i, (value, &product)) in out.row_mut(token).iter_mut().zip(&products[..width]).enumerate() {
+                for (i, (value, &product)) in out.row_mut(token)[..width].iter_mut().zip(&products[..width]).enumerate()
+                {
                     let phase = L::value::<W>(&body, i).shifted_up(job.shifts.0).sub(product.shifted_up(job.shifts.1));
                     *value = (phase.centred(job.bits) * unit) as f32;
                 }
@@ -304,8 +312,10 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
 trait Limbs {
     /// A slice of each plane.
     type Planes<'a>;
-    /// The same places of each plane.
-    fn planes(planes: &Planes, places: Range<usize>) -> Self::Planes<'_>;
+    /// The same `width` places of each plane.
+    fn planes(planes: &Planes, start: usize, width: usize) -> Self::Planes<'_>;
+    /// Fetches the same places of each plane.
+    fn fetch(planes: &Planes, start: usize, width: usize);
     /// The value at a place.
     fn value<W: Word>(planes: &Self::Planes<'_>, place: usize) -> W;
 }
@@ -317,8 +327,13 @@ impl<const L: usize> Limbs for Bytes<L> {
     type Planes<'a> = [&'a [u8]; L];
 
     #[inline(always)]
-    fn planes(planes: &Planes, places: Range<usize>) -> Self::Planes<'_> {
-        std::array::from_fn(|limb| &planes.plane(limb)[places.clone()])
+    fn planes(planes: &Planes, start: usize, width: usize) -> Self::Planes<'_> {
+        std::array::from_fn(|limb| &planes.plane(limb)[start..][..width])
+    }
+
+    #[inline(always)]
+    fn fetch(planes: &Planes, start: usize, width: usize) {
+        (0..L).for_each(|limb| prefetch(&planes.plane(limb)[start..][..width]));
     }
 
     #[inline(always)]

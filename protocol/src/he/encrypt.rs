@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::decrypt::Ticket;
-use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, vectorised};
+use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
 use super::mask::{MaskColumns, MaskDomain, MaskSeed};
 use super::products::{MaskTransform, Polynomials, Working};
 use super::sampling::{ErrorSampler, SecretRng};
@@ -204,10 +204,14 @@ fn encrypt_tile_body<W: Word>(
                 // Loops of a length that the compiler does not know become vectors; those that it does, scalars.
                 let start = token * job.plaintext.features + columns.start;
                 let (values, input) = (&mut values[..width], &job.plaintext.rows[start..start + width]);
+                if let Some(later) = job.plaintext.rows.get(start + AHEAD * job.plaintext.features..) {
+                    prefetch(&later[..width.min(later.len())]);
+                }
                 if !add_message(job.precision, input, job.plaintext.steps[token], values) {
                     return Err(EncryptError::Range { token });
                 }
                 for limb in 0..usize::from(job.precision.body_limbs) {
+                    tile.fetch(limb * tokens + token + AHEAD);
                     for (byte, value) in tile.row_mut(limb * tokens + token).iter_mut().zip(values.iter()) {
                         *byte = value.limb(limb);
                     }
@@ -225,12 +229,12 @@ fn add_message<W: Word>(precision: Precision, input: &[f32], step: f64, values: 
     let limit = f64::from(precision.set.modulus_bits() - 1).exp2() - 0.5;
     let dropped = precision.body_dropped_bits();
     let half = (1 << dropped) >> 1;
-    let mut in_range = true;
+    let mut largest = 0;
     for (value, &x) in values.iter_mut().zip(input) {
-        let scaled = f64::from(x) * step;
-        // NaN fails every comparison.
-        in_range &= scaled.abs() < limit;
-        *value = value.add(W::rounded(scaled)).add_shift(half, dropped);
+        // Bits of absolute values are in the order of the values, infinity above all numbers and NaN above infinity.
+        largest = largest.max(x.to_bits() & (u32::MAX >> 1));
+        *value = value.add(W::rounded(f64::from(x) * step)).add_shift(half, dropped);
     }
-    in_range
+    // NaN fails every comparison.
+    f64::from(f32::from_bits(largest)) * step < limit
 }

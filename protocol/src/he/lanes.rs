@@ -14,6 +14,28 @@ const NARROWEST: usize = 32;
 /// Rows that are transposed at a time: those of a cache line of words.
 pub(crate) const STRIP: usize = 16;
 
+/// Rows between the one that is worked on and the one that is fetched.
+pub(crate) const AHEAD: usize = STRIP;
+
+/// Fetches what will be read soon. Rows of a matrix are a page or more apart, where the processor's own
+/// prefetching ends.
+#[inline(always)]
+pub(crate) fn prefetch<T>(values: &[T]) {
+    fetch_bytes(values.as_ptr(), values.len());
+}
+
+#[inline(always)]
+fn fetch_bytes<T>(first: *const T, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..(count * size_of::<T>()).div_ceil(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: the instruction is part of SSE, which every x86-64 has, and a hint that accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(first.cast::<i8>().wrapping_add(64 * line)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (first, count);
+}
+
 /// Exclusive access to some columns of a row-major matrix.
 pub(crate) struct ColumnTile<'a, T> {
     base: *mut T,
@@ -31,6 +53,15 @@ impl<T> ColumnTile<'_, T> {
     /// Which columns of the matrix these are.
     pub(crate) fn columns(&self) -> Range<usize> {
         self.columns.clone()
+    }
+
+    /// Fetches the tile's part of a row that will be written soon; nothing where there is no such row.
+    #[inline(always)]
+    pub(crate) fn fetch(&self, row: usize) {
+        if row < self.rows {
+            // SAFETY: as in `row_mut`; nothing is accessed.
+            unsafe { fetch_bytes(self.base.add(row * self.stride + self.columns.start), self.columns.len()) };
+        }
     }
 
     /// The tile's part of a row of the matrix.
