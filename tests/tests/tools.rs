@@ -53,6 +53,7 @@ fn a_synthetic_model_is_measured_with_real_processes_and_traced() {
         (count("step", "b"), count("step", "e"), count("micro-batch", "X"), count("optimiser", "X")),
         (3, 3, 6, 3)
     );
+    assert_eq!(["forward", "loss", "backward"].map(|part| count(part, "X")), [6; 3]);
     for number in 1..=2 {
         let worker = events(&workspace.path(&format!("step-worker-{number}.json")));
         assert_ne!(worker[0]["pid"], owner[0]["pid"]);

@@ -22,9 +22,12 @@ use protocol::model::{LlamaConfig, Model, ModelError, Norm};
 use self::backward::Backward;
 use self::ops::HeadLoss;
 use self::pass::{Hidden, Pass};
+use self::tape::LayerTape;
 use crate::backend::{BackendError, LinearBackend};
+use crate::buffer::Buffer;
 use crate::data::{IGNORED, MicroBatch};
 use crate::lora::{Draw, LoraAdapters};
+use crate::trace::WORK;
 use crate::transport::Traffic;
 
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
@@ -100,8 +103,8 @@ impl Llama {
         self.check(batch)?;
         let pass = Pass::new(self, batch, adapters, None);
         // Nothing is kept: each layer's values are dropped as soon as they were used.
-        let Hidden { normed, .. } = pass.forward(self.model.embed(&batch.tokens)?, usize::MAX, &mut Vec::new())?;
-        Ok(self.head_loss(batch, false).compute(&normed)?.0)
+        let Hidden { normed, .. } = self.forward(&pass, batch, usize::MAX, &mut Vec::new())?;
+        Ok(self.loss(batch, false, &normed)?.0)
     }
 
     /// Sum of the cross entropies of a micro-batch's targets in nats, and its gradient for every parameter of the
@@ -118,12 +121,14 @@ impl Llama {
         };
         let pass = Pass::new(self, batch, Some(adapters), Some(draw));
         let mut tape = Vec::new();
-        let Hidden { stream, normed } =
-            pass.forward(self.model.embed(&batch.tokens)?, lowest.layer.into(), &mut tape)?;
-        let (loss, gradient) = self.head_loss(batch, true).compute(&normed)?;
+        let Hidden { stream, normed } = self.forward(&pass, batch, lowest.layer.into(), &mut tape)?;
+        let (loss, gradient) = self.loss(batch, true, &normed)?;
         drop(normed);
         let mut found = match gradient {
-            Some(gradient) => Backward::new(&pass, lowest).run(&stream, gradient, tape)?,
+            Some(gradient) => {
+                let _span = tracing::debug_span!(target: WORK, "backward").entered();
+                Backward::new(&pass, lowest).run(&stream, gradient, tape)?
+            }
             None => Default::default(),
         };
         let mut gradients = Vec::new();
@@ -137,8 +142,28 @@ impl Llama {
         Ok((loss, gradients))
     }
 
-    fn head_loss<'a>(&'a self, batch: &'a MicroBatch, differentiable: bool) -> HeadLoss<'a, Model> {
-        HeadLoss::new(&self.model, self.config().hidden_size, &batch.targets, differentiable)
+    /// Embeddings and layers; see [`Pass::forward`].
+    fn forward(
+        &self,
+        pass: &Pass<'_>,
+        batch: &MicroBatch,
+        keep_from: usize,
+        tape: &mut Vec<LayerTape>,
+    ) -> Result<Hidden, LlamaError> {
+        let _span = tracing::debug_span!(target: WORK, "forward").entered();
+        pass.forward(self.model.embed(&batch.tokens)?, keep_from, tape)
+    }
+
+    /// Head and cross entropy; see [`HeadLoss::compute`].
+    fn loss(
+        &self,
+        batch: &MicroBatch,
+        differentiable: bool,
+        normed: &Buffer,
+    ) -> Result<(f64, Option<Buffer>), LlamaError> {
+        let _span = tracing::debug_span!(target: WORK, "loss").entered();
+        let loss = HeadLoss::new(self.model.as_ref(), self.config().hidden_size, &batch.targets, differentiable);
+        Ok(loss.compute(normed)?)
     }
 
     fn check(&self, batch: &MicroBatch) -> Result<(), LlamaError> {
