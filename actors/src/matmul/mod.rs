@@ -3,12 +3,16 @@
 //! A [`Kernel`] multiplies a mask or a body by a [`PackedMatrix`] and gives the product away in tiles of output
 //! columns, already rounded to the bytes that go back. It knows values of some bytes, not parameter sets. Which kernels
 //! a machine has is found out once, at run time ([`kernels`]); all of them give the same bytes.
+//!
+//! A worker sees none of this: it has [`Device`]s, of which the processor with its best kernel is one ([`CpuDevice`]).
 
 mod agreement;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod cpu;
+pub mod device;
 pub mod devices;
 mod digits;
 mod lines;
@@ -27,6 +31,8 @@ use std::sync::Arc;
 
 use protocol::he::{Planes, ProductTile};
 
+pub use cpu::{CpuDevice, expand_masks};
+pub use device::{Device, DeviceError, HeldMatrix, Multiplicand, ProductTask};
 pub use speed::{measure_speed, product_seconds};
 pub use weights::{PackedLinear, PackedMatrix};
 

@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actors::matmul::devices::{self, GpuRequest};
-use actors::matmul::{Kernel, PackedLinear, PackedMatrix, Product, Rows, best_kernel, product_seconds, tile_columns};
-use actors::worker::executor::expand_masks;
+use actors::matmul::{
+    Kernel, PackedLinear, PackedMatrix, Product, Rows, best_kernel, expand_masks, product_seconds, tile_columns,
+};
 use anyhow::{Context as _, bail};
 use protocol::he::paper::PaperScheme;
 use protocol::he::scheme::Scheme as _;
@@ -278,7 +279,7 @@ impl Encrypted<'_> {
         let (mut multiply, mut prepare, mut kept) = (Vec::new(), Vec::new(), None);
         repeat(|| {
             let began = Instant::now();
-            let tiles = self.multiply_masks(&expand_masks(&SEED, &domain, inner))?;
+            let tiles = self.multiply_masks(&expand_masks(&SEED, &domain, 0..inner))?;
             multiply.push(began.elapsed().as_secs_f64());
             let began = Instant::now();
             let mut masks = MaskProductBuilder::new(precision, outer)?;
