@@ -9,6 +9,7 @@ pub mod llama;
 pub mod lora;
 pub mod matmul;
 pub mod owner;
+mod shares;
 #[cfg(test)]
 mod testing;
 pub mod trace;

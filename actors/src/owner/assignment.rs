@@ -4,12 +4,14 @@
 
 use std::ops::Range;
 
+use crate::shares::deal;
+
 /// What a worker brings, as far as planning is concerned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Capacity {
     /// Multiply-accumulates a second, all devices together.
     pub speed: f64,
-    /// Layers that fit in its memory.
+    /// Layers that fit in its memory, as it says.
     pub layers: u16,
 }
 
@@ -33,43 +35,19 @@ pub fn split_layers(layers: u16, workers: &[Capacity]) -> Result<Vec<Range<u16>>
     if held < u32::from(layers) {
         return Err(NotEnoughMemory { held, layers });
     }
-    let shares = shares(layers, workers);
+    let speeds: Vec<f64> = workers.iter().map(|worker| worker.speed).collect();
+    let has_room = |worker: usize, dealt: &[usize]| dealt[worker] < usize::from(workers[worker].layers);
+    let shares = deal(usize::from(layers), &speeds, |_| 0, has_room);
     let mut start = 0;
     Ok(shares
         .into_iter()
         .map(|share| {
-            let range = start..start + share;
-            start += share;
+            // A share of at most `layers`.
+            let range = start..start + share as u16;
+            start = range.end;
             range
         })
         .collect())
-}
-
-/// Hands out layers one by one, each to the worker that would finish its own first with one more. This is the
-/// schedule of least makespan for equal layers, and it needs no rounding.
-fn shares(layers: u16, workers: &[Capacity]) -> Vec<u16> {
-    let mut shares = vec![0_u16; workers.len()];
-    for _ in 0..layers {
-        let next = workers
-            .iter()
-            .enumerate()
-            .filter(|&(index, worker)| shares[index] < worker.layers)
-            .min_by(|&(a, left), &(b, right)| {
-                finish(shares[a] + 1, left.speed).total_cmp(&finish(shares[b] + 1, right.speed))
-            })
-            .map(|(index, _)| index);
-        match next {
-            Some(index) => shares[index] += 1,
-            None => break,
-        }
-    }
-    shares
-}
-
-/// When a worker would be done with so many layers; a speed that is not a positive number counts as the slowest.
-fn finish(layers: u16, speed: f64) -> f64 {
-    let speed = if speed.is_finite() && speed > 0.0 { speed } else { f64::MIN_POSITIVE };
-    f64::from(layers) / speed
 }
 
 #[cfg(test)]
