@@ -1,6 +1,8 @@
-//! What several modules' tests stand on: a checkpoint small enough for them.
+//! What several modules' tests stand on: a checkpoint small enough for them, and a device that can be told to fail.
 
 #![allow(clippy::unwrap_used)]
+
+mod device;
 
 use std::sync::Arc;
 
@@ -13,6 +15,8 @@ use rand_chacha::rand_core::SeedableRng;
 
 use crate::backend::PlainBackend;
 use crate::llama::Llama;
+
+pub(crate) use device::{Switches, TestDevice};
 
 /// Two layers of random weights, in a folder that lives as long.
 pub(crate) struct TinyModel {

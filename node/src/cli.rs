@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use actors::worker::Split;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::model::LinearShape;
@@ -99,6 +100,11 @@ pub struct Arguments {
     #[arg(long, value_name = "LIST", help_heading = "Worker")]
     pub gpus: Option<String>,
 
+    /// Worker: with several GPUs, give each whole layers (most throughput), or cut every matrix by columns over all of
+    /// them (a single product is done sooner)
+    #[arg(long, value_name = "HOW", value_parser = split(), help_heading = "Worker")]
+    pub split: Option<Split>,
+
     /// Worker: stop when standard input closes, for a parent process that must leave no worker behind
     #[arg(long, help_heading = "Worker")]
     pub until_stdin_closes: bool,
@@ -183,6 +189,11 @@ impl From<LinearArguments> for LinearOptions {
         let LinearArguments { d_in, d_out, tokens, params, device, json } = arguments;
         Self { shape: LinearShape { d_in, d_out }, tokens, parameters: params, device, json }
     }
+}
+
+/// The ways to split.
+fn split() -> impl TypedValueParser<Value = Split> {
+    PossibleValuesParser::new(Split::ALL.map(Split::name)).try_map(|name| name.parse::<Split>())
 }
 
 /// The names of the parameters.
@@ -305,6 +316,7 @@ impl Arguments {
         config.network.mdns &= !self.no_mdns;
         set_some(&mut config.network.identity, &self.identity);
         set(&mut config.worker.gpus, &self.gpus);
+        set(&mut config.worker.split, &self.split);
         set_some(&mut config.owner.data, &self.data);
         set(&mut config.owner.out, &self.out);
         set(&mut config.owner.backend, &self.backend);
@@ -370,6 +382,15 @@ mod tests {
         assert_eq!(trace("node --role worker --trace t.json").unwrap(), "t.json worker");
         assert_eq!(trace("node --role demo --trace t.json"), None);
         assert_eq!(trace("node --role owner"), None);
+    }
+
+    #[test]
+    fn a_worker_is_told_how_to_use_several_gpus() {
+        let mut config = Config::default();
+        parsed("node --role worker --gpus 0,1 --split columns").unwrap().apply(&mut config);
+        assert_eq!((config.worker.gpus.as_str(), config.worker.split), ("0,1", Split::Columns));
+        let error = parsed("node --role worker --split rows").unwrap_err().to_string();
+        assert!(error.contains("layers") && error.contains("columns"), "{error}");
     }
 
     #[test]

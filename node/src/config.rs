@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use actors::data::DataOptions;
 use actors::matmul::devices::GpuRequest;
 use actors::trainer::TrainingConfig;
+use actors::worker::Split;
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
 use libp2p::Multiaddr;
@@ -85,7 +86,10 @@ fn parse_addresses(key: &str, texts: &[String]) -> anyhow::Result<Vec<Multiaddr>
 pub struct WorkerConfig {
     /// `none`, `all`, or indices like `0,1`.
     pub gpus: String,
-    /// Memory for layers in MiB; 0 takes what is free when the worker starts.
+    /// How matrices are spread over several devices.
+    pub split: Split,
+    /// Memory of this process for layers in MiB; 0 takes what is free when the worker starts. Layers on GPUs take the
+    /// GPUs' own.
     pub memory_mib: u64,
     /// Owners served at a time.
     pub max_owners: usize,
@@ -95,7 +99,7 @@ pub struct WorkerConfig {
 
 impl Default for WorkerConfig {
     fn default() -> Self {
-        Self { gpus: "none".into(), memory_mib: 0, max_owners: 1, max_tokens: 16_384 }
+        Self { gpus: "none".into(), split: Split::Layers, memory_mib: 0, max_owners: 1, max_tokens: 16_384 }
     }
 }
 
@@ -240,6 +244,8 @@ mod tests {
     fn bad_values_name_their_key() {
         assert!(error_of("[network]\nlisten = ['localhost:1']").contains("network.listen: `localhost:1`"));
         assert!(error_of("[worker]\ngpus = 'one'").contains("worker.gpus"));
+        let split = error_of("[worker]\nsplit = 'rows'");
+        assert!(split.contains("rows") && split.contains("columns") && split.contains("line 2"), "{split}");
         assert!(error_of("[owner]\nworkers = 0").contains("owner.workers"));
         assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
     }

@@ -100,8 +100,6 @@ pub struct AssignLayers {
     pub model: ModelDigest,
     /// Its transformer layers.
     pub layers: u16,
-    /// Bytes that one layer needs in a worker's memory.
-    pub layer_bytes: u64,
     /// Who offered.
     pub candidates: Vec<Candidate>,
     /// Told of the loading; progress is dropped where nobody listens or the channel is full.
@@ -176,13 +174,9 @@ impl Handler<AssignLayers> for LayerScheduler {
 
 /// Layer ranges for the candidates; those that get none are left out.
 fn plan(message: &AssignLayers) -> Result<Vec<Assignment>, ScheduleError> {
-    let capacity = |candidate: &Candidate| {
-        let memory: u64 =
-            candidate.offer.devices.iter().map(|device| device.memory_bytes / message.layer_bytes.max(1)).sum();
-        Capacity {
-            speed: candidate.offer.devices.iter().map(|device| device.macs_per_second).sum(),
-            layers: u16::try_from(memory).unwrap_or(u16::MAX),
-        }
+    let capacity = |candidate: &Candidate| Capacity {
+        speed: candidate.offer.devices.iter().map(|device| device.macs_per_second).sum(),
+        layers: candidate.offer.room,
     };
     let capacities: Vec<_> = message.candidates.iter().map(capacity).collect();
     let ranges = split_layers(message.layers, &capacities)?;
@@ -191,7 +185,7 @@ fn plan(message: &AssignLayers) -> Result<Vec<Assignment>, ScheduleError> {
         .map(|(candidate, layers)| Assignment {
             peer: candidate.peer.clone(),
             layers,
-            device: candidate.offer.devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>().join(", "),
+            device: candidate.offer.devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>().join(" and "),
         })
         .collect())
 }

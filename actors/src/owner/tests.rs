@@ -1,5 +1,7 @@
 //! The owner's actors against workers that compute with the scheme's reference semantics.
 
+mod workers;
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -173,17 +175,13 @@ async fn cluster_keeping(speeds: &[f64], mask_cache_bytes: usize) -> (Cluster, V
             version: PROTOCOL_VERSION,
             model: ModelDigest([0; 32]),
             layers: LAYERS,
+            room: LAYERS,
             devices: vec![DeviceOffer { name: "cpu".into(), memory_bytes: 1 << 30, macs_per_second: speed }],
         },
     });
     let (progress, _listener) = mpsc::channel(16);
-    let assign = AssignLayers {
-        model: ModelDigest([0; 32]),
-        layers: LAYERS,
-        layer_bytes: 1 << 20,
-        candidates: candidates.collect(),
-        progress,
-    };
+    let assign =
+        AssignLayers { model: ModelDigest([0; 32]), layers: LAYERS, candidates: candidates.collect(), progress };
     let assignments = actors.scheduler.send(assign).await.unwrap().unwrap();
     let backend = EncryptedBackend::new(actors.scheduler.clone(), transport);
     (Cluster { workers, weights, actors, backend }, assignments)

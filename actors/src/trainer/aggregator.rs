@@ -1,4 +1,7 @@
 //! The actor that gathers the gradients of a step's micro-batches and hands the step to the optimiser.
+//!
+//! These are decrypted, and the owner's. Gradients that several devices of a worker have parts of are added there, as
+//! ciphertexts ([`crate::worker::aggregator`]).
 
 use actix::{Actor, ActorFutureExt, AtomicResponse, Context, Handler, Message, WrapFuture};
 use candle_core::Var;

@@ -1,22 +1,31 @@
 //! The worker's side: who holds weights, who multiplies, and what the network calls.
 //!
-//! 1. [`shard_store::ShardStore`] loads the layers that owners were assigned and packs them for the kernels;
-//! 2. [`executor::MatmulExecutor`], one for each device, expands a mask, multiplies mask and body, and gives the answer
-//!    away in tiles;
-//! 3. [`service::Worker`] stands before both: it decides who may ask for what.
+//! 1. [`shard_store::ShardStore`] loads the layers that owners were assigned into the memory of the worker's devices, each
+//!    where [`spread`] says;
+//! 2. [`executor::MatmulExecutor`], one for each device, multiplies masks and bodies by the matrices that the device
+//!    holds, and gives the answer away in tiles;
+//! 3. [`aggregator::CiphertextAggregator`] adds partial products, where a matrix is cut over several devices ([`parts`]);
+//! 4. [`service::Worker`] stands before all of them: it decides who may ask for what.
 //!
 //! A worker holds public weights and ciphertexts. It never holds a secret, a token or an adapter, and nothing that an
 //! owner sends is kept after its answer.
 
+pub mod aggregator;
 pub mod executor;
+pub mod parts;
 pub mod service;
 pub mod shard_store;
 pub mod source;
+pub mod spread;
+mod streams;
+pub mod sum;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+pub use aggregator::CiphertextAggregator;
 pub use executor::MatmulExecutor;
 pub use service::{StartError, Worker, WorkerLimits};
 pub use shard_store::ShardStore;
 pub use source::{ModelSource, ShardSource, SourceError};
+pub use spread::Split;

@@ -1,8 +1,12 @@
-//! The layers that a worker holds: who asked for which, how far loading has come, and the packed matrices.
+//! The layers that a worker holds: who asked for which, on which devices they lie, how far loading has come, and the
+//! matrices in the devices' memory.
 //!
 //! An owner's layers go through three states: *wanted* (assigned, in the queue), *loading* (one matrix at a time, on a
 //! thread that may block), *loaded*. Matrices that no owner wants any more are dropped at once; a load that ends after
 //! that is thrown away. Owners share what they both want.
+//!
+//! Where layers lie is decided when they are assigned ([`super::spread`]), before anything is loaded: layers for which a
+//! device has no memory are refused. What another owner has stays where it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -13,8 +17,10 @@ use actix::prelude::*;
 use protocol::model::{Group, LinearId};
 use protocol::wire::messages::{ModelDigest, Refusal};
 
+use super::parts::HeldLinear;
 use super::source::{ShardSource, SourceError};
-use crate::matmul::PackedLinear;
+use super::spread::{Part, Place, Spread};
+use crate::matmul::Device;
 use crate::transport::PeerName;
 
 /// Messages that may wait for the store: each is answered in microseconds.
@@ -23,8 +29,6 @@ const MAILBOX: usize = 256;
 /// What a store may hold, and for whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreLimits {
-    /// Memory for packed matrices, bytes.
-    pub memory_bytes: u64,
     /// Owners at a time.
     pub owners: usize,
     /// How long an owner's layers are kept for it after its last sign of life, when another owner wants the place.
@@ -34,11 +38,21 @@ pub struct StoreLimits {
 /// See the module's documentation.
 pub struct ShardStore {
     source: Arc<dyn ShardSource>,
+    devices: Arc<[Arc<dyn Device>]>,
+    spread: Spread,
     limits: StoreLimits,
     owners: BTreeMap<PeerName, Share>,
-    loaded: BTreeMap<LinearId, Arc<PackedLinear>>,
+    /// Of every wanted layer.
+    places: BTreeMap<u16, Place>,
+    loaded: BTreeMap<LinearId, Loaded>,
     failed: BTreeMap<LinearId, SourceError>,
     loading: Option<LinearId>,
+}
+
+/// A matrix in the memory of the devices on which its layer lies.
+struct Loaded {
+    place: Place,
+    held: Arc<HeldLinear>,
 }
 
 /// What one owner was assigned.
@@ -48,12 +62,20 @@ struct Share {
 }
 
 impl ShardStore {
-    /// An empty store.
-    pub fn new(source: Arc<dyn ShardSource>, limits: StoreLimits) -> Self {
+    /// An empty store over devices, on which layers lie as `spread` says.
+    pub fn new(
+        source: Arc<dyn ShardSource>,
+        devices: Arc<[Arc<dyn Device>]>,
+        spread: Spread,
+        limits: StoreLimits,
+    ) -> Self {
         Self {
             source,
+            devices,
+            spread,
             limits,
             owners: BTreeMap::new(),
+            places: BTreeMap::new(),
             loaded: BTreeMap::new(),
             failed: BTreeMap::new(),
             loading: None,
@@ -62,14 +84,6 @@ impl ShardStore {
 
     fn wanted(&self) -> BTreeSet<u16> {
         self.owners.values().flat_map(|share| share.layers.clone()).collect()
-    }
-
-    fn bytes_of(&self, layers: impl IntoIterator<Item = u16>) -> u64 {
-        layers
-            .into_iter()
-            .flat_map(matrices_of)
-            .map(|linear| PackedLinear::memory_for(self.source.shape(linear)))
-            .fold(0, u64::saturating_add)
     }
 
     fn assign(&mut self, owner: PeerName, model: ModelDigest, layers: Range<u16>) -> Result<(), Refusal> {
@@ -94,12 +108,13 @@ impl ShardStore {
         }
         let displaced: BTreeSet<PeerName> = idle.into_iter().take(surplus).map(|(name, _)| name.clone()).collect();
 
-        let kept = self.owners.iter().filter(|(name, _)| **name != owner && !displaced.contains(*name));
-        let wanted: BTreeSet<u16> = kept.flat_map(|(_, share)| share.layers.clone()).chain(layers.clone()).collect();
-        let (needed, limit) = (self.bytes_of(wanted), self.limits.memory_bytes);
-        if needed > limit {
-            return Err(Refusal::Capacity(format!("these layers need {needed} bytes of memory, the limit is {limit}")));
-        }
+        let staying = self.owners.iter().filter(|(name, _)| **name != owner && !displaced.contains(*name));
+        let others: BTreeSet<u16> = staying.flat_map(|(_, share)| share.layers.clone()).collect();
+        let mut places = self.places.clone();
+        places.retain(|layer, _| others.contains(layer));
+        let fresh: Vec<u16> = layers.clone().filter(|layer| !places.contains_key(layer)).collect();
+        let fresh = self.spread.place(&places, &fresh).map_err(|error| Refusal::Capacity(error.to_string()))?;
+        places.extend(fresh);
         for name in displaced {
             tracing::info!(owner = %name, "an idle owner's layers are given up");
             self.owners.remove(&name);
@@ -107,19 +122,22 @@ impl ShardStore {
         tracing::info!(%owner, start = layers.start, end = layers.end, "layers assigned");
         self.failed.retain(|linear, _| !layers.contains(&linear.layer));
         self.owners.insert(owner, Share { layers, seen: Instant::now() });
+        self.places = places;
         self.forget_unwanted();
         Ok(())
     }
 
     fn forget_unwanted(&mut self) {
         let wanted = self.wanted();
-        self.loaded.retain(|linear, _| wanted.contains(&linear.layer));
+        self.places.retain(|layer, _| wanted.contains(layer));
+        // A layer that is to lie elsewhere is loaded anew.
+        self.loaded.retain(|linear, loaded| self.places.get(&linear.layer) == Some(&loaded.place));
         self.failed.retain(|linear, _| wanted.contains(&linear.layer));
     }
 
     fn next_to_load(&self) -> Option<LinearId> {
         let missing = |linear: &LinearId| !self.loaded.contains_key(linear) && !self.failed.contains_key(linear);
-        self.wanted().into_iter().flat_map(matrices_of).find(missing)
+        self.places.keys().copied().flat_map(matrices_of).find(missing)
     }
 
     /// Begins to load the next wanted matrix, unless one is loading.
@@ -128,14 +146,20 @@ impl ShardStore {
             return;
         }
         let Some(linear) = self.next_to_load() else { return };
+        let Some(&place) = self.places.get(&linear.layer) else { return };
         self.loading = Some(linear);
-        let source = Arc::clone(&self.source);
-        let load = tokio::task::spawn_blocking(move || load(source.as_ref(), linear));
+        let (source, devices) = (Arc::clone(&self.source), Arc::clone(&self.devices));
+        let parts = self.spread.parts(place, linear.group);
+        let load = tokio::task::spawn_blocking(move || load(source.as_ref(), &devices, &parts, linear));
         context.spawn(load.into_actor(self).map(move |loaded, store, context| {
             store.loading = None;
             let panicked = |_| Err(SourceError { linear, why: "loading panicked; this is a bug".into() });
             match loaded.unwrap_or_else(panicked) {
-                Ok(packed) => drop(store.loaded.insert(linear, Arc::new(packed))),
+                Ok(held) => drop(store.loaded.insert(linear, Loaded { place, held: Arc::new(held) })),
+                // Where it is to lie elsewhere by now, that is tried next.
+                Err(error) if store.places.get(&linear.layer) != Some(&place) => {
+                    tracing::warn!(%error, "a matrix that is wanted no more, or elsewhere, was not loaded");
+                }
                 Err(error) => {
                     tracing::error!(%error, "a matrix is missing");
                     store.failed.insert(linear, error);
@@ -156,7 +180,7 @@ impl ShardStore {
         Progress { layers, loaded, failure: failure.map(|(_, error)| error.to_string()) }
     }
 
-    fn find(&mut self, owner: &PeerName, linear: LinearId) -> Result<Arc<PackedLinear>, Refusal> {
+    fn find(&mut self, owner: &PeerName, linear: LinearId) -> Result<Arc<HeldLinear>, Refusal> {
         let share = self.owners.get_mut(owner).filter(|share| share.layers.contains(&linear.layer));
         let Some(share) = share else {
             return Err(Refusal::Layers(format!("{linear}: it is not assigned to this owner")));
@@ -165,8 +189,8 @@ impl ShardStore {
         if let Some(error) = self.failed.get(&linear) {
             return Err(Refusal::Failed(error.to_string()));
         }
-        let packed = self.loaded.get(&linear).cloned();
-        packed.ok_or_else(|| Refusal::Layers(format!("{linear} yet: it is still loading")))
+        let held = self.loaded.get(&linear).map(|loaded| Arc::clone(&loaded.held));
+        held.ok_or_else(|| Refusal::Layers(format!("{linear} yet: it is still loading")))
     }
 }
 
@@ -174,14 +198,20 @@ fn matrices_of(layer: u16) -> impl Iterator<Item = LinearId> {
     Group::ALL.into_iter().map(move |group| LinearId { layer, group })
 }
 
-/// Reads and packs one matrix.
-fn load(source: &dyn ShardSource, linear: LinearId) -> Result<PackedLinear, SourceError> {
+/// Reads one matrix and gives the devices their parts of it.
+fn load(
+    source: &dyn ShardSource,
+    devices: &[Arc<dyn Device>],
+    parts: &[Part],
+    linear: LinearId,
+) -> Result<HeldLinear, SourceError> {
+    let failed = |why: String| SourceError { linear, why };
     let (matrix, _) = source.load(linear)?;
-    let of_other_shape = || SourceError { linear, why: "the matrix does not have the shape of its layer".into() };
-    if matrix.shape != source.shape(linear) {
-        return Err(of_other_shape());
+    let shape = source.shape(linear);
+    if matrix.shape != shape || shape.d_in.checked_mul(shape.d_out) != Some(matrix.values.len()) {
+        return Err(failed("the matrix does not have the shape of its layer".into()));
     }
-    PackedLinear::new(matrix.shape, &matrix.values).ok_or_else(of_other_shape)
+    HeldLinear::hold(devices, parts, &matrix).map_err(|error| failed(error.to_string()))
 }
 
 impl Actor for ShardStore {
@@ -259,7 +289,7 @@ impl Handler<AskProgress> for ShardStore {
 
 /// A matrix for one of an owner's products.
 #[derive(Message)]
-#[rtype(result = "Result<Arc<PackedLinear>, Refusal>")]
+#[rtype(result = "Result<Arc<HeldLinear>, Refusal>")]
 pub struct FindMatrix {
     /// Who asks.
     pub owner: PeerName,
@@ -268,22 +298,34 @@ pub struct FindMatrix {
 }
 
 impl Handler<FindMatrix> for ShardStore {
-    type Result = Result<Arc<PackedLinear>, Refusal>;
+    type Result = Result<Arc<HeldLinear>, Refusal>;
 
     fn handle(&mut self, message: FindMatrix, _context: &mut Self::Context) -> Self::Result {
         self.find(&message.owner, message.linear)
     }
 }
 
-/// Memory that is free for more layers, bytes.
+/// What is free for more layers?
 #[derive(Message)]
-#[rtype(result = "u64")]
-pub struct AskFreeMemory;
+#[rtype(result = "Room")]
+pub struct AskRoom;
 
-impl Handler<AskFreeMemory> for ShardStore {
-    type Result = u64;
+/// Answer to [`AskRoom`].
+#[derive(Clone, Debug, PartialEq, Eq, MessageResponse)]
+pub struct Room {
+    /// Free memory of each device, bytes. Devices without memory of their own share theirs.
+    pub memory_bytes: Vec<u64>,
+    /// Layers that fit, at most as many as the model has.
+    pub layers: u16,
+}
 
-    fn handle(&mut self, _message: AskFreeMemory, _context: &mut Self::Context) -> u64 {
-        self.limits.memory_bytes.saturating_sub(self.bytes_of(self.wanted()))
+impl Handler<AskRoom> for ShardStore {
+    type Result = Room;
+
+    fn handle(&mut self, _message: AskRoom, _context: &mut Self::Context) -> Room {
+        let places = || self.places.values().copied();
+        let layers = self.source.layers();
+        let room = self.spread.room(places(), usize::from(layers));
+        Room { memory_bytes: self.spread.free(places()), layers: u16::try_from(room).unwrap_or(layers) }
     }
 }

@@ -24,7 +24,7 @@ pub trait ShardSource: Send + Sync + 'static {
     /// Transformer layers of the model.
     fn layers(&self) -> u16;
 
-    /// Dimensions of a served matrix.
+    /// Dimensions of a served matrix: the same in every layer.
     fn shape(&self, linear: LinearId) -> LinearShape;
 
     /// Reads, rotates and rounds one matrix. Blocks; no more than this one matrix is held in f32.

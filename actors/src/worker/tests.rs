@@ -1,5 +1,7 @@
 //! A worker over synthetic weights, asked through the in-memory network.
 
+mod devices;
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +19,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::matmul::{PackedLinear, best_kernel};
+use crate::matmul::{CpuDevice, Device, PackedLinear, best_kernel};
 use crate::transport::{
     Faults, MemoryTransport, PeerName, ProductRequest, TileStream, Transport, TransportError, WorkerService,
 };
@@ -29,7 +31,7 @@ fn shape(group: Group) -> LinearShape {
     let (d_in, d_out) = match group {
         Group::Qkv => (40, 72),
         Group::O => (40, 40),
-        Group::GateUp => (40, 200),
+        Group::GateUp => (40, 300),
         Group::Down => (100, 40),
     };
     LinearShape { d_in, d_out }
@@ -95,7 +97,17 @@ struct Net {
 }
 
 async fn start(source: Arc<Synthetic>, limits: WorkerLimits) -> Net {
-    let worker = Worker::start(source, best_kernel(), limits, || 4242).await.unwrap();
+    start_on(source, vec![Arc::new(CpuDevice::new(best_kernel()))], Split::Layers, limits).await
+}
+
+/// A worker with these devices.
+async fn start_on(
+    source: Arc<dyn ShardSource>,
+    devices: Vec<Arc<dyn Device>>,
+    split: Split,
+    limits: WorkerLimits,
+) -> Net {
+    let worker = Worker::start(source, devices, split, limits, || 4242).await.unwrap();
     let net =
         Net { network: MemoryTransport::new("owner".into()), worker: Arc::new(worker), name: PeerName::from("worker") };
     net.network.connect(net.name.clone(), Arc::clone(&net.worker) as _);
@@ -237,7 +249,7 @@ async fn answers_are_the_reference_answers() {
     assert!(health.busy_seconds > 0.0);
     assert_eq!((health.layers, health.loaded, health.peak_rss_bytes), (1..3, 2, 4242));
     let limbs: u64 = ParameterSet::ALL.into_iter().map(|set| u64::from(Precision::standard(set).body_limbs)).sum();
-    let up = (33 * (40 + 200) + (100 + 40)) * limbs;
+    let up = (33 * (40 + 300) + (100 + 40)) * limbs;
     assert_eq!(net.network.traffic().up, up);
     net.worker.stop().await;
 }
@@ -248,11 +260,11 @@ async fn an_offer_says_what_is_free() {
     let offer = |version| net.control(ControlRequest::Offer { version });
     let ControlReply::Offer(first) = offer(PROTOCOL_VERSION).await.unwrap() else { panic!("no offer") };
     assert_eq!((first.model, first.layers, first.devices.len()), (DIGEST, LAYERS, 1));
-    assert_eq!(first.devices[0].memory_bytes, 3 * layer_bytes());
+    assert_eq!((first.devices[0].memory_bytes, first.room), (3 * layer_bytes(), 3));
     assert!(first.devices[0].macs_per_second > 1e6);
     net.assign(0..2).await.unwrap();
     let ControlReply::Offer(second) = offer(PROTOCOL_VERSION).await.unwrap() else { panic!("no offer") };
-    assert_eq!(second.devices[0].memory_bytes, layer_bytes());
+    assert_eq!((second.devices[0].memory_bytes, second.room), (layer_bytes(), 1));
     assert_eq!(refusal(offer(PROTOCOL_VERSION + 1).await), Refusal::Version(PROTOCOL_VERSION));
 }
 
@@ -378,7 +390,7 @@ async fn unread_answers_hold_their_place_and_dropped_ones_give_it_back() {
         while let Some(tile) = stream.recv().await {
             columns += tile.unwrap().rows.columns();
         }
-        assert_eq!(columns, 200);
+        assert_eq!(columns, 300);
     }
 }
 

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actors::backend::LinearBackend;
-use actors::matmul::PackedLinear;
 use actors::owner::scheduler::{AskHealth, AssignLayers, Assignment, Candidate, LoadingProgress, ReleaseLayers};
 use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseTimes};
 use actors::transport::Transport;
 use anyhow::{Context as _, bail};
 use protocol::he::ParameterSet;
-use protocol::model::{Group, Model};
+use protocol::model::Model;
 use protocol::wire::messages::{ModelDigest, WorkerHealth};
 use tokio::sync::mpsc;
 
@@ -62,11 +61,9 @@ impl Cluster {
         let mask_cache = usize::try_from(config.owner.mask_cache_mib << 20).unwrap_or(usize::MAX);
         let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), mask_cache)?;
         let (reports, loading) = mpsc::channel(LOADING_REPORTS);
-        let layer_bytes = Group::ALL.iter().map(|&group| PackedLinear::memory_for(model.config().shape(group))).sum();
         let assign = AssignLayers {
             model: digest,
             layers: u16::try_from(model.config().layers).context("a model has fewer than 65,536 layers")?,
-            layer_bytes,
             candidates,
             progress: reports,
         };
@@ -155,7 +152,7 @@ async fn find_workers(
     let found = discover(transport, query, |event| match event {
         DiscoveryEvent::Found(worker) => {
             let devices: Vec<_> = worker.offer.devices.iter().map(|device| printable(&device.name)).collect();
-            progress.note(&format!("found {} ({})", worker.peer, devices.join(", ")));
+            progress.note(&format!("found {} ({})", worker.peer, devices.join(" and ")));
         }
         DiscoveryEvent::Rejected(peer) => progress.note(&format!("{}: {}", peer.peer, printable(&peer.why))),
     })

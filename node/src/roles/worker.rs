@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actors::matmul::{best_kernel, devices};
+use actors::matmul::{CpuDevice, Device, best_kernel, devices};
 use actors::worker::{ModelSource, ShardSource as _, Worker, WorkerLimits};
 use anyhow::Context as _;
 use protocol::model::Model;
@@ -29,7 +29,7 @@ const SPARED_BYTES: u64 = 2 << 30;
 /// When the model cannot be read, a device cannot be used, or an address cannot be listened on.
 pub async fn run(config: Config, until_stdin_closes: bool) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
-    devices::check(&config.gpus()?, devices::probe).context("--gpus")?;
+    let devices = devices(&config)?;
     let path = config.model()?.to_path_buf();
     let source = tokio::task::spawn_blocking(move || ModelSource::new(Arc::new(Model::open(&path)?)))
         .await
@@ -38,7 +38,9 @@ pub async fn run(config: Config, until_stdin_closes: bool) -> anyhow::Result<()>
     let limits = limits(&config)?;
     // The port is taken before anything slow is done with it: a mistake shows at once.
     let swarm = start_swarm(&config).await?;
-    let worker = Arc::new(Worker::start(Arc::new(source), best_kernel(), limits, report::peak_rss_bytes).await?);
+    let split = config.worker.split;
+    let worker = Worker::start(Arc::new(source), devices, split, limits, report::peak_rss_bytes).await?;
+    let worker = Arc::new(worker);
     let serving = serve(&swarm, Arc::clone(&worker) as _, ServeConfig::default()).await?;
     swarm.provide(digest).await?;
     announce(&swarm, &digest.to_string());
@@ -51,6 +53,12 @@ pub async fn run(config: Config, until_stdin_closes: bool) -> anyhow::Result<()>
     worker.stop().await;
     swarm.shut_down();
     Ok(())
+}
+
+/// What the worker multiplies with: the GPUs asked for, or the processor where none is.
+fn devices(config: &Config) -> anyhow::Result<Vec<Arc<dyn Device>>> {
+    devices::check(&config.gpus()?, devices::probe).context("--gpus")?;
+    Ok(vec![Arc::new(CpuDevice::new(best_kernel()))])
 }
 
 /// What the worker allows, as configured.

@@ -10,7 +10,7 @@ use crate::he::Precision;
 use crate::model::{Direction, LinearId};
 
 /// Version of every message in this module; peers of another version are refused by name.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Digest of a model: its weights and all that changes the served matrices.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,6 +73,9 @@ pub struct WorkerOffer {
     pub model: ModelDigest,
     /// Transformer layers of that model.
     pub layers: u16,
+    /// Layers that its devices have memory for, beside those that are assigned already. Only the worker knows what a
+    /// layer takes of a device, and how it spreads layers over several.
+    pub room: u16,
     /// Where products are computed.
     pub devices: Vec<DeviceOffer>,
 }
@@ -82,7 +85,7 @@ pub struct WorkerOffer {
 pub struct DeviceOffer {
     /// Its name, e.g. `cpu (avx2)`.
     pub name: String,
-    /// Memory free for layers, bytes.
+    /// Memory free for layers, bytes. Devices without memory of their own share the worker's.
     pub memory_bytes: u64,
     /// Measured speed of the integer product: multiply-accumulates of a value mod 2^24 by an int8 weight, per second.
     pub macs_per_second: f64,

@@ -34,7 +34,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Asserts the frame of a message, without the version that every frame begins with.
 fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, length_and_payload: &str) {
     let frame = encode(&message).unwrap();
-    assert_eq!(hex(&frame), format!("02000000{}", length_and_payload.replace(' ', "")), "{message:?}");
+    assert_eq!(hex(&frame), format!("03000000{}", length_and_payload.replace(' ', "")), "{message:?}");
     let (prefix, payload) = frame.split_at(PREFIX_BYTES);
     assert_eq!(payload_length(prefix.try_into().unwrap()).unwrap(), payload.len());
     assert_eq!(decode::<M>(payload).unwrap(), message);
@@ -43,14 +43,14 @@ fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, length_and_paylo
 #[test]
 fn golden_bytes() {
     let (d5, seed) = ("d5".repeat(32), "5e".repeat(32));
-    golden(ControlRequest::Offer { version: 2 }, "02000000 00 02");
+    golden(ControlRequest::Offer { version: 3 }, "02000000 00 03");
     golden(ControlRequest::Assign { model: DIGEST, layers: 3..400 }, &format!("25000000 01 {d5} 03 fb9001"));
     golden(ControlRequest::Health, "01000000 02");
     golden(ControlRequest::Release, "01000000 03");
 
     let device = DeviceOffer { name: "cpu".into(), memory_bytes: 1 << 33, macs_per_second: 1.0 };
-    let offer = WorkerOffer { version: 1, model: DIGEST, layers: 30, devices: vec![device] };
-    let bytes = format!("39000000 00 01 {d5} 1e 01 03637075 fd0000000002000000 000000000000f03f");
+    let offer = WorkerOffer { version: 1, model: DIGEST, layers: 30, room: 20, devices: vec![device] };
+    let bytes = format!("3a000000 00 01 {d5} 1e 14 01 03637075 fd0000000002000000 000000000000f03f");
     golden(ControlReply::Offer(offer), &bytes);
     golden(ControlReply::Assigned, "01000000 01");
     let health = WorkerHealth {
@@ -70,8 +70,8 @@ fn golden_bytes() {
     golden(ControlReply::Refused(Refusal::Malformed("7".into())), "04000000 04 04 0137");
     golden(ControlReply::Refused(Refusal::Failed("7".into())), "04000000 04 05 0137");
 
-    golden(header(), "11000000 02 fb2c01 07 02 01 01 03 03 02 01 fc70110100");
-    golden(mask_header(), &format!("2c000000 02 fb2c01 07 02 01 01 03 03 02 00 {seed}"));
+    golden(header(), "11000000 03 fb2c01 07 02 01 01 03 03 02 01 fc70110100");
+    golden(mask_header(), &format!("2c000000 03 fb2c01 07 02 01 01 03 03 02 00 {seed}"));
     let tile = TileHeader { call: 300, first_column: 64, columns: 32 };
     golden(ProductReply::Tile(tile), "06000000 00 fb2c01 40 20");
     golden(ProductReply::Refused(Refusal::Version(3)), "03000000 01 00 03");
@@ -80,9 +80,9 @@ fn golden_bytes() {
 #[test]
 fn a_foreign_version_or_a_length_beyond_the_limit_is_refused_by_its_prefix() {
     assert_eq!(payload_length([1, 0, 0, 0, 1, 0, 0, 0]), Err(FrameError::Version { theirs: 1 }));
-    assert_eq!(payload_length([2, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
-    assert_eq!(payload_length([2, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
-    assert_eq!(payload_length([2, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
+    assert_eq!(payload_length([3, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
+    assert_eq!(payload_length([3, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
+    assert_eq!(payload_length([3, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
     assert!(matches!(decode::<ControlReply>(&vec![0; MAX_PAYLOAD_BYTES + 1]), Err(FrameError::TooLong { .. })));
     let long = ControlReply::Refused(Refusal::Failed("x".repeat(MAX_PAYLOAD_BYTES)));
     assert!(matches!(encode(&long), Err(FrameError::TooLong { .. })));
@@ -96,7 +96,7 @@ fn lengths_inside_of_a_payload_are_not_believed() {
     assert!(matches!(decode::<ControlReply>(&text), Err(FrameError::Malformed { .. })));
     let mut devices = vec![0, 1];
     devices.extend([0; 32]);
-    devices.extend([30, 253]);
+    devices.extend([30, 20, 253]);
     devices.extend((1u64 << 40).to_le_bytes());
     assert!(matches!(decode::<ControlReply>(&devices), Err(FrameError::Malformed { .. })));
 }
@@ -123,7 +123,7 @@ fn trailing_bytes_and_contradictions_are_refused() {
     }
     assert!(refused(encode(&ProductReply::Tile(TileHeader { call: 1, first_column: 0, columns: 0 }))));
     let device = DeviceOffer { name: String::new(), memory_bytes: 0, macs_per_second: f64::NAN };
-    let offer = WorkerOffer { version: 1, model: DIGEST, layers: 1, devices: vec![device] };
+    let offer = WorkerOffer { version: 1, model: DIGEST, layers: 1, room: 1, devices: vec![device] };
     assert!(refused(encode(&ControlReply::Offer(offer))));
     // The same through decoding: `Assign` of layers 9..3.
     let mut backwards = vec![1];
@@ -215,8 +215,14 @@ fn reply() -> impl Strategy<Value = ControlReply> {
         memory_bytes,
         macs_per_second,
     });
-    let offer = (any::<u32>(), any::<[u8; 32]>(), any::<u16>(), prop::collection::vec(device, 0..8)).prop_map(
-        |(version, digest, layers, devices)| WorkerOffer { version, model: ModelDigest(digest), layers, devices },
+    let offer = (any::<u32>(), any::<[u8; 32]>(), any::<(u16, u16)>(), prop::collection::vec(device, 0..8)).prop_map(
+        |(version, digest, (layers, room), devices)| WorkerOffer {
+            version,
+            model: ModelDigest(digest),
+            layers,
+            room,
+            devices,
+        },
     );
     let health = (layers(), prop::option::of(text()), any::<u64>(), 0.0..1e9, any::<u64>()).prop_map(
         |(layers, failure, calls, busy_seconds, peak_rss_bytes)| {

@@ -81,9 +81,9 @@ async fn answers_that_break_the_protocol() {
         (tile(5, 0, 7), "too large"),
         (twice, "column 3 came twice"),
         (foreign, "version 9"),
-        ([2, 0, 0, 0, 255, 255, 255, 255].to_vec(), "16384"),
-        ([2, 0, 0, 0, 2, 0, 0, 0, 77, 77].to_vec(), "no product reply"),
-        ([good_tile(), [2, 0, 0, 0, 1, 0, 0, 0, 9].to_vec()].concat(), "no product reply"),
+        ([3, 0, 0, 0, 255, 255, 255, 255].to_vec(), "16384"),
+        ([3, 0, 0, 0, 2, 0, 0, 0, 77, 77].to_vec(), "no product reply"),
+        ([good_tile(), [3, 0, 0, 0, 1, 0, 0, 0, 9].to_vec()].concat(), "no product reply"),
     ];
     for (bytes, expected) in cases {
         let error = error_of(Misdeed::Sends(bytes)).await;
@@ -100,7 +100,7 @@ async fn answers_that_do_not_come() {
         (Misdeed::Sends(good_tile()), "the stream was closed"),
         (Misdeed::Sends(good_tile()[..60].to_vec()), "the stream broke"),
         (Misdeed::SendsAndWaits(vec![]), "no tile within 1s"),
-        (Misdeed::SendsAndWaits(vec![2, 0]), "no tile within 1s"),
+        (Misdeed::SendsAndWaits(vec![3, 0]), "no tile within 1s"),
         (Misdeed::SendsAndWaits(good_tile()), "4 columns missing"),
         (Misdeed::SendsAndWaits(good_tile()[..60].to_vec()), "nothing was received for 1s"),
     ];

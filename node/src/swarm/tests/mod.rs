@@ -40,7 +40,7 @@ struct FakeService {
 impl FakeService {
     fn new(inner: usize, outer: usize, tile_columns: usize) -> Self {
         let device = DeviceOffer { name: "fake".into(), memory_bytes: 1, macs_per_second: 1.0 };
-        let offer = WorkerOffer { version: PROTOCOL_VERSION, model: DIGEST, layers: 4, devices: vec![device] };
+        let offer = WorkerOffer { version: PROTOCOL_VERSION, model: DIGEST, layers: 4, room: 4, devices: vec![device] };
         Self { offer, inner, outer, tile_columns, delay: Duration::ZERO }
     }
 }

@@ -1,0 +1,287 @@
+//! Ciphertexts added: the partial products of a matrix that is cut along the inner dimension, as numbers mod
+//! `2^(8·limbs)`, and the sum rounded to the bytes that go back.
+//!
+//! Parts come as tiles, in any order, and not necessarily cut alike. The sum is kept in cells of some columns; a cell
+//! is given away as soon as every part of it has come. What is kept is at most the sum of the whole product.
+
+use std::ops::Range;
+
+use protocol::he::{Planes, ProductTile};
+use rayon::prelude::*;
+
+/// Bytes of a plane that one task adds to: a few cache lines of each of its rows are in the first-level cache.
+const TASK_BYTES: usize = 1 << 15;
+
+/// A partial product that is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PartError {
+    /// Tiles of another shape than the product's.
+    #[error("a part of a product has other dimensions than the product")]
+    Shape,
+    /// A column that came before.
+    #[error("column {0} of a part came twice")]
+    Twice(usize),
+    /// A part that there is not.
+    #[error("there is no part {0}")]
+    Unknown(usize),
+}
+
+/// What is added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SumShape {
+    /// How many partial products there are.
+    pub parts: usize,
+    /// Bytes of a value of them.
+    pub limbs: usize,
+    /// Most significant bytes of the sum that are given away, rounded to the nearest: `1..=limbs`.
+    pub output_limbs: usize,
+    /// Rows of each.
+    pub rows: usize,
+    /// Columns of each.
+    pub outer: usize,
+    /// Columns of a cell, and so of a tile of the sum.
+    pub cell_columns: usize,
+}
+
+/// A sum under way.
+pub struct CiphertextSum {
+    shape: SumShape,
+    /// `[part][column]`
+    came: Vec<Vec<bool>>,
+    cells: Vec<Cell>,
+    /// Cells that are not given away yet.
+    left: usize,
+}
+
+/// Neighbouring columns of the sum.
+struct Cell {
+    columns: Range<usize>,
+    sum: Option<Planes>,
+    /// Columns still to come, of all parts together.
+    missing: usize,
+}
+
+impl CiphertextSum {
+    /// A sum to which nothing has been added.
+    pub fn new(shape: SumShape) -> Self {
+        let cell = |start: usize| {
+            let columns = start..shape.outer.min(start + shape.cell_columns);
+            Cell { missing: shape.parts * columns.len(), columns, sum: None }
+        };
+        let cells: Vec<Cell> = (0..shape.outer).step_by(shape.cell_columns.max(1)).map(cell).collect();
+        Self { shape, came: vec![vec![false; shape.outer]; shape.parts], left: cells.len(), cells }
+    }
+
+    /// Adds a tile of a part, and returns the tiles of the sum that are complete with it.
+    ///
+    /// # Errors
+    /// When the tile does not belong here; then nothing is added.
+    pub fn add(&mut self, part: usize, tile: ProductTile) -> Result<Vec<ProductTile>, PartError> {
+        let SumShape { limbs, output_limbs, rows, outer, .. } = self.shape;
+        let ProductTile { first_column, rows: tile } = tile;
+        let came = self.came.get_mut(part).ok_or(PartError::Unknown(part))?;
+        let end = first_column.checked_add(tile.columns()).filter(|&end| end <= outer);
+        let columns = first_column..end.ok_or(PartError::Shape)?;
+        if (tile.limbs(), tile.rows()) != (limbs, rows) || columns.is_empty() {
+            return Err(PartError::Shape);
+        }
+        if let Some(twice) = columns.clone().find(|&column| came[column]) {
+            return Err(PartError::Twice(twice));
+        }
+        came[columns.clone()].fill(true);
+
+        let touched = |cell: &&mut Cell| cell.columns.start < columns.end && columns.start < cell.columns.end;
+        let mut tile = Some(tile);
+        let mut complete = Vec::new();
+        for cell in self.cells.iter_mut().filter(touched) {
+            let common = columns.start.max(cell.columns.start)..columns.end.min(cell.columns.end);
+            match (&mut cell.sum, &tile) {
+                (None, Some(_)) if cell.columns == columns => cell.sum = tile.take(),
+                (sum, Some(tile)) => {
+                    let sum = sum.get_or_insert_with(|| Planes::zeros(limbs, rows, cell.columns.len()));
+                    let at = common.start - cell.columns.start;
+                    let from = common.start - columns.start..common.end - columns.start;
+                    add_columns(sum, at, tile, from);
+                }
+                // A tile that was taken as it is covers no other cell.
+                (_, None) => {}
+            }
+            cell.missing -= common.len();
+            if cell.missing == 0
+                && let Some(sum) = cell.sum.take()
+            {
+                complete.push(ProductTile { first_column: cell.columns.start, rows: rounded(sum, output_limbs) });
+            }
+        }
+        self.left -= complete.len();
+        Ok(complete)
+    }
+
+    /// Whether every tile of the sum was given away.
+    pub fn is_complete(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// Adds columns `from` of `part` to as many columns of `sum` from `at` on.
+fn add_columns(sum: &mut Planes, at: usize, part: &Planes, from: Range<usize>) {
+    let (part_columns, width) = (part.columns(), from.len());
+    for_rows(sum, |row, planes| {
+        // Whether the limb below carries, for each column.
+        let mut carries = vec![0; width];
+        for (limb, sums) in planes.iter_mut().enumerate() {
+            let part = &part.plane(limb)[row * part_columns + from.start..][..width];
+            add_limb(&mut sums[at..at + width], part, &mut carries);
+        }
+    });
+}
+
+/// Adds bytes and what was carried from the limb below; `carries` become those to the limb above.
+fn add_limb(sums: &mut [u8], parts: &[u8], carries: &mut [u8]) {
+    for ((sum, &part), carry) in sums.iter_mut().zip(parts).zip(carries) {
+        let (once, first) = sum.overflowing_add(part);
+        let (twice, second) = once.overflowing_add(*carry);
+        *sum = twice;
+        *carry = u8::from(first | second);
+    }
+}
+
+/// The most significant `output_limbs` bytes of each value, rounded to the nearest; the largest values round to 0, as
+/// numbers mod q do.
+fn rounded(mut sum: Planes, output_limbs: usize) -> Planes {
+    let dropped = sum.limbs() - output_limbs;
+    if dropped == 0 {
+        return sum;
+    }
+    for_rows(&mut sum, |_, planes| {
+        let (below, kept) = planes.split_at_mut(dropped);
+        let mut carries: Vec<u8> = below[dropped - 1].iter().map(|byte| byte >> 7).collect();
+        for limb in kept {
+            for (byte, carry) in limb.iter_mut().zip(&mut carries) {
+                let (next, over) = byte.overflowing_add(*carry);
+                *byte = next;
+                *carry = u8::from(over);
+            }
+        }
+    });
+    let mut out = Planes::scratch(output_limbs, sum.rows(), sum.columns());
+    let kept = dropped * sum.rows() * sum.columns();
+    out.bytes_mut().copy_from_slice(&sum.bytes()[kept..]);
+    out
+}
+
+/// Calls `work` for every row with its number and the row of each limb, on the rayon pool.
+fn for_rows(planes: &mut Planes, work: impl Fn(usize, &mut [&mut [u8]]) + Sync) {
+    let (limbs, rows, columns) = (planes.limbs(), planes.rows(), planes.columns());
+    let plane = rows * columns;
+    if plane == 0 {
+        return;
+    }
+    let task_rows = (TASK_BYTES / columns).max(1);
+    let mut tasks: Vec<Vec<&mut [u8]>> = (0..rows.div_ceil(task_rows)).map(|_| Vec::with_capacity(limbs)).collect();
+    for plane in planes.bytes_mut().chunks_exact_mut(plane) {
+        tasks.iter_mut().zip(plane.chunks_mut(task_rows * columns)).for_each(|(task, rows)| task.push(rows));
+    }
+    tasks.into_par_iter().enumerate().for_each(|(task, planes)| {
+        let mut planes: Vec<_> = planes.into_iter().map(|plane| plane.chunks_exact_mut(columns)).collect();
+        let mut row = task * task_rows;
+        loop {
+            let mut limbs: Vec<&mut [u8]> = planes.iter_mut().filter_map(Iterator::next).collect();
+            if limbs.is_empty() {
+                break;
+            }
+            work(row, &mut limbs);
+            row += 1;
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+    use rand::seq::SliceRandom as _;
+    use rand::{Rng as _, SeedableRng as _};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+
+    fn columns_of(planes: &Planes, columns: Range<usize>) -> ProductTile {
+        let mut rows = Planes::zeros(planes.limbs(), planes.rows(), columns.len());
+        for (row, column) in (0..planes.rows()).flat_map(|row| columns.clone().map(move |column| (row, column))) {
+            rows.set_value(row, column - columns.start, planes.value(row, column));
+        }
+        ProductTile { first_column: columns.start, rows }
+    }
+
+    proptest! {
+        /// Against sums in 64 bits, with parts that are cut differently and come in any order.
+        #[test]
+        fn sums_are_those_of_integers(
+            parts in 1_usize..4,
+            (limbs, output_limbs) in (1_usize..=6).prop_flat_map(|limbs| (Just(limbs), 1..=limbs)),
+            rows in 1_usize..5,
+            outer in 1_usize..90,
+            cell_columns in 1_usize..100,
+            uncut: bool,
+            seed: u64,
+        ) {
+            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let fill = |random: &mut ChaCha8Rng| {
+                // Bytes that carry often.
+                let byte = |random: &mut ChaCha8Rng| *[0xff, 0x80, 0x7f, 0, random.random()].get(random.random_range(0..5)).unwrap();
+                let bytes = (0..limbs * rows * outer).map(|_| byte(random)).collect();
+                Planes::from_bytes(limbs, rows, outer, bytes).unwrap()
+            };
+            let planes: Vec<Planes> = (0..parts).map(|_| fill(&mut random)).collect();
+            let mut tiles = Vec::new();
+            for (part, planes) in planes.iter().enumerate() {
+                let width = if uncut { cell_columns } else { random.random_range(1..=outer) };
+                for start in (0..outer).step_by(width) {
+                    tiles.push((part, columns_of(planes, start..outer.min(start + width))));
+                }
+            }
+            tiles.shuffle(&mut random);
+            let mut sum = CiphertextSum::new(SumShape { parts, limbs, output_limbs, rows, outer, cell_columns });
+            let mut came = vec![false; outer];
+            for (part, tile) in tiles {
+                prop_assert!(!sum.is_complete());
+                for tile in sum.add(part, tile).unwrap() {
+                    for column in 0..tile.rows.columns() {
+                        let at = tile.first_column + column;
+                        prop_assert!(!std::mem::replace(&mut came[at], true));
+                        for row in 0..rows {
+                            let q = 1_u128 << (8 * limbs);
+                            let dropped = 8 * (limbs - output_limbs) as u32;
+                            let total: u128 = planes.iter().map(|part| u128::from(part.value(row, at))).sum();
+                            let half = (1_u128 << dropped) >> 1;
+                            let expected = ((total + half) % q) >> dropped;
+                            prop_assert_eq!(u128::from(tile.rows.value(row, column)), expected);
+                        }
+                    }
+                }
+            }
+            prop_assert!(sum.is_complete() && came.into_iter().all(|came| came));
+        }
+    }
+
+    #[test]
+    fn what_is_no_part_is_refused() {
+        let shape = SumShape { parts: 2, limbs: 3, output_limbs: 2, rows: 2, outer: 10, cell_columns: 4 };
+        let mut sum = CiphertextSum::new(shape);
+        let tile = |first_column, limbs, rows, columns| ProductTile {
+            first_column,
+            rows: Planes::zeros(limbs, rows, columns),
+        };
+        for wrong in [tile(0, 2, 2, 4), tile(0, 3, 1, 4), tile(7, 3, 2, 4), tile(usize::MAX, 3, 2, 4), tile(0, 3, 2, 0)]
+        {
+            assert_eq!(sum.add(0, wrong), Err(PartError::Shape));
+        }
+        assert_eq!(sum.add(2, tile(0, 3, 2, 4)), Err(PartError::Unknown(2)));
+        assert_eq!(sum.add(0, tile(2, 3, 2, 4)), Ok(Vec::new()));
+        assert_eq!(sum.add(0, tile(5, 3, 2, 4)), Err(PartError::Twice(5)));
+        assert_eq!(sum.add(1, tile(4, 3, 2, 4)), Ok(Vec::new()));
+        assert!(!sum.is_complete());
+    }
+}
