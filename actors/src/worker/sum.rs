@@ -9,8 +9,8 @@ use std::ops::Range;
 use protocol::he::{Planes, ProductTile};
 use rayon::prelude::*;
 
-/// Bytes of a plane that one task adds to: a few cache lines of each of its rows are in the first-level cache.
-const TASK_BYTES: usize = 1 << 15;
+/// Bytes of a plane that one task adds to at once: those of both planes and what they carry are in the first-level cache.
+const TASK_BYTES: usize = 1 << 13;
 
 /// A partial product that is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -125,15 +125,21 @@ impl CiphertextSum {
 
 /// Adds columns `from` of `part` to as many columns of `sum` from `at` on.
 fn add_columns(sum: &mut Planes, at: usize, part: &Planes, from: Range<usize>) {
-    let (part_columns, width) = (part.columns(), from.len());
-    for_rows(sum, |row, planes| {
-        // Whether the limb below carries, for each column.
-        let mut carries = vec![0; width];
-        for (limb, sums) in planes.iter_mut().enumerate() {
-            let part = &part.plane(limb)[row * part_columns + from.start..][..width];
-            add_limb(&mut sums[at..at + width], part, &mut carries);
-        }
-    });
+    let (sum_columns, part_columns, width) = (sum.columns(), part.columns(), from.len());
+    if width == sum_columns && width == part_columns {
+        for_runs(sum, TASK_BYTES, |offset, limbs, carries| {
+            for (limb, sums) in limbs.iter_mut().enumerate() {
+                add_limb(sums, &part.plane(limb)[offset..][..sums.len()], carries);
+            }
+        });
+    } else {
+        for_runs(sum, sum_columns, |offset, limbs, carries| {
+            let first = offset / sum_columns * part_columns + from.start;
+            for (limb, sums) in limbs.iter_mut().enumerate() {
+                add_limb(&mut sums[at..at + width], &part.plane(limb)[first..][..width], &mut carries[..width]);
+            }
+        });
+    }
 }
 
 /// Adds bytes and what was carried from the limb below; `carries` become those to the limb above.
@@ -148,51 +154,44 @@ fn add_limb(sums: &mut [u8], parts: &[u8], carries: &mut [u8]) {
 
 /// The most significant `output_limbs` bytes of each value, rounded to the nearest; the largest values round to 0, as
 /// numbers mod q do.
-fn rounded(mut sum: Planes, output_limbs: usize) -> Planes {
+fn rounded(sum: Planes, output_limbs: usize) -> Planes {
     let dropped = sum.limbs() - output_limbs;
     if dropped == 0 {
         return sum;
     }
-    for_rows(&mut sum, |_, planes| {
-        let (below, kept) = planes.split_at_mut(dropped);
-        let mut carries: Vec<u8> = below[dropped - 1].iter().map(|byte| byte >> 7).collect();
-        for limb in kept {
-            for (byte, carry) in limb.iter_mut().zip(&mut carries) {
+    let mut out = Planes::scratch(output_limbs, sum.rows(), sum.columns());
+    for_runs(&mut out, TASK_BYTES, |offset, limbs, carries| {
+        // Half of the last byte that is kept is the highest bit of the one below.
+        let below = &sum.plane(dropped - 1)[offset..];
+        carries.iter_mut().zip(below).for_each(|(carry, below)| *carry = below >> 7);
+        for (limb, out) in limbs.iter_mut().enumerate() {
+            out.copy_from_slice(&sum.plane(dropped + limb)[offset..][..out.len()]);
+            for (byte, carry) in out.iter_mut().zip(carries.iter_mut()) {
                 let (next, over) = byte.overflowing_add(*carry);
                 *byte = next;
                 *carry = u8::from(over);
             }
         }
     });
-    let mut out = Planes::scratch(output_limbs, sum.rows(), sum.columns());
-    let kept = dropped * sum.rows() * sum.columns();
-    out.bytes_mut().copy_from_slice(&sum.bytes()[kept..]);
     out
 }
 
-/// Calls `work` for every row with its number and the row of each limb, on the rayon pool.
-fn for_rows(planes: &mut Planes, work: impl Fn(usize, &mut [&mut [u8]]) + Sync) {
-    let (limbs, rows, columns) = (planes.limbs(), planes.rows(), planes.columns());
-    let plane = rows * columns;
+/// Cuts every plane into runs of `run` bytes, of which the last may be shorter, and calls `work` on the rayon pool for
+/// each: with its offset in the plane, the run in each limb's plane, and zeros of its length.
+fn for_runs(planes: &mut Planes, run: usize, work: impl Fn(usize, &mut [&mut [u8]], &mut [u8]) + Sync) {
+    let (limbs, plane) = (planes.limbs(), planes.rows() * planes.columns());
     if plane == 0 {
         return;
     }
-    let task_rows = (TASK_BYTES / columns).max(1);
-    let mut tasks: Vec<Vec<&mut [u8]>> = (0..rows.div_ceil(task_rows)).map(|_| Vec::with_capacity(limbs)).collect();
+    let mut runs: Vec<Vec<&mut [u8]>> = (0..plane.div_ceil(run)).map(|_| Vec::with_capacity(limbs)).collect();
     for plane in planes.bytes_mut().chunks_exact_mut(plane) {
-        tasks.iter_mut().zip(plane.chunks_mut(task_rows * columns)).for_each(|(task, rows)| task.push(rows));
+        runs.iter_mut().zip(plane.chunks_mut(run)).for_each(|(limbs, run)| limbs.push(run));
     }
-    tasks.into_par_iter().enumerate().for_each(|(task, planes)| {
-        let mut planes: Vec<_> = planes.into_iter().map(|plane| plane.chunks_exact_mut(columns)).collect();
-        let mut row = task * task_rows;
-        loop {
-            let mut limbs: Vec<&mut [u8]> = planes.iter_mut().filter_map(Iterator::next).collect();
-            if limbs.is_empty() {
-                break;
-            }
-            work(row, &mut limbs);
-            row += 1;
-        }
+    let runs = runs.into_par_iter().enumerate().with_min_len((TASK_BYTES / run).max(1));
+    runs.for_each_init(Vec::new, |carries, (index, mut limbs)| {
+        carries.clear();
+        carries.resize(limbs.first().map_or(0, |run| run.len()), 0);
+        work(index * run, &mut limbs, carries);
     });
 }
 
@@ -221,7 +220,8 @@ mod tests {
         fn sums_are_those_of_integers(
             parts in 1_usize..4,
             (limbs, output_limbs) in (1_usize..=6).prop_flat_map(|limbs| (Just(limbs), 1..=limbs)),
-            rows in 1_usize..5,
+            // Planes of one run, and of several.
+            rows in prop_oneof![4 => 1_usize..5, 1 => 200_usize..220],
             outer in 1_usize..90,
             cell_columns in 1_usize..100,
             uncut: bool,
