@@ -93,3 +93,41 @@ pub fn expand_masks(seed: &MaskSeed, domain: &MaskDomain, features: Range<usize>
     });
     keystream
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::ops::ControlFlow;
+
+    use protocol::he::{ParameterSet, Planes};
+    use protocol::model::{Direction, Group, LinearId};
+
+    use super::*;
+    use crate::matmul::{ProductError, best_kernel};
+
+    #[test]
+    fn a_matrix_takes_what_was_said_and_refuses_what_does_not_fit_it() {
+        let device = CpuDevice::new(best_kernel());
+        assert!(device.name().starts_with("cpu (") && device.own_memory().is_none());
+        let shape = LinearShape { d_in: 70, d_out: 33 };
+        let values = vec![1; 70 * 33];
+        let short = device.hold(shape, &values[1..]).err().unwrap();
+        assert_eq!(short, DeviceError::Values { count: 70 * 33 - 1, shape });
+        let matrix = device.hold(shape, &values).unwrap();
+        assert_eq!((matrix.shape(), matrix.memory_bytes()), (shape, device.memory_for(shape)));
+
+        let refused = |limbs: usize, rows: Multiplicand| {
+            let task = ProductTask { direction: Direction::Backward, limbs, output_limbs: 2, rows };
+            let nothing = |_| -> ControlFlow<()> { panic!("no tile may come from refused operands") };
+            matrix.multiply(&task, 64, &nothing).unwrap_err()
+        };
+        let body = Multiplicand::Body(Arc::new(Planes::zeros(3, 2, 70)));
+        assert!(matches!(refused(3, body), DeviceError::Product(ProductError::Body { columns: 70, inner: 33, .. })));
+        let linear = LinearId { layer: 0, group: Group::O };
+        let domain = MaskDomain { set: ParameterSet::P32, linear, direction: Direction::Backward };
+        let masks = Multiplicand::Masks { seed: MaskSeed::from_bytes([0; 32]), domain, first_feature: 5 };
+        assert_eq!(masks.count(), ParameterSet::P32.mask_rows());
+        assert!(matches!(refused(3, masks), DeviceError::Product(ProductError::Masks { limbs: 3, inner: 33, .. })));
+    }
+}

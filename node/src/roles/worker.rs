@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actors::matmul::{CpuDevice, Device, best_kernel, devices};
+use actors::matmul::devices::{self, GpuRequest};
+use actors::matmul::{CpuDevice, Device, best_kernel};
 use actors::worker::{ModelSource, ShardSource as _, Worker, WorkerLimits};
 use anyhow::Context as _;
 use protocol::model::Model;
@@ -29,7 +30,8 @@ const SPARED_BYTES: u64 = 2 << 30;
 /// When the model cannot be read, a device cannot be used, or an address cannot be listened on.
 pub async fn run(config: Config, until_stdin_closes: bool) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
-    let devices = devices(&config)?;
+    let requested = config.gpus()?;
+    let devices = tokio::task::spawn_blocking(move || devices(&requested)).await.context("opening the devices")??;
     let path = config.model()?.to_path_buf();
     let source = tokio::task::spawn_blocking(move || ModelSource::new(Arc::new(Model::open(&path)?)))
         .await
@@ -55,9 +57,9 @@ pub async fn run(config: Config, until_stdin_closes: bool) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What the worker multiplies with: the GPUs asked for, or the processor where none is.
-fn devices(config: &Config) -> anyhow::Result<Vec<Arc<dyn Device>>> {
-    devices::check(&config.gpus()?, devices::probe).context("--gpus")?;
+/// What the worker multiplies with: the GPUs asked for, or the processor where none is. Blocks.
+fn devices(gpus: &GpuRequest) -> anyhow::Result<Vec<Arc<dyn Device>>> {
+    devices::check(gpus, devices::probe).context("--gpus")?;
     Ok(vec![Arc::new(CpuDevice::new(best_kernel()))])
 }
 
