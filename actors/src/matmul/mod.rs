@@ -12,6 +12,7 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod devices;
 mod digits;
