@@ -109,7 +109,11 @@ impl Drop for Host {
 /// The whole program: the kernels with the processor's version of their instructions.
 fn unit() -> String {
     let mut unit = String::new();
-    let own = [("shim.h", include_str!("host/shim.h")), ("ptx.h", include_str!("host/ptx.h"))];
+    let own = [
+        ("fiber.h", include_str!("host/fiber.h")),
+        ("shim.h", include_str!("host/shim.h")),
+        ("ptx.h", include_str!("host/ptx.h")),
+    ];
     let kernels = FILES.iter().copied().filter(|(name, _)| *name != "ptx.cuh");
     let end = [("harness.cpp", include_str!("host/harness.cpp"))];
     for (name, text) in own.into_iter().chain(kernels).chain(end) {

@@ -86,7 +86,7 @@ inline void perform_load(Collective* const (&lanes)[WARP]) {
 // integers, element by element.
 inline void perform_multiply(Collective* const (&lanes)[WARP]) {
     unsigned char a[16][32];
-    signed char b[32][8];
+    signed char b[8][32]; // column by column
     for (unsigned lane = 0; lane < WARP; ++lane) {
         const unsigned group = lane >> 2, within = lane % 4;
         for (unsigned i = 0; i < 16; ++i) {
@@ -97,7 +97,7 @@ inline void perform_multiply(Collective* const (&lanes)[WARP]) {
         for (unsigned i = 0; i < 8; ++i) {
             const unsigned row = within * 4 + (i & 3) + (i < 4 ? 0 : 16);
             const unsigned word = i < 4 ? lanes[lane]->word : lanes[lane]->argument;
-            b[row][group] = static_cast<signed char>(word >> (8 * (i % 4)));
+            b[group][row] = static_cast<signed char>(word >> (8 * (i % 4)));
         }
     }
     for (unsigned lane = 0; lane < WARP; ++lane) {
@@ -107,7 +107,7 @@ inline void perform_multiply(Collective* const (&lanes)[WARP]) {
             const unsigned row = i < 2 ? group : group + 8, column = within * 2 + (i & 1);
             unsigned sum = static_cast<unsigned>(sums[i]);
             for (unsigned k = 0; k < 32; ++k) {
-                sum += static_cast<unsigned>(a[row][k] * b[k][column]);
+                sum += static_cast<unsigned>(a[row][k] * b[column][k]);
             }
             sums[i] = static_cast<int>(sum);
         }

@@ -4,8 +4,6 @@
 // the block's barrier and at what a warp does together. Whose turn it is, is drawn at random, so that a barrier that is
 // missing shows. Whatever a GPU would leave undefined ends the program.
 
-#include <ucontext.h>
-
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -97,7 +95,7 @@ struct Collective {
 };
 
 struct Fiber {
-    ucontext_t context;
+    Context context;
     State state;
     Collective collective;
     std::vector<Copy> copies;
@@ -110,7 +108,7 @@ void perform(Collective* const (&lanes)[WARP]);
 struct Block {
     std::vector<Fiber> fibers;
     std::vector<std::unique_ptr<unsigned char[]>> stacks;
-    ucontext_t scheduler;
+    Context scheduler;
     unsigned current;
     // Exactly as many bytes as the launch asks for.
     unsigned char* shared;
@@ -123,7 +121,7 @@ struct Block {
     // Ends the turn of the fiber that runs.
     void wait(State state) {
         fiber().state = state;
-        swapcontext(&fiber().context, &scheduler);
+        Context::change(fiber().context, scheduler);
     }
 
     void together(const Collective& collective) {
@@ -149,7 +147,7 @@ inline void Block::begin() {
 inline void Block::turn(unsigned thread) {
     current = thread;
     threadIdx = {thread, 0, 0};
-    swapcontext(&scheduler, &fibers[thread].context);
+    Context::change(scheduler, fibers[thread].context);
 }
 
 inline void Block::run() {
@@ -166,11 +164,9 @@ inline void Block::run() {
         fiber.state = State::Ready;
         fiber.copies.clear();
         fiber.group = 0;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = stacks[i].get();
-        fiber.context.uc_stack.ss_size = STACK_BYTES;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, &Block::begin, 0);
+        // A fiber ends without leaving its first function, of which a sanitizer may have marked the frame.
+        ASAN_UNPOISON_MEMORY_REGION(stacks[i].get(), STACK_BYTES);
+        fiber.context.prepare(stacks[i].get(), STACK_BYTES, &Block::begin);
     }
     for (;;) {
         bool moved = false;
