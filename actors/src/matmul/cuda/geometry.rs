@@ -14,6 +14,9 @@ pub const MASK_ROW_STEP: usize = 64;
 /// The longest inner dimension of which the fused product's 32-bit sums are exact, `255 · 128 · inner < 2^31`. Up to four
 /// limbs longer ones are right as well.
 pub const MAX_INNER: usize = 65_792;
+/// Rows of all limbs, and the weights of one launch, may take as many bytes: the fused product counts them in chunks of
+/// 16 bytes and 32 bits.
+pub const MAX_OPERAND_BYTES: u64 = 1 << 36;
 /// Shared memory that a block may have without asking for more, bytes. A launch that takes more needs the function's
 /// attribute for the largest dynamic size.
 pub const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
@@ -128,6 +131,14 @@ pub fn product(limbs: usize, row_count: usize, columns: usize) -> Launch {
     Launch { shared_bytes, ..Launch::new(tiles, 1, tile.threads) }
 }
 
+/// Columns into which a wide fused product is best cut, where its tiles should be about `wanted` columns: whole tiles of
+/// the kernel, and enough of them for two waves of blocks on `multiprocessors`.
+pub fn chunk_columns(limbs: usize, row_count: usize, wanted: usize, multiprocessors: usize) -> usize {
+    let tile = tile(limbs);
+    let enough = (2 * multiprocessors).div_ceil(row_count.div_ceil(tile.rows).max(1));
+    tile.columns * wanted.div_ceil(tile.columns).max(enough).max(1)
+}
+
 /// `velum_bias`: `vectors` runs of 16 bytes.
 pub fn bias(vectors: u64) -> Launch {
     let blocks = vectors.div_ceil(THREADS as u64 * BIASED_VECTORS).min(MAX_BIAS_BLOCKS);
@@ -187,6 +198,18 @@ mod tests {
             }
             prop_assert!(bias(MEMORY / 16).is_within_limits());
             prop_assert!(register_loop(rows % 1024).0.is_within_limits());
+        }
+
+        #[test]
+        fn chunks_are_whole_tiles(
+            limbs in 1usize..=MAX_LIMBS,
+            rows in 1usize..5000,
+            wanted in 0usize..20_000,
+            multiprocessors in 1usize..200,
+        ) {
+            let columns = chunk_columns(limbs, rows, wanted, multiprocessors);
+            prop_assert!(columns >= wanted.max(1) && columns % tile(limbs).columns == 0);
+            prop_assert!(product(limbs, rows, columns).grid[0] as usize >= 2 * multiprocessors);
         }
 
         /// The blocks of the flat kernels reach everything, and no block is without work.

@@ -147,7 +147,7 @@ __device__ __forceinline__ void product(const unsigned char* rows, unsigned row_
         multiply<T>(sums, second);
     }
 
-    // Every warp has loaded its last fragments before output takes their place.
+    // Output takes the place of what was multiplied, and of what was loaded and is not.
     wait_for_copies<0>();
     __syncthreads();
     stage_output<T>(sums, output_limbs, warp, lane, shared);
