@@ -1,6 +1,7 @@
 //! How each kernel is launched: blocks of threads, threads, shared memory. All of it is arithmetic on sizes.
 //!
-//! The numbers are those of the kernels' source (`kernels/tile.cuh` and the constants of the other files); a test reads
+//! The numbers are those of the kernels' source (tiles in `kernels/tile.cuh` and `hopper.cu`, constants in the other
+//! files); a test reads
 //! them out of the compiled source and compares.
 
 use super::super::MAX_LIMBS;
@@ -23,6 +24,9 @@ pub const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 /// Shared memory that a block may have on the smallest devices that are served (compute capability 8.6 and 8.9), bytes.
 pub const MAX_SHARED_BYTES: u32 = 99 << 10;
 
+/// Shared memory that a block may have on compute capability 9.0, bytes.
+pub const MAX_HOPPER_SHARED_BYTES: u32 = 227 << 10;
+
 /// CUDA's limits of a grid.
 pub const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
@@ -43,7 +47,7 @@ const PEAK_BLOCKS: usize = 2;
 /// Multiplications of a warp in a pass of the register loop, and operations of one: 16 × 8 × 32 multiply-adds.
 const PEAK_FRAGMENTS: usize = 16;
 const FRAGMENT_OPERATIONS: usize = 2 * 16 * 8 * 32;
-/// Stages of the product's pipeline, and bytes of a line in one.
+/// Stages of the product's pipeline, but for compute capability 9.0, and bytes of a line in one.
 const STAGES: usize = 4;
 const STEP: usize = 64;
 
@@ -85,26 +89,47 @@ pub struct Tile {
     pub columns: usize,
     /// Threads of the block.
     pub threads: usize,
+    /// Shared memory of the block, bytes.
+    pub shared_bytes: usize,
 }
 
 impl Tile {
-    /// Shared memory of a block, bytes.
-    fn shared_bytes(&self, limbs: usize) -> usize {
-        STAGES * (limbs * self.rows + self.columns) * STEP
+    fn new(limbs: usize, (rows, columns): (usize, usize), stages: usize) -> Self {
+        Self { rows, columns, threads: THREADS, shared_bytes: stages * (limbs * rows + columns) * STEP }
+    }
+
+    /// `row_count` rows times `columns` columns, in tiles of this size.
+    fn launch(&self, row_count: usize, columns: usize) -> Launch {
+        let tiles = row_count.div_ceil(self.rows).saturating_mul(columns.div_ceil(self.columns));
+        let shared_bytes = u32::try_from(self.shared_bytes).unwrap_or(u32::MAX);
+        Launch { shared_bytes, ..Launch::new(tiles, 1, self.threads) }
     }
 }
 
 /// The fused product's tile for values of `limbs` bytes, 1 to [`MAX_LIMBS`].
 pub fn tile(limbs: usize) -> Tile {
     debug_assert!((1..=MAX_LIMBS).contains(&limbs));
-    let (rows, columns) = match limbs {
+    let size = match limbs {
         0 | 1 => (256, 128),
         2 => (128, 128),
         3 => (64, 192),
         4 => (64, 128),
         _ => (32, 128),
     };
-    Tile { rows, columns, threads: 256 }
+    Tile::new(limbs, size, STAGES)
+}
+
+/// The same on compute capability 9.0.
+pub fn hopper_tile(limbs: usize) -> Tile {
+    debug_assert!((1..=MAX_LIMBS).contains(&limbs));
+    let (columns, stages) = match limbs {
+        0..=2 => (256, 8),
+        3 => (256, 7),
+        4 => (192, 7),
+        5 => (128, 7),
+        _ => (128, 6),
+    };
+    Tile::new(limbs, (64, columns), stages)
 }
 
 /// Bytes from one row to the next on the device.
@@ -125,16 +150,17 @@ pub fn expand_masks(features: usize, rows: usize, limbs: usize) -> Launch {
 
 /// `velum_product_l…`: `row_count` rows times `columns` columns.
 pub fn product(limbs: usize, row_count: usize, columns: usize) -> Launch {
-    let tile = tile(limbs);
-    let tiles = row_count.div_ceil(tile.rows).saturating_mul(columns.div_ceil(tile.columns));
-    let shared_bytes = u32::try_from(tile.shared_bytes(limbs)).unwrap_or(u32::MAX);
-    Launch { shared_bytes, ..Launch::new(tiles, 1, tile.threads) }
+    tile(limbs).launch(row_count, columns)
+}
+
+/// `velum_hopper_product_l…`: the same on compute capability 9.0.
+pub fn hopper_product(limbs: usize, row_count: usize, columns: usize) -> Launch {
+    hopper_tile(limbs).launch(row_count, columns)
 }
 
 /// Columns into which a wide fused product is best cut, where its tiles should be about `wanted` columns: whole tiles of
 /// the kernel, and enough of them for two waves of blocks on `multiprocessors`.
-pub fn chunk_columns(limbs: usize, row_count: usize, wanted: usize, multiprocessors: usize) -> usize {
-    let tile = tile(limbs);
+pub fn chunk_columns(tile: Tile, row_count: usize, wanted: usize, multiprocessors: usize) -> usize {
     let enough = (2 * multiprocessors).div_ceil(row_count.div_ceil(tile.rows).max(1));
     tile.columns * wanted.div_ceil(tile.columns).max(enough).max(1)
 }
@@ -191,6 +217,7 @@ mod tests {
         ) {
             if (limbs * rows * pitch(inner)) as u64 <= MEMORY && (rows * columns) as u64 <= MEMORY {
                 prop_assert!(product(limbs, rows, columns).is_within_limits());
+                prop_assert!(hopper_product(limbs, rows, columns).is_within_limits());
                 prop_assert!(finish(rows, columns).is_within_limits());
                 prop_assert!(column_sums(columns).is_within_limits());
                 let mask_rows = rows.next_multiple_of(MASK_ROW_STEP);
@@ -207,9 +234,11 @@ mod tests {
             wanted in 0usize..20_000,
             multiprocessors in 1usize..200,
         ) {
-            let columns = chunk_columns(limbs, rows, wanted, multiprocessors);
-            prop_assert!(columns >= wanted.max(1) && columns % tile(limbs).columns == 0);
-            prop_assert!(product(limbs, rows, columns).grid[0] as usize >= 2 * multiprocessors);
+            for tile in [tile(limbs), hopper_tile(limbs)] {
+                let columns = chunk_columns(tile, rows, wanted, multiprocessors);
+                prop_assert!(columns >= wanted.max(1) && columns % tile.columns == 0);
+                prop_assert!(tile.launch(rows, columns).grid[0] as usize >= 2 * multiprocessors);
+            }
         }
 
         /// The blocks of the flat kernels reach everything, and no block is without work.
@@ -237,12 +266,14 @@ mod tests {
             assert!(launch.shared_bytes <= MAX_SHARED_BYTES, "{limbs}: {launch:?}");
             assert!(launch.shared_bytes > DEFAULT_SHARED_BYTES, "the caller's attribute is not for nothing");
             assert_eq!(launch.block, [256, 1, 1]);
+            assert!(hopper_product(limbs, 1000, 1000).shared_bytes <= MAX_HOPPER_SHARED_BYTES, "{limbs}");
         }
     }
 
     #[test]
     fn nothing_is_launched_for_nothing() {
         assert!(product(3, 0, 100).is_empty() && product(3, 100, 0).is_empty());
+        assert!(hopper_product(3, 0, 100).is_empty() && hopper_product(3, 100, 0).is_empty());
         assert!(expand_masks(0, 1024, 3).is_empty() && bias(0).is_empty());
         assert!(column_sums(0).is_empty() && finish(0, 4).is_empty() && finish(4, 0).is_empty());
     }

@@ -89,10 +89,23 @@ impl Case {
         whole.bytes().chunks_exact(self.outer).flat_map(|row| &row[columns.clone()]).copied().collect()
     }
 
-    /// The fused product of some columns.
-    fn fused(&self, host: &mut Host, columns: &Range<usize>, output_limbs: usize) -> Vec<u8> {
-        let mut out = vec![0x5a; output_limbs * self.row_count * columns.len()];
+    /// The fused product of some columns, and that of compute capability 9.0.
+    fn fused(&self, host: &mut Host, columns: &Range<usize>, output_limbs: usize) -> [Vec<u8>; 2] {
         let launch = geometry::product(self.limbs, self.row_count, columns.len());
+        let hopper = geometry::hopper_product(self.limbs, self.row_count, columns.len());
+        [("velum_product_l", launch), ("velum_hopper_product_l", hopper)]
+            .map(|(kernel, launch)| self.launched(host, kernel, &launch, columns, output_limbs))
+    }
+
+    fn launched(
+        &self,
+        host: &mut Host,
+        kernel: &str,
+        launch: &Launch,
+        columns: &Range<usize>,
+        output_limbs: usize,
+    ) -> Vec<u8> {
+        let mut out = vec![0x5a; output_limbs * self.row_count * columns.len()];
         let mut arguments = [
             Argument::Input(&self.rows),
             number(self.row_count),
@@ -102,7 +115,7 @@ impl Case {
             Argument::Buffer(&mut out),
             number(output_limbs),
         ];
-        host.launch(&format!("velum_product_l{}", self.limbs), &launch, self.seed, &mut arguments);
+        host.launch(&format!("{kernel}{}", self.limbs), launch, self.seed, &mut arguments);
         out
     }
 
@@ -155,30 +168,31 @@ fn limbs() -> impl Strategy<Value = (usize, usize)> {
 
 #[test]
 fn launches_fit_the_source() {
-    let mut numbers = vec![0u8; 30 * 4];
+    let mut numbers = vec![0u8; (6 * 4 * 2 + 6) * 4];
     let launch = Launch { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0 };
     Host::start().launch("constants", &launch, 0, &mut [Argument::Buffer(&mut numbers)]);
     let numbers: Vec<usize> =
         numbers.chunks_exact(4).map(|bytes| u32::from_ne_bytes(bytes.try_into().unwrap()) as usize).collect();
+    let (tiles, numbers) = numbers.split_at(6 * 4 * 2);
+    let (all, hopper) = tiles.split_at(6 * 4);
     for limbs in 1..=MAX_LIMBS {
-        let tile = geometry::tile(limbs);
-        let launch = geometry::product(limbs, 1, 1);
-        let shared_bytes = launch.shared_bytes as usize;
-        assert_eq!(launch.block, [tile.threads as u32, 1, 1]);
-        assert_eq!(numbers[4 * (limbs - 1)..][..4], [tile.rows, tile.columns, tile.threads, shared_bytes], "{limbs}");
+        let expected = |tile: geometry::Tile| [tile.rows, tile.columns, tile.threads, tile.shared_bytes];
+        let range = 4 * (limbs - 1)..4 * limbs;
+        assert_eq!(all[range.clone()], expected(geometry::tile(limbs)), "{limbs}");
+        assert_eq!(hopper[range], expected(geometry::hopper_tile(limbs)), "{limbs}");
     }
-    let (features, rows) = (numbers[24], numbers[25]);
+    let (features, rows) = (numbers[0], numbers[1]);
     let launch = geometry::expand_masks(10 * features, 7 * rows, 3);
     assert_eq!((launch.block[0] as usize, launch.grid), (features, [21, 10, 1]));
-    let (threads, columns) = (numbers[26], numbers[27]);
+    let (threads, columns) = (numbers[2], numbers[3]);
     let launch = geometry::finish(3, 5 * threads * columns);
     assert_eq!((launch.block[0] as usize, launch.grid), (threads, [5, 3, 1]));
     assert_eq!(geometry::bias(1).block[0] as usize, threads);
     assert_eq!(geometry::column_sums(5 * threads / 32).grid, [5, 1, 1]);
     assert_eq!(geometry::column_sums(1).block[0] as usize, threads);
     let (launch, operations) = geometry::register_loop(3);
-    assert_eq!(launch.block[0] as usize, numbers[28]);
-    assert_eq!(operations, u64::from(launch.grid[0]) * (numbers[28] / 32 * numbers[29] * 2 * 16 * 8 * 32) as u64);
+    assert_eq!(launch.block[0] as usize, numbers[4]);
+    assert_eq!(operations, u64::from(launch.grid[0]) * (numbers[4] / 32 * numbers[5] * 2 * 16 * 8 * 32) as u64);
 }
 
 proptest! {
@@ -203,7 +217,9 @@ proptest! {
         let case = Case::random((limbs, row_count, inner, outer), extreme, seed);
         let expected = case.expected(&columns, output_limbs);
         let mut host = Host::start();
-        prop_assert!(case.fused(&mut host, &columns, output_limbs) == expected, "the fused product");
+        let [fused, hopper] = case.fused(&mut host, &columns, output_limbs);
+        prop_assert!(fused == expected, "the fused product");
+        prop_assert!(hopper == expected, "the fused product of compute capability 9.0");
         prop_assert!(case.biased(&mut host, &columns, output_limbs) == expected, "the product of biased bytes");
     }
 
@@ -254,7 +270,8 @@ fn every_tile_of_a_band_is_computed_once() {
         let case = Case::random((limbs, 9 * tile.rows + 5, 70, 2 * tile.columns + 1), false, seed);
         let columns = 0..case.outer;
         let expected = case.expected(&columns, output_limbs);
-        assert!(case.fused(&mut Host::start(), &columns, output_limbs) == expected, "{limbs}");
+        let [fused, hopper] = case.fused(&mut Host::start(), &columns, output_limbs);
+        assert!(fused == expected && hopper == expected, "{limbs}");
     }
 }
 
@@ -265,7 +282,8 @@ fn the_smallest_product_is_right() {
         let case = Case::random((limbs, 1, 1, 1), true, limbs as u64);
         let expected = case.expected(&(0..1), limbs);
         let mut host = Host::start();
-        assert!(case.fused(&mut host, &(0..1), limbs) == expected, "{limbs}");
+        let [fused, hopper] = case.fused(&mut host, &(0..1), limbs);
+        assert!(fused == expected && hopper == expected, "{limbs}");
         assert!(case.biased(&mut host, &(0..1), limbs) == expected, "{limbs}");
     }
 }
@@ -284,7 +302,8 @@ fn the_largest_sums_are_exact() {
         let expected = case.expected(&(0..1), limbs);
         assert!(case.biased(&mut host, &(0..1), limbs) == expected, "{limbs}");
         if byte != 0 && limbs > 4 {
-            assert!(case.fused(&mut host, &(0..1), limbs) == expected, "{limbs}");
+            let [fused, hopper] = case.fused(&mut host, &(0..1), limbs);
+            assert!(fused == expected && hopper == expected, "{limbs}");
         }
     }
 }

@@ -72,19 +72,32 @@ Call call_of(void (*kernel)(Types...)) {
     return call_of(kernel, std::index_sequence_for<Types...>());
 }
 
+template <class T>
+static void put_tile(unsigned*& out) {
+    for (const unsigned number : {T::ROWS, T::COLUMNS, T::THREADS, T::SHARED_BYTES}) {
+        *out++ = number;
+    }
+}
+
 // What the launch geometry has to agree with: for each number of limbs rows, columns, threads and shared memory of a
-// tile; then of the other kernels.
+// tile; the same of compute capability 9.0; then of the other kernels.
 static void constants(unsigned* out) {
     if (threadIdx.x != 0) {
         return;
     }
+    put_tile<Tile<1>>(out);
+    put_tile<Tile<2>>(out);
+    put_tile<Tile<3>>(out);
+    put_tile<Tile<4>>(out);
+    put_tile<Tile<5>>(out);
+    put_tile<Tile<6>>(out);
+    put_tile<HopperTile<1>>(out);
+    put_tile<HopperTile<2>>(out);
+    put_tile<HopperTile<3>>(out);
+    put_tile<HopperTile<4>>(out);
+    put_tile<HopperTile<5>>(out);
+    put_tile<HopperTile<6>>(out);
     const unsigned numbers[] = {
-        Tile<1>::ROWS, Tile<1>::COLUMNS, Tile<1>::THREADS, Tile<1>::SHARED_BYTES, //
-        Tile<2>::ROWS, Tile<2>::COLUMNS, Tile<2>::THREADS, Tile<2>::SHARED_BYTES, //
-        Tile<3>::ROWS, Tile<3>::COLUMNS, Tile<3>::THREADS, Tile<3>::SHARED_BYTES, //
-        Tile<4>::ROWS, Tile<4>::COLUMNS, Tile<4>::THREADS, Tile<4>::SHARED_BYTES, //
-        Tile<5>::ROWS, Tile<5>::COLUMNS, Tile<5>::THREADS, Tile<5>::SHARED_BYTES, //
-        Tile<6>::ROWS, Tile<6>::COLUMNS, Tile<6>::THREADS, Tile<6>::SHARED_BYTES, //
         MASK_FEATURES, MASK_ROWS, BIASED_THREADS, FINISHED_COLUMNS, PEAK_THREADS, PEAK_FRAGMENTS,
     };
     std::memcpy(out, numbers, sizeof numbers);
@@ -96,7 +109,9 @@ static const std::map<std::string, Call> KERNELS = {
     KERNEL(velum_register_loop), KERNEL(velum_product_l1),  KERNEL(velum_product_l2), KERNEL(velum_product_l3),
     KERNEL(velum_product_l4),   KERNEL(velum_product_l5),   KERNEL(velum_product_l6), KERNEL(velum_finish_l1),
     KERNEL(velum_finish_l2),    KERNEL(velum_finish_l3),    KERNEL(velum_finish_l4),  KERNEL(velum_finish_l5),
-    KERNEL(velum_finish_l6),
+    KERNEL(velum_finish_l6),    KERNEL(velum_hopper_product_l1), KERNEL(velum_hopper_product_l2),
+    KERNEL(velum_hopper_product_l3), KERNEL(velum_hopper_product_l4), KERNEL(velum_hopper_product_l5),
+    KERNEL(velum_hopper_product_l6),
 };
 
 static void serve(const std::string& name) {

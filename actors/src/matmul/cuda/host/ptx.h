@@ -45,6 +45,7 @@ inline void wait_for_copies() {
     for (const host::Copy& copy : fiber.copies) {
         if (copy.group + PENDING < fiber.group) {
             std::memcpy(copy.to, copy.from, 16);
+            fiber.unfenced = true;
         } else {
             pending.push_back(copy);
         }
@@ -68,7 +69,7 @@ inline void perform_load(Collective* const (&lanes)[WARP]) {
     for (unsigned matrix = 0; matrix < 4; ++matrix) {
         unsigned banks = 0;
         for (unsigned row = 0; row < 8; ++row) {
-            const SharedAddress address = lanes[matrix * 8 + row]->word;
+            const auto address = static_cast<SharedAddress>(lanes[matrix * 8 + row]->word);
             const unsigned char* const bytes = shared_chunk(address);
             banks |= 1u << address / 16 % 8;
             for (unsigned quarter = 0; quarter < 4; ++quarter) {
@@ -80,6 +81,15 @@ inline void perform_load(Collective* const (&lanes)[WARP]) {
             fail("the rows of a matrix meet in the same banks");
         }
     }
+}
+
+// The sum of 32 products. What it is given was checked; a check for each byte would take most of the tests' time.
+__attribute__((no_sanitize("address", "undefined"))) static unsigned dot(const unsigned char* a, const signed char* b) {
+    int sum = 0;
+    for (unsigned k = 0; k < 32; ++k) {
+        sum += a[k] * b[k];
+    }
+    return static_cast<unsigned>(sum);
 }
 
 // "mma", .m16n8k32, .row.col, .s32.u8.s8.s32: the fragments of the section "Matrix Fragments for mma.m16n8k32" of 8-bit
@@ -96,7 +106,7 @@ inline void perform_multiply(Collective* const (&lanes)[WARP]) {
         }
         for (unsigned i = 0; i < 8; ++i) {
             const unsigned row = within * 4 + (i & 3) + (i < 4 ? 0 : 16);
-            const unsigned word = i < 4 ? lanes[lane]->word : lanes[lane]->argument;
+            const unsigned long long word = i < 4 ? lanes[lane]->word : lanes[lane]->argument;
             b[group][row] = static_cast<signed char>(word >> (8 * (i % 4)));
         }
     }
@@ -105,11 +115,7 @@ inline void perform_multiply(Collective* const (&lanes)[WARP]) {
         int* const sums = static_cast<int*>(lanes[lane]->result);
         for (unsigned i = 0; i < 4; ++i) {
             const unsigned row = i < 2 ? group : group + 8, column = within * 2 + (i & 1);
-            unsigned sum = static_cast<unsigned>(sums[i]);
-            for (unsigned k = 0; k < 32; ++k) {
-                sum += static_cast<unsigned>(a[row][k] * b[column][k]);
-            }
-            sums[i] = static_cast<int>(sum);
+            sums[i] = static_cast<int>(static_cast<unsigned>(sums[i]) + dot(a[row], b[column]));
         }
     }
 }
@@ -127,10 +133,105 @@ inline void perform(Collective* const (&lanes)[WARP]) {
         return perform_multiply(lanes);
     case Collective::ShuffleXor:
         for (unsigned lane = 0; lane < WARP; ++lane) {
-            const unsigned other = lane ^ lanes[lane]->argument;
+            const unsigned long long other = lane ^ lanes[lane]->argument;
             *static_cast<int*>(lanes[lane]->result) = static_cast<int>(lanes[other % WARP]->word);
+        }
+        return;
+    case Collective::GroupMultiplyAdd:
+        fail("four warps do this together");
+    }
+}
+
+} // namespace host
+
+// `wgmma` and what belongs to it. The instruction runs at any time between its beginning and the wait for it; here it
+// reads and adds at the wait.
+
+inline unsigned long long described_lines(SharedAddress first) {
+    // Start address, leading dimension offset (not used), stride of 8 lines, swizzling mode: each in units of 16 bytes.
+    const unsigned long long address = first / 16 % (1u << 14), stride = 512 / 16, mode = 2;
+    return address | 1ull << 16 | stride << 32 | mode << 62;
+}
+
+inline void fence_for_wgmma() { host::block.fiber().unfenced = false; }
+inline void begin_wgmma() {}
+inline void settle(int&) {}
+inline void commit_wgmma() { ++host::block.fiber().batch; }
+
+template <std::size_t FRAGMENTS>
+inline void multiply_add_64(int (&sums)[FRAGMENTS][4], unsigned long long a, unsigned long long b) {
+    const unsigned columns = FRAGMENTS * 8;
+    host::block.together({host::Collective::GroupMultiplyAdd, a, b, sums, &columns});
+}
+
+namespace host {
+
+inline void begin_multiplication(unsigned first) {
+    Multiplication multiplication = {};
+    for (unsigned i = 0; i < GROUP; ++i) {
+        const Fiber& fiber = block.fibers[first + i];
+        const Collective& collective = fiber.collective;
+        if (i == 0) {
+            multiplication = {collective.word, collective.argument, *collective.words, {}, fiber.batch};
+        } else if (collective.kind != Collective::GroupMultiplyAdd || collective.word != multiplication.a ||
+                   collective.argument != multiplication.b || *collective.words != multiplication.columns ||
+                   fiber.batch != multiplication.batch) {
+            fail("threads of a group of warps multiply different operands");
+        }
+        multiplication.sums[i] = static_cast<int*>(collective.result);
+    }
+    for (const Fiber& fiber : block.fibers) {
+        if (fiber.unfenced) {
+            fail("a copy has arrived that was not made visible to wgmma");
+        }
+    }
+    block.multiplications[first / GROUP].push_back(multiplication);
+}
+
+// 16 bytes, from byte `inner` on, of a line that "Matrix Descriptor Format" describes, in the 64-byte swizzling mode: 8 lines of 64 bytes,
+// of which chunks of 16 bytes change places by the address's bits 7 and 8; then the next 8 lines.
+inline const unsigned char* described_chunk(unsigned long long descriptor, unsigned line, unsigned inner) {
+    const unsigned long long start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+    if (descriptor >> 62 != 2 || (descriptor >> 49 & 7) != 0) {
+        fail("a matrix in another swizzling mode, or with an offset");
+    }
+    const unsigned long long address = start + line / 8 * stride + line % 8 * 64 + inner;
+    return shared_chunk(static_cast<SharedAddress>(address ^ (address >> 7 & 3) << 4));
+}
+
+// "wgmma.mma_async", .m64nNk32, .s32.u8.s8: the fragments of "Matrix Fragments for wgmma.mma_async.m64nNk32".
+inline void finish_multiplication(const Multiplication& multiplication) {
+    std::vector<unsigned char> a(64 * 32);
+    std::vector<signed char> b(multiplication.columns * 32);
+    for (unsigned i = 0; i < a.size(); i += 16) {
+        std::memcpy(&a[i], described_chunk(multiplication.a, i / 32, i % 32), 16);
+    }
+    for (unsigned i = 0; i < b.size(); i += 16) {
+        std::memcpy(&b[i], described_chunk(multiplication.b, i / 32, i % 32), 16);
+    }
+    for (unsigned thread = 0; thread < GROUP; ++thread) {
+        const unsigned warp = thread / 32, lane = thread % 32;
+        for (unsigned i = 0; i < multiplication.columns / 2; ++i) {
+            const unsigned row = warp * 16 + lane / 4 + (i / 2 % 2) * 8;
+            const unsigned column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
+            int& sum = multiplication.sums[thread][i];
+            sum = static_cast<int>(static_cast<unsigned>(sum) + dot(&a[row * 32], &b[column * 32]));
         }
     }
 }
 
 } // namespace host
+
+template <unsigned PENDING>
+inline void wait_for_wgmma() {
+    std::vector<host::Multiplication>& begun = host::block.multiplications[host::block.current / host::GROUP];
+    std::vector<host::Multiplication> pending;
+    for (const host::Multiplication& multiplication : begun) {
+        if (multiplication.batch + PENDING < host::block.fiber().batch) {
+            host::finish_multiplication(multiplication);
+        } else {
+            pending.push_back(multiplication);
+        }
+    }
+    begun = pending;
+}

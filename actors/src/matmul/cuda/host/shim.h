@@ -21,6 +21,8 @@
 #define __launch_bounds__(...)
 // Blocks run one after the other, so that what a block shares may be static.
 #define __shared__ static
+// What only compute capability 9.0 has is run as well.
+#define __CUDA_ARCH_FEAT_SM90_ALL 1
 
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
@@ -39,6 +41,7 @@ static Index threadIdx, blockIdx, blockDim, gridDim;
 namespace host {
 
 constexpr unsigned WARP = 32;
+constexpr unsigned GROUP = 4 * WARP;
 constexpr std::size_t STACK_BYTES = 256 << 10;
 // What is in shared memory before anything was written, and where a copy is under way.
 constexpr unsigned char UNDEFINED = 0xa5;
@@ -85,13 +88,22 @@ struct Copy {
 
 enum class State { Ready, AtBarrier, AtCollective, Done };
 
-// What a lane brings to something that its warp does together. Pointers are to the lane's own variables.
+// What a lane brings to something that its warp, or its group of four warps, does together. Pointers are to the lane's
+// own variables.
 struct Collective {
-    enum Kind { LoadMatrices, MultiplyAdd, ShuffleXor } kind;
-    unsigned word;
-    unsigned argument;
+    enum Kind { LoadMatrices, MultiplyAdd, ShuffleXor, GroupMultiplyAdd } kind;
+    unsigned long long word;
+    unsigned long long argument;
     void* result;
     const unsigned* words;
+};
+
+// A multiplication of four warps that nobody has waited for.
+struct Multiplication {
+    unsigned long long a, b;
+    unsigned columns;
+    int* sums[GROUP];
+    unsigned batch;
 };
 
 struct Fiber {
@@ -99,10 +111,15 @@ struct Fiber {
     State state;
     Collective collective;
     std::vector<Copy> copies;
+    // Groups of copies and of multiplications that were committed.
     unsigned group;
+    unsigned batch;
+    // Whether copies have arrived that `wgmma` does not see yet.
+    bool unfenced;
 };
 
 void perform(Collective* const (&lanes)[WARP]);
+void begin_multiplication(unsigned first);
 
 // The block that runs.
 struct Block {
@@ -115,6 +132,8 @@ struct Block {
     unsigned shared_bytes;
     std::function<void()> kernel;
     Random random;
+    // Of each group of four warps.
+    std::vector<std::vector<Multiplication>> multiplications;
 
     Fiber& fiber() { return fibers[current]; }
 
@@ -141,6 +160,9 @@ inline void Block::begin() {
     if (!block.fiber().copies.empty()) {
         fail("a copy is still under way at the end");
     }
+    if (!block.multiplications[block.current / GROUP].empty()) {
+        fail("a multiplication is still under way at the end");
+    }
     block.wait(State::Done);
 }
 
@@ -156,6 +178,7 @@ inline void Block::run() {
         fail("a block of whole warps, of one dimension, is meant");
     }
     fibers.resize(count);
+    multiplications.assign((count + GROUP - 1) / GROUP, {});
     while (stacks.size() < count) {
         stacks.emplace_back(new unsigned char[STACK_BYTES]);
     }
@@ -164,6 +187,8 @@ inline void Block::run() {
         fiber.state = State::Ready;
         fiber.copies.clear();
         fiber.group = 0;
+        fiber.batch = 0;
+        fiber.unfenced = false;
         // A fiber ends without leaving its first function, of which a sanitizer may have marked the frame.
         ASAN_UNPOISON_MEMORY_REGION(stacks[i].get(), STACK_BYTES);
         fiber.context.prepare(stacks[i].get(), STACK_BYTES, &Block::begin);
@@ -185,7 +210,21 @@ inline void Block::run() {
                     lanes[lane] = &fiber.collective;
                     collective += fiber.state == State::AtCollective;
                 }
-                if (collective == WARP) {
+                if (collective == WARP && lanes[0]->kind == Collective::GroupMultiplyAdd) {
+                    // The last of the four warps begins.
+                    const unsigned first = warp * WARP / GROUP * GROUP;
+                    bool all = first + GROUP <= count;
+                    for (unsigned i = first; all && i < first + GROUP; ++i) {
+                        all = fibers[i].state == State::AtCollective;
+                    }
+                    if (all) {
+                        begin_multiplication(first);
+                        for (unsigned i = first; i < first + GROUP; ++i) {
+                            fibers[i].state = State::Ready;
+                        }
+                        ready = WARP;
+                    }
+                } else if (collective == WARP) {
                     perform(lanes);
                     for (unsigned lane = 0; lane < WARP; ++lane) {
                         fibers[warp * WARP + lane].state = State::Ready;

@@ -5,7 +5,8 @@ constexpr unsigned STEP = 64;
 // Bytes that an instruction copies or a lane of ldmatrix names.
 constexpr unsigned CHUNK = 16;
 constexpr unsigned LINE_CHUNKS = STEP / CHUNK;
-// Stages of the pipeline: while one is multiplied, three are under way. The largest tile takes 96 KiB for them.
+// Stages of the pipeline, where not more is said: while one is multiplied, three are under way. The largest tile takes
+// 96 KiB for them.
 constexpr unsigned STAGES = 4;
 // Row tiles that run beside each other over the same columns: what a wave of blocks reads stays in the second-level
 // cache.
@@ -13,7 +14,8 @@ constexpr unsigned RASTER_ROWS = 8;
 
 // A block of threads computes ROWS × COLUMNS values, of all limbs; each of its DOWN × ACROSS warps WARP_ROWS ×
 // WARP_COLUMNS of them. A thread keeps LIMBS · WARP_ROWS · WARP_COLUMNS / 32 sums in registers.
-template <unsigned LIMBS_, unsigned WARP_ROWS_, unsigned WARP_COLUMNS_, unsigned DOWN_, unsigned ACROSS_>
+template <unsigned LIMBS_, unsigned WARP_ROWS_, unsigned WARP_COLUMNS_, unsigned DOWN_, unsigned ACROSS_,
+          unsigned STAGES_ = STAGES>
 struct TileOf {
     static constexpr unsigned LIMBS = LIMBS_;
     static constexpr unsigned WARP_ROWS = WARP_ROWS_;
@@ -28,7 +30,8 @@ struct TileOf {
     // Lines of a stage: the rows of the first limb, of the second, …, then the columns.
     static constexpr unsigned ROW_LINES = LIMBS * ROWS;
     static constexpr unsigned STAGE_BYTES = (ROW_LINES + COLUMNS) * STEP;
-    static constexpr unsigned SHARED_BYTES = STAGES * STAGE_BYTES;
+    static constexpr unsigned DEPTH = STAGES_;
+    static constexpr unsigned SHARED_BYTES = DEPTH * STAGE_BYTES;
     // A row of output bytes in shared memory: 16 bytes more than are written, so that eight rows meet all banks.
     static constexpr unsigned STAGED_ROW = COLUMNS + CHUNK;
 
