@@ -2,6 +2,7 @@
 //!
 //! The program (`host/`) takes launches from a pipe and gives back the buffers. It is compiled with the compiler's
 //! sanitizers where there are any, so that a byte read or written outside of a buffer ends it.
+#![allow(clippy::unwrap_used)]
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};

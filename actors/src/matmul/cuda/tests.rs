@@ -44,14 +44,13 @@ impl Case {
         let mut byte = |choice: &[u8]| if extreme { choice[rng.random_range(0..choice.len())] } else { rng.random() };
         let extreme_weights = EXTREME_WEIGHTS.map(|weight| weight as u8);
         let values: Vec<i8> = (0..inner * outer).map(|_| byte(&extreme_weights) as i8).collect();
-        let mut rows: Vec<u8> = (0..limbs * row_count * pitch(inner)).map(|_| byte(&EXTREME_BYTES)).collect();
+        let rows: Vec<u8> = (0..limbs * row_count * pitch(inner)).map(|_| byte(&EXTREME_BYTES)).collect();
         let bytes = rows.chunks_exact(pitch(inner)).flat_map(|row| &row[..inner]).copied().collect();
         let body = Planes::from_bytes(limbs, row_count, inner, bytes).unwrap();
         let mut weights = vec![0; padded_outer(outer) * pitch(inner)];
         for (j, line) in weights.chunks_exact_mut(pitch(inner)).take(outer).enumerate() {
             line.iter_mut().enumerate().take(inner).for_each(|(i, to)| *to = values[i * outer + j] as u8);
         }
-        rows.shrink_to_fit();
         Self { limbs, row_count, inner, outer, body, rows, values, weights, seed }
     }
 
@@ -196,14 +195,14 @@ fn launches_fit_the_source() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 20, ..ProptestConfig::with_cases(40) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 20, ..ProptestConfig::with_cases(32) })]
 
     /// Both ways to multiply, on shapes of a few tiles, with columns that begin and end anywhere.
     #[test]
     fn products_are_those_of_the_portable_kernel(
         (limbs, output_limbs) in limbs(),
         row_tiles in 0.0..2.2f64,
-        inner in 1usize..420,
+        inner in 1usize..800,
         outer in 1usize..300,
         aligned: bool,
         first in 0.0..0.5f64,
@@ -301,7 +300,7 @@ fn the_largest_sums_are_exact() {
         case.body.bytes_mut().fill(byte);
         let expected = case.expected(&(0..1), limbs);
         assert!(case.biased(&mut host, &(0..1), limbs) == expected, "{limbs}");
-        if byte != 0 && limbs > 4 {
+        if byte != 0 && limbs == 6 {
             let [fused, hopper] = case.fused(&mut host, &(0..1), limbs);
             assert!(fused == expected && hopper == expected, "{limbs}");
         }

@@ -144,8 +144,8 @@ inline void perform(Collective* const (&lanes)[WARP]) {
 
 } // namespace host
 
-// `wgmma` and what belongs to it. The instruction runs at any time between its beginning and the wait for it; here it
-// reads and adds at the wait.
+// `wgmma` and what belongs to it. The instruction runs at any time between its beginning and the wait for it: here its
+// operands have to be the same at both, and it adds at the wait.
 
 inline unsigned long long described_lines(SharedAddress first) {
     // Start address, leading dimension offset (not used), stride of 8 lines, swizzling mode: each in units of 16 bytes.
@@ -166,13 +166,33 @@ inline void multiply_add_64(int (&sums)[FRAGMENTS][4], unsigned long long a, uns
 
 namespace host {
 
+// 16 bytes, from byte `inner` on, of a line that "Matrix Descriptor Format" describes, in the 64-byte swizzling mode: 8
+// lines of 64 bytes, of which chunks of 16 bytes change places by the address's bits 7 and 8; then the next 8 lines.
+inline const unsigned char* described_chunk(unsigned long long descriptor, unsigned line, unsigned inner) {
+    const unsigned long long start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
+    if (descriptor >> 62 != 2 || (descriptor >> 49 & 7) != 0) {
+        fail("a matrix in another swizzling mode, or with an offset");
+    }
+    const unsigned long long address = start + line / 8 * stride + line % 8 * 64 + inner;
+    return shared_chunk(static_cast<SharedAddress>(address ^ (address >> 7 & 3) << 4));
+}
+
+// All lines of a matrix, 32 bytes each.
+inline std::vector<unsigned char> described_bytes(unsigned long long descriptor, unsigned lines) {
+    std::vector<unsigned char> bytes(lines * 32);
+    for (unsigned i = 0; i < bytes.size(); i += 16) {
+        std::memcpy(&bytes[i], described_chunk(descriptor, i / 32, i % 32), 16);
+    }
+    return bytes;
+}
+
 inline void begin_multiplication(unsigned first) {
     Multiplication multiplication = {};
     for (unsigned i = 0; i < GROUP; ++i) {
         const Fiber& fiber = block.fibers[first + i];
         const Collective& collective = fiber.collective;
         if (i == 0) {
-            multiplication = {collective.word, collective.argument, *collective.words, {}, fiber.batch};
+            multiplication = {collective.word, collective.argument, *collective.words, {}, fiber.batch, {}, {}};
         } else if (collective.kind != Collective::GroupMultiplyAdd || collective.word != multiplication.a ||
                    collective.argument != multiplication.b || *collective.words != multiplication.columns ||
                    fiber.batch != multiplication.batch) {
@@ -185,29 +205,16 @@ inline void begin_multiplication(unsigned first) {
             fail("a copy has arrived that was not made visible to wgmma");
         }
     }
+    multiplication.a_bytes = described_bytes(multiplication.a, 64);
+    multiplication.b_bytes = described_bytes(multiplication.b, multiplication.columns);
     block.multiplications[first / GROUP].push_back(multiplication);
-}
-
-// 16 bytes, from byte `inner` on, of a line that "Matrix Descriptor Format" describes, in the 64-byte swizzling mode: 8 lines of 64 bytes,
-// of which chunks of 16 bytes change places by the address's bits 7 and 8; then the next 8 lines.
-inline const unsigned char* described_chunk(unsigned long long descriptor, unsigned line, unsigned inner) {
-    const unsigned long long start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
-    if (descriptor >> 62 != 2 || (descriptor >> 49 & 7) != 0) {
-        fail("a matrix in another swizzling mode, or with an offset");
-    }
-    const unsigned long long address = start + line / 8 * stride + line % 8 * 64 + inner;
-    return shared_chunk(static_cast<SharedAddress>(address ^ (address >> 7 & 3) << 4));
 }
 
 // "wgmma.mma_async", .m64nNk32, .s32.u8.s8: the fragments of "Matrix Fragments for wgmma.mma_async.m64nNk32".
 inline void finish_multiplication(const Multiplication& multiplication) {
-    std::vector<unsigned char> a(64 * 32);
-    std::vector<signed char> b(multiplication.columns * 32);
-    for (unsigned i = 0; i < a.size(); i += 16) {
-        std::memcpy(&a[i], described_chunk(multiplication.a, i / 32, i % 32), 16);
-    }
-    for (unsigned i = 0; i < b.size(); i += 16) {
-        std::memcpy(&b[i], described_chunk(multiplication.b, i / 32, i % 32), 16);
+    const std::vector<unsigned char>&a = multiplication.a_bytes, &b = multiplication.b_bytes;
+    if (a != described_bytes(multiplication.a, 64) || b != described_bytes(multiplication.b, multiplication.columns)) {
+        fail("operands change while they are multiplied");
     }
     for (unsigned thread = 0; thread < GROUP; ++thread) {
         const unsigned warp = thread / 32, lane = thread % 32;
@@ -215,7 +222,8 @@ inline void finish_multiplication(const Multiplication& multiplication) {
             const unsigned row = warp * 16 + lane / 4 + (i / 2 % 2) * 8;
             const unsigned column = i / 4 * 8 + lane % 4 * 2 + (i & 1);
             int& sum = multiplication.sums[thread][i];
-            sum = static_cast<int>(static_cast<unsigned>(sum) + dot(&a[row * 32], &b[column * 32]));
+            const unsigned added = dot(&a[row * 32], reinterpret_cast<const signed char*>(&b[column * 32]));
+            sum = static_cast<int>(static_cast<unsigned>(sum) + added);
         }
     }
 }

@@ -98,12 +98,13 @@ struct Collective {
     const unsigned* words;
 };
 
-// A multiplication of four warps that nobody has waited for.
+// A multiplication of four warps that nobody has waited for, and its operands' bytes when it began.
 struct Multiplication {
     unsigned long long a, b;
     unsigned columns;
     int* sums[GROUP];
     unsigned batch;
+    std::vector<unsigned char> a_bytes, b_bytes;
 };
 
 struct Fiber {
