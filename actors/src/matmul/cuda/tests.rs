@@ -195,7 +195,7 @@ fn launches_fit_the_source() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { max_shrink_iters: 20, ..ProptestConfig::with_cases(32) })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 20, ..ProptestConfig::with_cases(64) })]
 
     /// Both ways to multiply, on shapes of a few tiles, with columns that begin and end anywhere.
     #[test]

@@ -41,16 +41,12 @@ inline void commit_copies() { ++host::block.fiber().group; }
 template <unsigned PENDING>
 inline void wait_for_copies() {
     host::Fiber& fiber = host::block.fiber();
-    std::vector<host::Copy> pending;
-    for (const host::Copy& copy : fiber.copies) {
-        if (copy.group + PENDING < fiber.group) {
-            std::memcpy(copy.to, copy.from, 16);
-            fiber.unfenced = true;
-        } else {
-            pending.push_back(copy);
-        }
+    auto first = fiber.copies.begin();
+    for (; first != fiber.copies.end() && first->group + PENDING < fiber.group; ++first) {
+        std::memcpy(first->to, first->from, 16);
+        fiber.unfenced = true;
     }
-    fiber.copies = pending;
+    fiber.copies.erase(fiber.copies.begin(), first);
 }
 
 inline void load_matrices(unsigned (&registers)[4], SharedAddress row) {
@@ -232,14 +228,11 @@ inline void finish_multiplication(const Multiplication& multiplication) {
 
 template <unsigned PENDING>
 inline void wait_for_wgmma() {
+    // Batches end in the order in which they began.
     std::vector<host::Multiplication>& begun = host::block.multiplications[host::block.current / host::GROUP];
-    std::vector<host::Multiplication> pending;
-    for (const host::Multiplication& multiplication : begun) {
-        if (multiplication.batch + PENDING < host::block.fiber().batch) {
-            host::finish_multiplication(multiplication);
-        } else {
-            pending.push_back(multiplication);
-        }
+    auto first = begun.begin();
+    for (; first != begun.end() && first->batch + PENDING < host::block.fiber().batch; ++first) {
+        host::finish_multiplication(*first);
     }
-    begun = pending;
+    begun.erase(begun.begin(), first);
 }
