@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use actors::matmul::devices::GpuRequest;
 use actors::worker::Split;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::model::LinearShape;
 use protocol::model::synthetic::KnownModel;
 
-use crate::bench::linear::{Device, LinearOptions, Parameters};
+use crate::bench::exactness::ExactnessOptions;
+use crate::bench::gpu::GpuOptions;
+use crate::bench::linear::{LinearOptions, Parameters};
+use crate::bench::multiplier::Device;
 use crate::bench::step::StepOptions;
 use crate::config::{BackendChoice, Config};
 use crate::synth::SynthOptions;
@@ -40,6 +44,8 @@ Examples:
       node synth --config llama-3.2-1b --out models/llama-3.2-1b-random
       node bench step --model models/llama-3.2-1b-random --workers 2
       node bench linear --d-in 2048 --d-out 2048 --tokens 1024
+      node bench exactness --device cuda:0 --seconds 60
+      node bench gpu --device cuda:0 --model-shape llama-3.2-1b --tokens 2048,4096
 
 Settings come from the file given by --config (configs/*.toml show every key with its default); flags win over it.
 Set RUST_LOG=debug for more log output on stderr.";
@@ -154,6 +160,64 @@ pub enum Bench {
     Linear(LinearArguments),
     /// Whole training steps, with real worker processes on this machine
     Step(StepArguments),
+    /// Random products against the portable kernel, byte for byte
+    Exactness(ExactnessArguments),
+    /// The products of a model's layer on a GPU, beside cuBLASLt's plain ones
+    Gpu(GpuArguments),
+}
+
+/// The arguments of `node bench exactness`.
+#[derive(Args, Debug)]
+pub struct ExactnessArguments {
+    /// cpu (all kernels of this machine), or cuda:0 (all engines)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+
+    /// Time for random products
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub seconds: u64,
+
+    /// Seed of the first random product; each further one has the next number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl From<ExactnessArguments> for ExactnessOptions {
+    fn from(arguments: ExactnessArguments) -> Self {
+        let ExactnessArguments { device, seconds, seed } = arguments;
+        Self { device, seconds, seed }
+    }
+}
+
+/// The arguments of `node bench gpu`.
+#[derive(Args, Debug)]
+pub struct GpuArguments {
+    /// cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
+    pub device: Device,
+
+    /// Whose products
+    #[arg(long, value_name = "NAME", default_value = KnownModel::Llama32_1b.name(), value_parser = known_model())]
+    pub model_shape: KnownModel,
+
+    /// Rows of the products
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "2048,4096", value_parser = count())]
+    pub tokens: Vec<usize>,
+
+    /// Ask no GPU: print the operations and bytes of each product, and the least time they take
+    #[arg(long)]
+    pub floor: bool,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<GpuArguments> for GpuOptions {
+    fn from(arguments: GpuArguments) -> Self {
+        let GpuArguments { device, model_shape: model, tokens, floor: _, json } = arguments;
+        Self { device, model, tokens, json }
+    }
 }
 
 /// The arguments of `node bench linear`.
@@ -212,6 +276,10 @@ pub struct StepArguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
     pub workers: usize,
 
+    /// GPUs that each worker serves with: none, all, or indices like 0,1
+    #[arg(long, value_name = "LIST", default_value = "none")]
+    pub gpus: GpuRequest,
+
     /// Tokens of a step
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = count())]
     pub tokens: usize,
@@ -243,8 +311,9 @@ pub struct StepArguments {
 
 impl From<StepArguments> for StepOptions {
     fn from(arguments: StepArguments) -> Self {
-        let StepArguments { model, workers, tokens, sequence, micro_batches, steps, backend, trace, json } = arguments;
-        Self { model, workers, tokens, sequence, micro_batches, steps, backend, trace, json }
+        let StepArguments { model, workers, gpus, tokens, sequence, micro_batches, steps, backend, trace, json } =
+            arguments;
+        Self { model, workers, gpus, tokens, sequence, micro_batches, steps, backend, trace, json }
     }
 }
 
@@ -372,6 +441,10 @@ mod tests {
         assert!(KnownModel::ALL.iter().all(|known| error.contains(known.name())), "{error}");
         assert!(parsed("node synth --config tiny --out x --layers 0").is_err());
         assert!(parsed("node bench step").unwrap_err().to_string().contains("--model"));
+        assert!(parsed("node bench step --model m --gpus one").unwrap_err().to_string().contains("names no GPUs"));
+        let tool = parsed("node bench gpu --tokens 16,4096").unwrap().tool;
+        let Some(Tool::Bench { what: Bench::Gpu(arguments) }) = tool else { panic!("{tool:?}") };
+        assert_eq!((arguments.tokens, arguments.model_shape), (vec![16, 4096], KnownModel::Llama32_1b));
     }
 
     #[test]

@@ -13,6 +13,14 @@ pub fn cache() -> anyhow::Result<PathBuf> {
     folder("XDG_CACHE_HOME", ".cache")
 }
 
+/// Where a GPU's compiled kernels are kept. It need not exist yet.
+///
+/// # Errors
+/// When the environment names no such folder.
+pub fn kernels() -> anyhow::Result<PathBuf> {
+    Ok(cache()?.join("kernels"))
+}
+
 /// `velum/` in the user's configuration folder: what must not be lost, such as a worker's identity. It need not exist
 /// yet.
 ///

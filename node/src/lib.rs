@@ -28,6 +28,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.tool {
         Some(Tool::Bench { what: Bench::Linear(linear) }) => bench::linear::run(&linear.into()),
         Some(Tool::Bench { what: Bench::Step(step) }) => block_on(bench::step::run(step.into())),
+        Some(Tool::Bench { what: Bench::Exactness(exactness) }) => bench::exactness::run(&exactness.into()),
+        Some(Tool::Bench { what: Bench::Gpu(gpu) }) if gpu.floor => {
+            bench::floor::run(gpu.model_shape, &gpu.tokens, gpu.json)
+        }
+        Some(Tool::Bench { what: Bench::Gpu(gpu) }) => bench::gpu::run(&gpu.into()),
         Some(Tool::Synth(synth)) => block_on(synth::run(synth.into())),
         None => run_role(arguments),
     }

@@ -79,6 +79,22 @@ fn one_product_is_measured() {
 }
 
 #[test]
+fn a_gpu_is_not_needed_to_know_what_its_products_take() {
+    let arguments = ["bench", "gpu", "--floor", "--model-shape", "llama-3.2-1b", "--tokens", "2048", "--json"];
+    let products = json(&arguments);
+    // Four products, both ways, of a body and of the masks of two sets.
+    assert_eq!(products.as_array().unwrap().len(), 4 * 2 * 3);
+    assert_eq!((&products[0]["product"], &products[0]["rows"]), (&"qkv".into(), &"2048 tokens".into()));
+    assert_eq!(products[0]["operations"].as_f64().unwrap(), 2.0 * 3.0 * 2048.0 * 2048.0 * 3072.0);
+}
+
+#[test]
+fn random_products_are_exact() {
+    let said = succeed(&["bench", "exactness", "--seconds", "1", "--seed", "17"]).stdout;
+    assert!(said.contains("products, each byte the portable kernel's"), "{said}");
+}
+
+#[test]
 fn ctrl_c_leaves_a_whole_trace() {
     let workspace = Workspace::new();
     let (model, trace) = (workspace.model("model"), workspace.path("worker.json"));

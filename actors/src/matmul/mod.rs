@@ -16,6 +16,7 @@ pub mod cuda;
 pub mod device;
 pub mod devices;
 mod digits;
+pub mod exactness;
 mod lines;
 mod micro;
 mod product;
@@ -34,7 +35,7 @@ use protocol::he::{Planes, ProductTile};
 
 pub use cpu::{CpuDevice, expand_masks};
 pub use device::{Device, DeviceError, HeldMatrix, Multiplicand, ProductTask};
-pub use speed::{measure_speed, product_seconds};
+pub use speed::{measure_device_speed, measure_speed, product_seconds, task_seconds};
 pub use weights::{PackedLinear, PackedMatrix};
 
 /// Most bytes of a value.
@@ -195,8 +196,13 @@ pub fn kernels() -> Vec<Arc<dyn Kernel>> {
             kernels.push(Arc::new(product::Cpu::new("avx2", micro)));
         }
     }
-    kernels.push(Arc::new(product::Cpu::new("portable", micro::Portable)));
+    kernels.push(portable_kernel());
     kernels
+}
+
+/// The kernel that runs everywhere and by which all others are judged.
+pub fn portable_kernel() -> Arc<dyn Kernel> {
+    Arc::new(product::Cpu::new("portable", micro::Portable))
 }
 
 /// The fastest CPU kernel of this machine that gives the portable kernel's bytes.

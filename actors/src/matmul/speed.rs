@@ -2,12 +2,16 @@
 
 use std::hint::black_box;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::he::Planes;
 use protocol::model::{Direction, LinearShape};
 
-use super::{Kernel, PackedLinear, Product, ProductError, Rows, tile_columns};
+use super::{
+    Device, DeviceError, HeldMatrix, Kernel, Multiplicand, PackedLinear, Product, ProductError, ProductTask, Rows,
+    exactness, tile_columns,
+};
 
 /// Time that a measurement is given: enough for the clock to come up, short enough for a start-up.
 const BUDGET: Duration = Duration::from_millis(80);
@@ -19,16 +23,20 @@ const TOKENS: usize = 1024;
 const LIMBS: usize = 3;
 const OUTPUT_LIMBS: usize = 2;
 
+/// A matrix of the size of a model of a billion parameters, and rows, for devices that are fast: what takes the copies
+/// longer than the arithmetic has to be long.
+const DEVICE_SHAPE: LinearShape = LinearShape { d_in: 2048, d_out: 8192 };
+const DEVICE_TOKENS: usize = 2048;
+
 /// Multiply-accumulates of a value mod 2^24 by an int8 weight, per second, on all threads of the current rayon pool.
 ///
 /// The whole way of a body product is measured (packing, multiplying, rounding), over the median of the
 /// products that fit a budget of about 80 ms, but at least three.
 pub fn measure_speed(kernel: &dyn Kernel) -> f64 {
     // Any bytes will do: no kernel's time depends on its operands.
-    let bytes = |count: usize| (0..count).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>();
-    let weights: Vec<i8> = bytes(SHAPE.d_in * SHAPE.d_out).into_iter().map(|byte| byte as i8).collect();
+    let weights: Vec<i8> = exactness::bytes(SHAPE.d_in * SHAPE.d_out).map(|byte| byte as i8).collect();
     let packed = PackedLinear::new(SHAPE, &weights).expect("as many weights as the shape has");
-    let body = bytes(LIMBS * TOKENS * SHAPE.d_in);
+    let body = exactness::bytes(LIMBS * TOKENS * SHAPE.d_in).collect();
     let body = Planes::from_bytes(LIMBS, TOKENS, SHAPE.d_in, body).expect("as many bytes as the body has");
     let weights = packed.along(Direction::Forward);
     let product = Product { weights, limbs: LIMBS, output_limbs: OUTPUT_LIMBS, rows: Rows::Body(&body) };
@@ -45,19 +53,55 @@ pub fn measure_speed(kernel: &dyn Kernel) -> f64 {
 /// When the operands do not fit each other.
 pub fn product_seconds(kernel: &dyn Kernel, product: &Product<'_>, budget: Duration) -> Result<f64, ProductError> {
     let columns = tile_columns(product.weights.outer());
-    let run = || {
-        let start = Instant::now();
+    median_seconds(budget, || {
         kernel.multiply(product, columns, &|tile| {
             black_box(tile);
             ControlFlow::Continue(())
-        })?;
-        Ok::<_, ProductError>(start.elapsed().as_secs_f64())
-    };
+        })
+    })
+}
+
+/// As [`product_seconds`], of a matrix that a device holds: from rows in the computer's memory to tiles there.
+///
+/// # Errors
+/// When the operands do not fit each other, or the device fails.
+pub fn task_seconds(matrix: &dyn HeldMatrix, task: &ProductTask, budget: Duration) -> Result<f64, DeviceError> {
+    let (_, outer) = matrix.shape().along(task.direction);
+    median_seconds(budget, || {
+        matrix.multiply(task, tile_columns(outer), &|tile| {
+            black_box(tile);
+            ControlFlow::Continue(())
+        })
+    })
+}
+
+/// Multiply-accumulates of a value mod 2^24 by an int8 weight, per second, of a device to which rows are copied and from
+/// which tiles come back.
+///
+/// # Errors
+/// When the device fails.
+pub fn measure_device_speed(device: &dyn Device) -> Result<f64, DeviceError> {
+    let shape = DEVICE_SHAPE;
+    let values: Vec<i8> = exactness::bytes(shape.d_in * shape.d_out).map(|byte| byte as i8).collect();
+    let matrix = device.hold(shape, &values)?;
+    let mut body = Planes::scratch(LIMBS, DEVICE_TOKENS, shape.d_in);
+    let count = body.bytes().len();
+    body.bytes_mut().iter_mut().zip(exactness::bytes(count)).for_each(|(to, byte)| *to = byte);
+    let rows = Multiplicand::Body(Arc::new(body));
+    let task = ProductTask { direction: Direction::Forward, limbs: LIMBS, output_limbs: OUTPUT_LIMBS, rows };
+    let seconds = task_seconds(matrix.as_ref(), &task, BUDGET)?;
+    Ok((DEVICE_TOKENS * shape.d_in * shape.d_out) as f64 / seconds)
+}
+
+/// Median seconds of a run: over as many as fit `budget` after one that warms up, but at least three.
+fn median_seconds<E>(budget: Duration, mut once: impl FnMut() -> Result<(), E>) -> Result<f64, E> {
     let start = Instant::now();
-    run()?;
+    once()?;
     let mut seconds = Vec::new();
     while seconds.len() < 3 || start.elapsed() < budget {
-        seconds.push(run()?);
+        let start = Instant::now();
+        once()?;
+        seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
     Ok(seconds[seconds.len() / 2])

@@ -4,18 +4,16 @@
 //! 1. quantise the weights as they are served, plan the precision;
 //! 2. once, as at the beginning of a run: expand and multiply the masks, keep their product;
 //! 3. as often as a second allows: rotate, encode and encrypt the rows, multiply the body, decrypt and un-rotate;
-//! 4. multiply plain int8 rows with the same kernel, and look at what the rows became.
+//! 4. multiply plain int8 rows on the same device, and look at what the rows became.
 
 use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use actors::matmul::devices::{self, GpuRequest};
-use actors::matmul::{
-    Kernel, PackedLinear, PackedMatrix, Product, Rows, best_kernel, expand_masks, product_seconds, tile_columns,
-};
-use anyhow::{Context as _, bail};
+use actors::matmul::exactness::bytes;
+use actors::matmul::{HeldMatrix, Multiplicand, ProductTask, task_seconds, tile_columns};
+use anyhow::Context as _;
 use protocol::he::paper::PaperScheme;
 use protocol::he::scheme::Scheme as _;
 use protocol::he::{
@@ -27,6 +25,7 @@ use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, plan, predicted
 use serde::Serialize;
 
 use super::median;
+use super::multiplier::{Device, Multiplier};
 
 /// Time for the repetitions of each measurement.
 const BUDGET: Duration = Duration::from_secs(1);
@@ -76,32 +75,6 @@ impl FromStr for Parameters {
     }
 }
 
-/// Where a product is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
-    /// The fastest kernel of the processor.
-    Cpu,
-    /// A GPU, by the driver's number.
-    Cuda(u32),
-}
-
-/// A text that names no device.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no device: write cpu, or cuda:0")]
-pub struct UnknownDevice(String);
-
-impl FromStr for Device {
-    type Err = UnknownDevice;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let number = |text: &str| text.strip_prefix("cuda:")?.parse().ok();
-        match text {
-            "cpu" => Ok(Self::Cpu),
-            _ => number(text).map(Self::Cuda).ok_or_else(|| UnknownDevice(text.to_owned())),
-        }
-    }
-}
-
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct LinearOptions {
@@ -120,7 +93,8 @@ pub struct LinearOptions {
 /// What was measured. Seconds are medians.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LinearFigures {
-    device: &'static str,
+    device: String,
+    /// The processor's kernel, or the GPU's engine.
     kernel: String,
     threads: usize,
     d_in: usize,
@@ -162,11 +136,7 @@ pub struct LinearFigures {
 /// # Errors
 /// When there is no such device, or the sizes cannot be multiplied.
 pub fn run(options: &LinearOptions) -> anyhow::Result<()> {
-    if let Device::Cuda(number) = options.device {
-        devices::check(&GpuRequest::List(vec![number]), devices::probe).context(format!("--device cuda:{number}"))?;
-        bail!("--device cuda:{number}: this build multiplies on the CPU only");
-    }
-    let figures = measure(options, best_kernel().as_ref())?;
+    let figures = measure(options, &Multiplier::open(options.device)?)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
@@ -175,26 +145,27 @@ pub fn run(options: &LinearOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Measures a product on a kernel.
+/// Measures a product on a device.
 ///
 /// # Errors
-/// When the sizes cannot be multiplied.
-pub fn measure(options: &LinearOptions, kernel: &dyn Kernel) -> anyhow::Result<LinearFigures> {
+/// When the sizes cannot be multiplied, or the device fails.
+pub fn measure(options: &LinearOptions, multiplier: &Multiplier) -> anyhow::Result<LinearFigures> {
     let LinearOptions { shape, tokens, parameters, .. } = *options;
     let random = SyntheticLlama::tiny(1);
     let rows = random.tensor("rows", &[tokens, shape.d_in]);
     let weights = random.tensor("weights", &[shape.d_in, shape.d_out]);
     let sample = Sample::new(&rows, &weights, shape);
     let (matrix, meta) = serve(weights, shape)?;
-    let packed = PackedLinear::new(shape, &matrix.values).context("the weights have this shape")?;
-    let plain = Plain::measure(kernel, packed.along(WAY), tokens)?;
+    let held = multiplier.device.hold(shape, &matrix.values)?;
+    let held = held.as_ref();
+    let plain = Plain::measure(multiplier, held, tokens)?;
     let set = match parameters {
-        Parameters::Paper => return measure_paper(options, kernel, &rows, &matrix.values, &plain),
+        Parameters::Paper => return measure_paper(options, multiplier, &rows, &matrix.values, &plain),
         Parameters::Auto => None,
         Parameters::Set(set) => Some(set),
     };
     let precision = plan(&meta, WAY, &PrecisionTarget { set, ..PrecisionTarget::default() });
-    let product = Encrypted { precision, kernel, weights: packed.along(WAY), meta: &meta, rows: &rows, tokens };
+    let product = Encrypted { precision, weights: held, meta: &meta, rows: &rows, tokens };
     let measured = product.measure()?;
     let set = precision.set;
     let all_rows = usize::from(precision.body_limbs) * tokens + set.limbs() * set.mask_rows();
@@ -206,19 +177,19 @@ pub fn measure(options: &LinearOptions, kernel: &dyn Kernel) -> anyhow::Result<L
         mask_prepare_s: measured.mask_prepare_s,
         body_multiply_s: measured.body_multiply_s,
         decrypt_s: measured.decrypt_s,
-        plain_int8_all_rows_s: Plain::measure(kernel, packed.along(WAY), all_rows)?.seconds,
+        plain_int8_all_rows_s: Plain::measure(multiplier, held, all_rows)?.seconds,
         bytes_up: measured.bytes_up,
         bytes_down: measured.bytes_down,
         mask_bytes_down: measured.mask_bytes_down,
         predicted_error: Some(predicted_relative_error(precision, &meta, WAY)),
-        ..LinearFigures::new(options, kernel, precision.to_string(), &plain, error)
+        ..LinearFigures::new(options, multiplier, precision.to_string(), &plain, error)
     })
 }
 
 /// The published scheme on the same rows, and on the int8 weights that are served.
 fn measure_paper(
     options: &LinearOptions,
-    kernel: &dyn Kernel,
+    multiplier: &Multiplier,
     rows: &[f32],
     weights: &[i8],
     plain: &Plain,
@@ -243,15 +214,14 @@ fn measure_paper(
         decrypt_s: (decrypted - multiplied).as_secs_f64(),
         bytes_up: scheme.request_bytes(&request),
         bytes_down: scheme.answer_bytes(&answer),
-        ..LinearFigures::new(options, kernel, scheme.name(), plain, error)
+        ..LinearFigures::new(options, multiplier, scheme.name(), plain, error)
     })
 }
 
 /// A product to be measured.
 struct Encrypted<'a> {
     precision: Precision,
-    kernel: &'a dyn Kernel,
-    weights: &'a PackedMatrix,
+    weights: &'a dyn HeldMatrix,
     meta: &'a LinearMeta,
     rows: &'a [f32],
     tokens: usize,
@@ -273,13 +243,13 @@ struct Measured {
 impl Encrypted<'_> {
     fn measure(&self) -> anyhow::Result<Measured> {
         let Self { precision, weights, meta, rows, tokens, .. } = *self;
-        let (inner, outer) = (weights.inner(), weights.outer());
+        let (inner, outer) = weights.shape().along(WAY);
         let domain = MaskDomain { set: precision.set, linear: LINEAR, direction: WAY };
 
         let (mut multiply, mut prepare, mut kept) = (Vec::new(), Vec::new(), None);
         repeat(|| {
             let began = Instant::now();
-            let tiles = self.multiply_masks(&expand_masks(&SEED, &domain, 0..inner))?;
+            let tiles = self.multiply_masks(domain)?;
             multiply.push(began.elapsed().as_secs_f64());
             let began = Instant::now();
             let mut masks = MaskProductBuilder::new(precision, outer)?;
@@ -298,6 +268,7 @@ impl Encrypted<'_> {
             let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
             let (body, ticket) = encrypt(&SEED, &domain, precision, plaintext)?;
             let encrypted = began.elapsed();
+            let body = Arc::new(body);
             let tiles = self.multiply_body(&body)?;
             let multiplied = began.elapsed();
             let mut out = vec![0.0; tokens * outer];
@@ -326,20 +297,21 @@ impl Encrypted<'_> {
         })
     }
 
-    fn multiply_masks(&self, keystream: &[u8]) -> anyhow::Result<Vec<ProductTile>> {
+    fn multiply_masks(&self, domain: MaskDomain) -> anyhow::Result<Vec<ProductTile>> {
         let Precision { set, mask_limbs, .. } = self.precision;
-        self.multiply(set.limbs(), mask_limbs.into(), Rows::Masks { keystream, rows: set.mask_rows() })
+        self.multiply(set.limbs(), mask_limbs.into(), Multiplicand::Masks { seed: SEED, domain, first_feature: 0 })
     }
 
-    fn multiply_body(&self, body: &Planes) -> anyhow::Result<Vec<ProductTile>> {
+    fn multiply_body(&self, body: &Arc<Planes>) -> anyhow::Result<Vec<ProductTile>> {
         let Precision { body_limbs, output_limbs, .. } = self.precision;
-        self.multiply(body_limbs.into(), output_limbs.into(), Rows::Body(body))
+        self.multiply(body_limbs.into(), output_limbs.into(), Multiplicand::Body(Arc::clone(body)))
     }
 
-    fn multiply(&self, limbs: usize, output_limbs: usize, rows: Rows<'_>) -> anyhow::Result<Vec<ProductTile>> {
+    fn multiply(&self, limbs: usize, output_limbs: usize, rows: Multiplicand) -> anyhow::Result<Vec<ProductTile>> {
+        let (_, outer) = self.weights.shape().along(WAY);
         let tiles = Mutex::new(Vec::new());
-        let product = Product { weights: self.weights, limbs, output_limbs, rows };
-        self.kernel.multiply(&product, tile_columns(self.weights.outer()), &|tile| {
+        let task = ProductTask { direction: WAY, limbs, output_limbs, rows };
+        self.weights.multiply(&task, tile_columns(outer), &|tile| {
             tiles.lock().unwrap_or_else(PoisonError::into_inner).push(tile);
             ControlFlow::Continue(())
         })?;
@@ -367,21 +339,20 @@ fn bytes_of(tiles: &[ProductTile]) -> usize {
     tiles.iter().map(|tile| tile.rows.bytes().len()).sum()
 }
 
-/// The kernel on operands that nobody encrypted.
+/// The device on operands that nobody encrypted.
 struct Plain {
     seconds: f64,
     ops: f64,
 }
 
 impl Plain {
-    fn measure(kernel: &dyn Kernel, weights: &PackedMatrix, rows: usize) -> anyhow::Result<Self> {
-        let inner = weights.inner();
-        let bytes: Vec<u8> = (0..rows * inner).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        let plain = Planes::from_bytes(1, rows, inner, bytes).context("one byte for each value")?;
-        let product = Product { weights, limbs: 1, output_limbs: 1, rows: Rows::Body(&plain) };
-        let seconds = product_seconds(kernel, &product, BUDGET)?;
-        let multiply_adds = rows * inner * weights.outer();
-        Ok(Self { seconds, ops: (multiply_adds * kernel.operations(1)) as f64 / seconds })
+    fn measure(multiplier: &Multiplier, weights: &dyn HeldMatrix, rows: usize) -> anyhow::Result<Self> {
+        let (inner, outer) = weights.shape().along(WAY);
+        let plain = Planes::from_bytes(1, rows, inner, bytes(rows * inner).collect());
+        let plain = Multiplicand::Body(Arc::new(plain.context("one byte for each value")?));
+        let task = ProductTask { direction: WAY, limbs: 1, output_limbs: 1, rows: plain };
+        let seconds = task_seconds(weights, &task, BUDGET)?;
+        Ok(Self { seconds, ops: (rows * inner * outer * multiplier.operations) as f64 / seconds })
     }
 }
 
@@ -415,10 +386,10 @@ impl Sample {
 
 impl LinearFigures {
     /// Figures of a product of which nothing but its setting, its error and the plain product is known.
-    fn new(options: &LinearOptions, kernel: &dyn Kernel, precision: String, plain: &Plain, rel_error: f64) -> Self {
+    fn new(options: &LinearOptions, multiplier: &Multiplier, precision: String, plain: &Plain, rel_error: f64) -> Self {
         Self {
-            device: "cpu",
-            kernel: kernel.name().to_owned(),
+            device: multiplier.name.clone(),
+            kernel: multiplier.kernel.clone(),
             threads: rayon::current_num_threads(),
             d_in: options.shape.d_in,
             d_out: options.shape.d_out,
@@ -433,7 +404,7 @@ impl LinearFigures {
             plain_int8_s: plain.seconds,
             plain_int8_all_rows_s: plain.seconds,
             plain_int8_ops: plain.ops,
-            peak_ops: kernel.peak_ops(),
+            peak_ops: multiplier.peak_ops,
             bytes_up: 0,
             bytes_down: 0,
             mask_bytes_down: 0,
@@ -443,7 +414,7 @@ impl LinearFigures {
     }
 
     fn lines(&self) -> Vec<String> {
-        let Self { d_in, d_out, tokens, precision, kernel, threads, .. } = self;
+        let Self { d_in, d_out, tokens, precision, device, kernel, threads, .. } = self;
         let ms = |seconds: f64| format!("{:.3} ms", 1e3 * seconds);
         let share = self.peak_ops.map_or_else(String::new, |peak| {
             format!(
@@ -454,7 +425,7 @@ impl LinearFigures {
         });
         let predicted = self.predicted_error.map_or_else(String::new, |e| format!(", predicted {:.2} %", 100.0 * e));
         vec![
-            format!("{d_in} × {d_out}, {tokens} tokens, {precision}, {kernel} on {threads} threads"),
+            format!("{d_in} × {d_out}, {tokens} tokens, {precision}, {device}, {kernel}, {threads} threads"),
             format!("  encrypt           {}, {} bytes up", ms(self.encrypt_s), self.bytes_up),
             format!("  multiply          {}, {} bytes down", ms(self.body_multiply_s), self.bytes_down),
             format!("  decrypt           {}", ms(self.decrypt_s)),
@@ -484,7 +455,7 @@ mod tests {
     #[test]
     fn errors_are_as_predicted_and_bytes_as_planned() {
         for set in ParameterSet::ALL {
-            let figures = measure(&options(Parameters::Set(set)), best_kernel().as_ref()).unwrap();
+            let figures = measure(&options(Parameters::Set(set)), &Multiplier::cpu()).unwrap();
             let predicted = figures.predicted_error.unwrap();
             assert!((figures.rel_error / predicted - 1.0).abs() < 0.3, "{set}: {} {predicted}", figures.rel_error);
             assert!(figures.bytes_up.is_multiple_of(40 * 256) && figures.bytes_up > 0);
@@ -501,15 +472,11 @@ mod tests {
             assert!(name.parse::<Parameters>().is_ok(), "{name}");
         }
         assert!("p64".parse::<Parameters>().is_err());
-        assert_eq!("cuda:1".parse(), Ok(Device::Cuda(1)));
-        for text in ["cuda", "cuda:", "cuda:-1", "gpu"] {
-            assert!(text.parse::<Device>().is_err(), "{text}");
-        }
     }
 
     #[test]
-    fn a_gpu_that_cannot_be_used_is_an_error_that_names_it() {
-        let gpu = LinearOptions { device: Device::Cuda(0), ..options(Parameters::Auto) };
-        assert!(format!("{:#}", run(&gpu).unwrap_err()).contains("cuda:0"));
+    fn a_gpu_that_is_not_there_is_an_error_that_names_it() {
+        let gpu = LinearOptions { device: Device::Cuda(9_999), ..options(Parameters::Auto) };
+        assert!(format!("{:#}", run(&gpu).unwrap_err()).contains("cuda:9999"));
     }
 }

@@ -1,6 +1,10 @@
 //! `node bench`: what this machine can do, as JSON or for people.
 
+pub mod exactness;
+pub mod floor;
+pub mod gpu;
 pub mod linear;
+pub mod multiplier;
 pub mod step;
 
 /// The value in the middle; NaN of nothing.

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use actors::data::HeldOut;
+use actors::matmul::devices::GpuRequest;
 use anyhow::{Context as _, ensure};
 use indicatif::HumanBytes;
 use serde::Serialize;
@@ -31,6 +32,8 @@ pub struct StepOptions {
     pub model: PathBuf,
     /// Worker processes.
     pub workers: usize,
+    /// GPUs that each of them serves with, as its own flag has them.
+    pub gpus: GpuRequest,
     /// Tokens of a step.
     pub tokens: usize,
     /// Tokens of a sequence.
@@ -105,6 +108,7 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
     let mut config = Config { model: Some(options.model.clone()), ..Config::default() };
     config.owner.backend = options.backend;
     config.owner.workers = options.workers;
+    config.worker.gpus = options.gpus.to_string();
     config.data.max_tokens = sequence;
     config.data.held_out = HeldOut::Count(0);
     config.training.steps = options.steps + 1;
@@ -208,6 +212,7 @@ mod tests {
         StepOptions {
             model: "model".into(),
             workers: 1,
+            gpus: GpuRequest::None,
             tokens: 1024,
             sequence: 256,
             micro_batches: 2,

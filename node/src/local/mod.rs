@@ -50,7 +50,7 @@ impl LocalRun {
             say(format!("starting {} workers", config.owner.workers));
             // One after the other: each measures its speed when it starts, and two at a time would measure each other.
             for number in 1..=config.owner.workers {
-                let mut worker = WorkerProcess::start(number, &model, &out, trace.as_deref())?;
+                let mut worker = WorkerProcess::start(number, &model, &config.worker.gpus, &out, trace.as_deref())?;
                 let address = worker.address().await?;
                 say(format!("  worker {number}: {address}"));
                 config.network.peers.push(address);

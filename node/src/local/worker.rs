@@ -12,7 +12,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::roles::worker::LISTENING;
 use crate::trace;
 
-/// Time for a worker to read its model's digest, measure its speed and listen.
+/// Time for a worker to read its model's digest, compile its GPUs' kernels, measure its speed and listen.
 const START_TIME_OUT: Duration = Duration::from_secs(120);
 /// Time for a worker to end once its standard input is closed.
 const STOP_TIME_OUT: Duration = Duration::from_secs(5);
@@ -27,7 +27,13 @@ pub(super) struct WorkerProcess {
 
 impl WorkerProcess {
     /// Starts worker `number`; its log and its key file go to `out`.
-    pub(super) fn start(number: usize, model: &Path, out: &Path, trace: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        number: usize,
+        model: &Path,
+        gpus: &str,
+        out: &Path,
+        trace: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let log = out.join(format!("worker-{number}.log"));
         let log_file = File::create(&log).with_context(|| format!("{} cannot be written", log.display()))?;
         let mut command = Command::new(std::env::current_exe().context("the path of this program is not known")?);
@@ -37,6 +43,7 @@ impl WorkerProcess {
         let mut child = command
             .args(["--role", "worker", "--no-mdns", "--until-stdin-closes"])
             .args(["--listen", "/ip4/127.0.0.1/tcp/0"])
+            .args(["--gpus", gpus])
             .arg("--model")
             .arg(model)
             .arg("--identity")

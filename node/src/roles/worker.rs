@@ -57,10 +57,12 @@ pub async fn run(config: Config, until_stdin_closes: bool) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What the worker multiplies with: the GPUs asked for, or the processor where none is. Blocks.
-fn devices(gpus: &GpuRequest) -> anyhow::Result<Vec<Arc<dyn Device>>> {
-    devices::check(gpus, devices::probe).context("--gpus")?;
-    Ok(vec![Arc::new(CpuDevice::new(best_kernel()))])
+/// What the worker multiplies with: the GPUs asked for, or the processor where none is. Blocks, for seconds where kernels
+/// have to be compiled.
+fn devices(requested: &GpuRequest) -> anyhow::Result<Vec<Arc<dyn Device>>> {
+    let cache = folders::kernels().ok();
+    let gpus = devices::open(requested, cache.as_deref())?;
+    if gpus.is_empty() { Ok(vec![Arc::new(CpuDevice::new(best_kernel()))]) } else { Ok(gpus) }
 }
 
 /// What the worker allows, as configured.
