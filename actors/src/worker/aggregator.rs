@@ -2,7 +2,7 @@
 //!
 //! It is the half of the gradient aggregator that works on ciphertexts: where a matrix is cut by columns over several
 //! devices, each of them has a summand of every input gradient, and nobody can decrypt any of it here. The other half
-//! is the owner's ([`crate::trainer::aggregator`]), which averages the decrypted gradients of adapters.
+//! is the owner's ([`crate::trainer::GradientAggregator`]), which averages the decrypted gradients of adapters.
 //!
 //! The actor's thread only moves tiles; they are added on the rayon pool, one tile of a product at a time. A sum goes on
 //! whether it is read or not, and then waits in a channel that has room for all of it: how many products may be unread

@@ -202,7 +202,7 @@ mod tests {
     proptest! {
         #[test]
         fn rows_begin_at_multiples(inner in 0usize..70_000) {
-            prop_assert!(pitch(inner) >= inner && pitch(inner) < inner + 64 && pitch(inner) % 64 == 0);
+            prop_assert!(pitch(inner) >= inner && pitch(inner) < inner + 64 && pitch(inner).is_multiple_of(64));
             prop_assert!(padded_outer(inner) >= inner && padded_outer(inner) < inner + 128);
             prop_assert_eq!(padded_outer(inner) % 128, 0);
         }
@@ -236,7 +236,7 @@ mod tests {
         ) {
             for tile in [tile(limbs), hopper_tile(limbs)] {
                 let columns = chunk_columns(tile, rows, wanted, multiprocessors);
-                prop_assert!(columns >= wanted.max(1) && columns % tile.columns == 0);
+                prop_assert!(columns >= wanted.max(1) && columns.is_multiple_of(tile.columns));
                 prop_assert!(tile.launch(rows, columns).grid[0] as usize >= 2 * multiprocessors);
             }
         }
