@@ -7,4 +7,4 @@ mod process;
 mod workspace;
 
 pub use process::{Finished, Node};
-pub use workspace::Workspace;
+pub use workspace::{LAYERS, Workspace};

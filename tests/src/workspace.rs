@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
 use tempfile::TempDir;
 
+/// Layers of a test's model: so many that each of some workers gets one, even if it measured itself on busy cores at a
+/// quarter of the others' speed.
+pub const LAYERS: u64 = 16;
+
 /// A temporary folder with what a test needs in it; removed with the value.
 pub struct Workspace {
     folder: TempDir,
@@ -41,7 +45,7 @@ impl Workspace {
         path
     }
 
-    /// A small random Llama of four layers, as a Hugging Face folder.
+    /// A small random Llama of [`LAYERS`] layers, as a Hugging Face folder.
     pub fn model(&self, name: &str) -> PathBuf {
         self.model_with_seed(name, 1)
     }
@@ -52,7 +56,7 @@ impl Workspace {
     /// When the folder cannot be written.
     pub fn model_with_seed(&self, name: &str, seed: u64) -> PathBuf {
         let mut llama = SyntheticLlama::tiny(seed);
-        llama.config.layers = 4;
+        llama.config.layers = LAYERS as usize;
         let path = self.path(name);
         llama.write_folder(&path, StoredAs::F32).expect("the test's folder can be written");
         path

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tests::{Finished, Node, Workspace};
+use tests::{Finished, LAYERS, Node, Workspace};
 
 /// Settings that suit the small random model: a few steps, all projections, no dropout.
 const SETTINGS: &str = "
@@ -95,7 +95,7 @@ fn encrypted_training_over_three_workers_follows_plain_training() {
         assert!(worker["busy_seconds"].as_f64().unwrap() > 0.0);
     }
     layers.sort_unstable();
-    assert_eq!((layers.len(), layers[0].0, layers[2].1), (3, 0, 4), "{layers:?}");
+    assert_eq!((layers.len(), layers[0].0, layers[2].1), (3, 0, LAYERS), "{layers:?}");
     assert!(layers.windows(2).all(|pair| pair[0].1 == pair[1].0), "{layers:?}");
     assert!(encrypted["steps"][0]["bytes_up"].as_u64().unwrap() > 0);
     assert_eq!(plain["steps"][0]["bytes_up"].as_u64().unwrap(), 0);
