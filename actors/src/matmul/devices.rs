@@ -18,12 +18,11 @@ use cudarc::driver::{DriverError, sys};
 use super::cuda::CudaDevice;
 use super::cuda::compile::{CompileError, Nvrtc, panic_text};
 use super::cuda::memory::set_aside;
+use super::cuda::source::LEAST_CAPABILITY;
 use super::{Device, DeviceError};
 
 /// The oldest driver, by the CUDA version that it is made for: the oldest that runs what a compiler of CUDA 12 makes.
 const OLDEST_DRIVER: CudaVersion = CudaVersion { major: 12, minor: 0 };
-/// The oldest GPUs: the first whose tensor cores multiply signed by unsigned bytes with asynchronous copies beside it.
-const OLDEST_GPU: (u32, u32) = (8, 0);
 
 /// The argument of `--gpus`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,7 +173,7 @@ pub enum GpuError {
     /// A GPU without the instructions that the kernels use.
     #[error(
         "--gpus {request}: GPU {gpu} is too old, compute capability {}.{} (Ampere) is needed; found: {}",
-        OLDEST_GPU.0, OLDEST_GPU.1, listed(.found)
+        LEAST_CAPABILITY.0, LEAST_CAPABILITY.1, listed(.found)
     )]
     OldGpu {
         /// What was asked for.
@@ -310,7 +309,7 @@ pub fn check(request: &GpuRequest, probe: impl FnOnce() -> GpuProbe) -> Result<F
         }
         _ => found.clone(),
     };
-    if let Some(gpu) = asked.iter().find(|gpu| gpu.compute_capability < OLDEST_GPU) {
+    if let Some(gpu) = asked.iter().find(|gpu| gpu.compute_capability < LEAST_CAPABILITY) {
         return Err(GpuError::OldGpu { request, gpu: Box::new(gpu.clone()), found });
     }
     Ok(FoundGpus { driver, gpus: asked })

@@ -158,13 +158,6 @@ pub fn hopper_product(limbs: usize, row_count: usize, columns: usize) -> Launch 
     hopper_tile(limbs).launch(row_count, columns)
 }
 
-/// Columns into which a wide fused product is best cut, where its tiles should be about `wanted` columns: whole tiles of
-/// the kernel, and enough of them for two waves of blocks on `multiprocessors`.
-pub fn chunk_columns(tile: Tile, row_count: usize, wanted: usize, multiprocessors: usize) -> usize {
-    let enough = (2 * multiprocessors).div_ceil(row_count.div_ceil(tile.rows).max(1));
-    tile.columns * wanted.div_ceil(tile.columns).max(enough).max(1)
-}
-
 /// `velum_bias`: `vectors` runs of 16 bytes.
 pub fn bias(vectors: u64) -> Launch {
     let blocks = vectors.div_ceil(THREADS as u64 * BIASED_VECTORS).min(MAX_BIAS_BLOCKS);
@@ -225,20 +218,6 @@ mod tests {
             }
             prop_assert!(bias(MEMORY / 16).is_within_limits());
             prop_assert!(register_loop(rows % 1024).0.is_within_limits());
-        }
-
-        #[test]
-        fn chunks_are_whole_tiles(
-            limbs in 1usize..=MAX_LIMBS,
-            rows in 1usize..5000,
-            wanted in 0usize..20_000,
-            multiprocessors in 1usize..200,
-        ) {
-            for tile in [tile(limbs), hopper_tile(limbs)] {
-                let columns = chunk_columns(tile, rows, wanted, multiprocessors);
-                prop_assert!(columns >= wanted.max(1) && columns.is_multiple_of(tile.columns));
-                prop_assert!(tile.launch(rows, columns).grid[0] as usize >= 2 * multiprocessors);
-            }
         }
 
         /// The blocks of the flat kernels reach everything, and no block is without work.
