@@ -46,7 +46,14 @@ pub struct ShardStore {
     places: BTreeMap<u16, Place>,
     loaded: BTreeMap<LinearId, Loaded>,
     failed: BTreeMap<LinearId, SourceError>,
-    loading: Option<LinearId>,
+    loading: Option<Loading>,
+}
+
+/// The matrix that is being loaded.
+struct Loading {
+    linear: LinearId,
+    /// An owner has asked for its layer since the load began, perhaps because of what the load is about to fail of.
+    asked_anew: bool,
 }
 
 /// A matrix in the memory of the devices on which its layer lies.
@@ -121,6 +128,9 @@ impl ShardStore {
         }
         tracing::info!(%owner, start = layers.start, end = layers.end, "layers assigned");
         self.failed.retain(|linear, _| !layers.contains(&linear.layer));
+        if let Some(loading) = &mut self.loading {
+            loading.asked_anew |= layers.contains(&loading.linear.layer);
+        }
         self.owners.insert(owner, Share { layers, seen: Instant::now() });
         self.places = places;
         self.forget_unwanted();
@@ -147,18 +157,18 @@ impl ShardStore {
         }
         let Some(linear) = self.next_to_load() else { return };
         let Some(&place) = self.places.get(&linear.layer) else { return };
-        self.loading = Some(linear);
+        self.loading = Some(Loading { linear, asked_anew: false });
         let (source, devices) = (Arc::clone(&self.source), Arc::clone(&self.devices));
         let parts = self.spread.parts(place, linear.group);
         let load = tokio::task::spawn_blocking(move || load(source.as_ref(), &devices, &parts, linear));
         context.spawn(load.into_actor(self).map(move |loaded, store, context| {
-            store.loading = None;
+            let asked_anew = store.loading.take().is_some_and(|loading| loading.asked_anew);
             let panicked = |_| Err(SourceError { linear, why: "loading panicked; this is a bug".into() });
             match loaded.unwrap_or_else(panicked) {
                 Ok(held) => drop(store.loaded.insert(linear, Loaded { place, held: Arc::new(held) })),
-                // Where it is to lie elsewhere by now, that is tried next.
-                Err(error) if store.places.get(&linear.layer) != Some(&place) => {
-                    tracing::warn!(%error, "a matrix that is wanted no more, or elsewhere, was not loaded");
+                // Where it is to lie elsewhere by now, or was asked for anew, that is tried next.
+                Err(error) if asked_anew || store.places.get(&linear.layer) != Some(&place) => {
+                    tracing::warn!(%error, "a matrix that is wanted no more, elsewhere or anew was not loaded");
                 }
                 Err(error) => {
                     tracing::error!(%error, "a matrix is missing");

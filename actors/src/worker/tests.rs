@@ -4,7 +4,7 @@ mod devices;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ use crate::transport::{
 };
 
 const LAYERS: u16 = 4;
+/// What has not happened by then on any machine does not happen.
+const NEVER: Duration = Duration::from_secs(120);
 const DIGEST: ModelDigest = ModelDigest([7; 32]);
 
 fn shape(group: Group) -> LinearShape {
@@ -37,11 +39,12 @@ fn shape(group: Group) -> LinearShape {
     LinearShape { d_in, d_out }
 }
 
-/// Random weights; a gate that tests can close before each load, and a layer that is damaged.
+/// Random weights; a gate that tests can close in each load, and a layer that is damaged.
 #[derive(Default)]
 struct Synthetic {
     closed: Mutex<bool>,
     opened: Condvar,
+    begun: AtomicUsize,
     damaged: Option<u16>,
     repaired: AtomicBool,
 }
@@ -74,8 +77,10 @@ impl ShardSource for Synthetic {
     }
 
     fn load(&self, linear: LinearId) -> Result<(Int8Matrix, LinearMeta), SourceError> {
+        let damaged = self.damaged == Some(linear.layer) && !self.repaired.load(Ordering::SeqCst);
+        self.begun.fetch_add(1, Ordering::SeqCst);
         drop(self.opened.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
-        if self.damaged == Some(linear.layer) && !self.repaired.load(Ordering::Relaxed) {
+        if damaged {
             return Err(SourceError { linear, why: "a hole in the file".into() });
         }
         Ok(Self::matrix(linear))
@@ -114,6 +119,14 @@ async fn start_on(
     net
 }
 
+/// What happens on any machine, however busy.
+///
+/// # Panics
+/// If it does not.
+async fn in_time<T>(happens: impl Future<Output = T>) -> T {
+    tokio::time::timeout(NEVER, happens).await.expect("what is waited for never happens")
+}
+
 impl Net {
     async fn control(&self, request: ControlRequest) -> Result<ControlReply, TransportError> {
         self.network.control(&self.name, request).await
@@ -132,13 +145,16 @@ impl Net {
 
     /// Waits until `done` says so of the worker's health.
     async fn until(&self, done: impl Fn(&WorkerHealth) -> bool) -> WorkerHealth {
-        loop {
-            let health = self.health().await;
-            if done(&health) {
-                return health;
+        in_time(async {
+            loop {
+                let health = self.health().await;
+                if done(&health) {
+                    break health;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        })
+        .await
     }
 
     async fn loaded(&self, layers: std::ops::Range<u16>) {
@@ -332,9 +348,23 @@ async fn a_matrix_that_cannot_be_loaded_is_reported_and_tried_again() {
     let health = net.until(|health| health.loaded == 2).await;
     assert!(health.failure.unwrap().contains("a hole in the file"));
     assert!(matches!(net.refusal(simple_request().header).await, Refusal::Failed(_)));
-    source.repaired.store(true, Ordering::Relaxed);
+    source.repaired.store(true, Ordering::SeqCst);
     net.loaded(0..3).await;
     assert_eq!(net.health().await.failure, None);
+}
+
+#[actix::test]
+async fn a_load_that_fails_after_its_layer_was_asked_for_anew_is_tried_again() {
+    let source = Arc::new(Synthetic { damaged: Some(1), ..Synthetic::default() });
+    let net = start(Arc::clone(&source), limits()).await;
+    source.close(true);
+    net.assign(1..2).await.unwrap();
+    net.until(|_| source.begun.load(Ordering::SeqCst) == 1).await;
+    source.repaired.store(true, Ordering::SeqCst);
+    net.assign(1..2).await.unwrap();
+    source.close(false);
+    let health = net.until(|health| health.loaded == 1 || health.failure.is_some()).await;
+    assert_eq!(health.failure, None);
 }
 
 #[actix::test]
@@ -378,13 +408,16 @@ async fn unread_answers_hold_their_place_and_dropped_ones_give_it_back() {
     assert!(matches!(third, Err(Refusal::Capacity(_))));
     drop(first);
     // The place comes back when the forwarding task has seen the drop.
-    let third = loop {
-        match net.worker.product(&owner, wide()).await {
-            Ok(stream) => break stream,
-            Err(refusal) => assert!(matches!(refusal, Refusal::Capacity(_))),
+    let third = in_time(async {
+        loop {
+            match net.worker.product(&owner, wide()).await {
+                Ok(stream) => break stream,
+                Err(refusal) => assert!(matches!(refusal, Refusal::Capacity(_))),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    };
+    })
+    .await;
     for mut stream in [second, third] {
         let mut columns = 0;
         while let Some(tile) = stream.recv().await {
