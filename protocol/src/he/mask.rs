@@ -94,8 +94,7 @@ impl MaskColumns {
 
     /// Writes as many columns as `out` has room for, `[column][limb][row]`.
     pub(crate) fn write(&mut self, out: &mut [u8]) {
-        out.fill(0);
-        self.cipher.apply_keystream(out);
+        self.cipher.write_keystream(out);
     }
 }
 

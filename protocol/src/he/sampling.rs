@@ -24,8 +24,7 @@ impl SecretRng {
 
     /// Fills `out` with random bytes.
     pub(crate) fn fill(&mut self, out: &mut [u8]) {
-        out.fill(0);
-        self.cipher.apply_keystream(out);
+        self.cipher.write_keystream(out);
     }
 }
 
