@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use protocol::model::{Direction, LinearId};
-use protocol::wire::messages::{ControlReply, ControlRequest, ModelDigest, WorkerHealth, WorkerOffer};
+use protocol::wire::messages::{ControlReply, ControlRequest, ModelDigest, Refusal, WorkerHealth, WorkerOffer};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -17,10 +17,14 @@ use crate::buffer::Buffer;
 use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest, Transport, TransportError};
 
-/// Times that a product is sent before the scheduler gives up on its worker.
+/// Times that a product is sent to a worker that does not answer before the scheduler gives up on it.
 const ATTEMPTS: u32 = 3;
+/// Times that it is sent to one that answers that it is busy: with the pauses between them, about a minute.
+const ATTEMPTS_BUSY: u32 = 10;
 /// Pause before the second attempt; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often a worker that loads its layers is asked how far it is.
 const LOADING_POLL: Duration = Duration::from_millis(200);
 
@@ -242,10 +246,10 @@ impl Handler<Apply> for LayerScheduler {
             let (mut attempt, mut pause) = (1, FIRST_PAUSE);
             loop {
                 match attempt_product(transport.as_ref(), &keys, &masks, &peer, &message).await {
-                    Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
+                    Err(error) if attempt < attempts(&error) => {
                         tracing::warn!(%peer, linear = %message.linear, attempt, %error, "sending the product again");
                         tokio::time::sleep(pause).await;
-                        pause *= 2;
+                        pause = LONGEST_PAUSE.min(2 * pause);
                         attempt += 1;
                     }
                     result => return result,
@@ -255,15 +259,20 @@ impl Handler<Apply> for LayerScheduler {
     }
 }
 
-/// Whether another attempt, encrypted anew, may succeed: only where the connection failed, not where the worker said no
-/// or lied.
-fn is_transient(error: &ScheduleError) -> bool {
-    matches!(
-        error,
-        ScheduleError::Transport(TransportError::Unreachable { .. })
-            | ScheduleError::Masks(MaskError::Transport(TransportError::Unreachable { .. }))
-            | ScheduleError::Key(KeyError::Transport(TransportError::Unreachable { .. }))
-    )
+/// Times that a product may be sent, each time encrypted anew, if it fails so: more than once only where the connection
+/// failed or the worker was busy, not where it said no or lied.
+fn attempts(error: &ScheduleError) -> u32 {
+    let (ScheduleError::Transport(error)
+    | ScheduleError::Masks(MaskError::Transport(error))
+    | ScheduleError::Key(KeyError::Transport(error))) = error
+    else {
+        return 1;
+    };
+    match error {
+        TransportError::Unreachable { .. } => ATTEMPTS,
+        TransportError::Refused { refusal: Refusal::Busy(_), .. } => ATTEMPTS_BUSY,
+        _ => 1,
+    }
 }
 
 async fn attempt_product(

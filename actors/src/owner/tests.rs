@@ -2,7 +2,7 @@
 
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -27,14 +27,24 @@ use crate::transport::{PeerName, ProductRequest, TileStream, Traffic, TransportE
 const SHAPE: LinearShape = LinearShape { d_in: 48, d_out: 40 };
 const LAYERS: u16 = 3;
 
+/// How a product fails.
+enum Fault {
+    /// Nobody is there.
+    Unreachable,
+    /// The worker says at once that it is busy.
+    Busy,
+    /// It says so where a tile is expected.
+    BusyLater,
+}
+
 /// Workers in memory: every worker has every matrix, but serves only the layers that it was assigned.
 #[derive(Default)]
 struct Workers {
     matrices: HashMap<LinearId, Vec<i8>>,
     assigned: Mutex<HashMap<PeerName, std::ops::Range<u16>>>,
     sent: Mutex<Vec<ProductRequest>>,
-    /// Products that fail before one succeeds.
-    failures: Mutex<u32>,
+    /// How the next products fail, if they do.
+    faults: Mutex<VecDeque<Option<Fault>>>,
     /// Columns of a tile.
     tile: usize,
     /// They say for ever that they load, and do not.
@@ -96,10 +106,19 @@ impl Transport for Workers {
         self.sent.lock().unwrap().push(request.clone());
         let header = request.header;
         let peer = worker.clone();
-        let mut failures = self.failures.lock().unwrap();
-        if *failures > 0 {
-            *failures -= 1;
-            return Err(TransportError::Unreachable { peer, what: "a fault of this test".into() });
+        let fault = self.faults.lock().unwrap().pop_front().flatten();
+        let busy = || TransportError::Refused { peer: peer.clone(), refusal: Refusal::Busy("a test".into()) };
+        match fault {
+            Some(Fault::Unreachable) => {
+                return Err(TransportError::Unreachable { peer, what: "a test's fault".into() });
+            }
+            Some(Fault::Busy) => return Err(busy()),
+            Some(Fault::BusyLater) => {
+                let (sender, receiver) = mpsc::channel(1);
+                sender.try_send(Err(busy())).unwrap();
+                return Ok(receiver);
+            }
+            None => {}
         }
         let serves =
             self.assigned.lock().unwrap().get(worker).is_some_and(|range| range.contains(&header.linear.layer));
@@ -260,11 +279,11 @@ fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
         let (cluster, _) = cluster(&[1.0]).await;
         let linear = LinearId { layer: 0, group: Group::O };
         let rows = random(2 * SHAPE.d_in, 7);
-        *cluster.workers.failures.lock().unwrap() = 1;
+        cluster.workers.faults.lock().unwrap().push_back(Some(Fault::Unreachable));
         let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
         assert!(result.is_ok(), "{result:?}");
         assert_eq!(cluster.workers.asked(), ["mask", "mask", "body"]);
-        *cluster.workers.failures.lock().unwrap() = 1;
+        cluster.workers.faults.lock().unwrap().push_back(Some(Fault::Unreachable));
         let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
         assert!(result.is_ok(), "{result:?}");
         assert_eq!(cluster.workers.asked(), ["mask", "mask", "body", "body", "body"]);
@@ -287,6 +306,22 @@ fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
         bad[0] = f32::NAN;
         let (cluster, result) = apply(cluster, linear, Direction::Forward, bad, 2).await;
         assert!(result.unwrap_err().why.contains("row 0"), "rows that cannot be encoded are named");
+        cluster.actors.stop();
+    });
+}
+
+#[test]
+fn what_a_busy_worker_refuses_is_sent_anew() {
+    actix::System::new().block_on(async {
+        let (cluster, _) = cluster(&[1.0]).await;
+        let linear = LinearId { layer: 0, group: Group::O };
+        *cluster.workers.faults.lock().unwrap() =
+            [Some(Fault::Busy), None, Some(Fault::BusyLater), Some(Fault::Busy)].into();
+        let (cluster, result) = apply(cluster, linear, Direction::Forward, random(2 * SHAPE.d_in, 7), 2).await;
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(cluster.workers.asked(), ["mask", "mask", "body", "body", "body"]);
+        let calls: HashSet<_> = cluster.workers.sent.lock().unwrap()[2..].iter().map(|sent| sent.header.call).collect();
+        assert_eq!(calls.len(), 3, "each is encrypted anew");
         cluster.actors.stop();
     });
 }

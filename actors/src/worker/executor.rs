@@ -71,7 +71,7 @@ impl MatmulExecutor {
         let (tiles, stream) = mpsc::channel(outer + 1);
         match queue.try_send(Job { message, tiles }) {
             Ok(()) => Ok(stream),
-            Err(TrySendError::Full(_)) => Err(Refusal::Capacity("its queue is full".into())),
+            Err(TrySendError::Full(_)) => Err(Refusal::Busy("its queue is full".into())),
             Err(TrySendError::Disconnected(_)) => Err(Refusal::Failed("its device has stopped".into())),
         }
     }
@@ -116,7 +116,8 @@ fn compute(device: &str, job: &Job) -> Result<(), Refusal> {
 fn refusal(error: DeviceError) -> Refusal {
     match error {
         DeviceError::Product(error) => Refusal::Malformed(error.to_string()),
-        DeviceError::OutOfMemory { .. } => Refusal::Capacity(error.to_string()),
+        // Room for products was planned before layers were taken, so that it is missing for a moment, to others.
+        DeviceError::OutOfMemory { .. } => Refusal::Busy(error.to_string()),
         error => Refusal::Failed(error.to_string()),
     }
 }

@@ -12,7 +12,7 @@ use protocol::wire::messages::{
     ControlReply, ControlRequest, DeviceOffer, ModelDigest, Operand, PROTOCOL_VERSION, ProductHeader, Refusal,
     WorkerHealth, WorkerOffer,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
 use super::aggregator::{CiphertextAggregator, Combine};
 use super::executor::{AskWork, Drain, MatmulExecutor, Multiply, Work};
@@ -320,7 +320,7 @@ where
 {
     actor.send(message).await.map_err(|error| match error {
         MailboxError::Closed => Refusal::Capacity("it is shutting down".into()),
-        MailboxError::Timeout => Refusal::Capacity("it is overloaded".into()),
+        MailboxError::Timeout => Refusal::Busy("it is overloaded".into()),
     })
 }
 
@@ -360,11 +360,11 @@ impl WorkerService for Worker {
             (Operand::Body { .. }, None) => return Err(Refusal::Malformed("a body product without a body".into())),
         };
         let place = Arc::clone(&self.products).try_acquire_owned().map_err(|error| {
-            let why = match error {
-                tokio::sync::TryAcquireError::Closed => "it is shutting down".into(),
-                tokio::sync::TryAcquireError::NoPermits => format!("{} products at a time", self.limits.products),
-            };
-            Refusal::Capacity(why)
+            let limit = self.limits.products;
+            match error {
+                TryAcquireError::Closed => Refusal::Capacity("it is shutting down".into()),
+                TryAcquireError::NoPermits => Refusal::Busy(format!("it takes {limit} products at a time")),
+            }
         })?;
         let parts = self.multiply(weights, ProductTask { direction, limbs, output_limbs, rows }).await?;
         let (sender, stream) = mpsc::channel(READY_TILES);

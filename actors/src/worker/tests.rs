@@ -405,14 +405,14 @@ async fn unread_answers_hold_their_place_and_dropped_ones_give_it_back() {
     let first = net.worker.product(&owner, wide()).await.unwrap();
     let second = net.worker.product(&owner, wide()).await.unwrap();
     let third = net.worker.product(&owner, wide()).await;
-    assert!(matches!(third, Err(Refusal::Capacity(_))));
+    assert!(matches!(third, Err(Refusal::Busy(_))));
     drop(first);
     // The place comes back when the forwarding task has seen the drop.
     let third = in_time(async {
         loop {
             match net.worker.product(&owner, wide()).await {
                 Ok(stream) => break stream,
-                Err(refusal) => assert!(matches!(refusal, Refusal::Capacity(_))),
+                Err(refusal) => assert!(matches!(refusal, Refusal::Busy(_))),
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -120,7 +120,7 @@ pub enum Refusal {
     /// Layers that the model does not have, or that are not assigned, or that are still loading.
     #[error("the worker does not serve {0}")]
     Layers(String),
-    /// Not enough memory, too many owners, too many calls.
+    /// More than it can ever take: not enough memory, too many owners; or it is about to leave.
     #[error("the worker has no capacity: {0}")]
     Capacity(String),
     /// A header that contradicts itself or the model.
@@ -129,6 +129,9 @@ pub enum Refusal {
     /// Something failed on the worker's side.
     #[error("the worker failed: {0}")]
     Failed(String),
+    /// More than it can take at the moment: the same, sent anew, may be served a little later.
+    #[error("the worker is busy: {0}")]
+    Busy(String),
 }
 
 /// What a served matrix is multiplied by.

@@ -163,7 +163,7 @@ async fn a_product_that_a_device_has_no_memory_for_is_refused_and_the_next_is_se
                 refused => break refusal(refused),
             }
         };
-        assert!(matches!(&refused, Refusal::Capacity(why) if why.contains("b is out of memory")), "{refused}");
+        assert!(matches!(&refused, Refusal::Busy(why) if why.contains("b is out of memory")), "{refused}");
         assert!(stream.recv().await.is_none(), "nothing comes after a refusal");
         switches[1].refuse_to_multiply.store(false, Ordering::SeqCst);
         assert_covers(collect(net.product(request.clone()).await.unwrap()).await, &expected(request));
