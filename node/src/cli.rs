@@ -14,7 +14,7 @@ use crate::bench::gpu::GpuOptions;
 use crate::bench::linear::{LinearOptions, Parameters};
 use crate::bench::multiplier::Device;
 use crate::bench::step::StepOptions;
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, OwnerConfig};
 use crate::synth::SynthOptions;
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
@@ -292,6 +292,10 @@ pub struct StepArguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
     pub micro_batches: usize,
 
+    /// The owner's memory for the products of the masks, MiB (owner.mask_cache_mib); the rest goes to its file
+    #[arg(long, value_name = "MIB", default_value_t = OwnerConfig::default().mask_cache_mib)]
+    pub mask_cache_mib: u64,
+
     /// Steps that are measured, after one that warms up
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
     pub steps: usize,
@@ -311,9 +315,20 @@ pub struct StepArguments {
 
 impl From<StepArguments> for StepOptions {
     fn from(arguments: StepArguments) -> Self {
-        let StepArguments { model, workers, gpus, tokens, sequence, micro_batches, steps, backend, trace, json } =
-            arguments;
-        Self { model, workers, gpus, tokens, sequence, micro_batches, steps, backend, trace, json }
+        let StepArguments {
+            model,
+            workers,
+            gpus,
+            tokens,
+            sequence,
+            micro_batches,
+            mask_cache_mib,
+            steps,
+            backend,
+            trace,
+            json,
+        } = arguments;
+        Self { model, workers, gpus, tokens, sequence, micro_batches, mask_cache_mib, steps, backend, trace, json }
     }
 }
 

@@ -127,8 +127,11 @@ pub struct OwnerConfig {
     pub workers: usize,
     /// Seconds to look for them. When they are over, the run begins with those that were found, if there are any.
     pub discovery_seconds: u64,
-    /// Memory for the products of the masks, in MiB: what does not fit is asked of the workers in every step anew.
+    /// Memory for the products of the masks, in MiB.
     pub mask_cache_mib: u64,
+    /// Room on the disk of the user's cache folder for those that do not fit, in MiB, of which at most half of what is free
+    /// is taken. What does not fit there either is asked of the workers in every step anew.
+    pub mask_file_mib: u64,
 }
 
 impl Default for OwnerConfig {
@@ -139,8 +142,10 @@ impl Default for OwnerConfig {
             backend: BackendChoice::Encrypted,
             workers: 1,
             discovery_seconds: 60,
-            // All of a model of about a billion parameters.
-            mask_cache_mib: 4096,
+            // All of a model of 135 million parameters.
+            mask_cache_mib: 1024,
+            // With it, all of a model of eight billion.
+            mask_file_mib: 16 << 10,
         }
     }
 }
@@ -167,7 +172,10 @@ impl Config {
         ensure!(self.worker.max_tokens > 0, "worker.max_tokens must be at least 1");
         ensure!(self.owner.workers > 0, "owner.workers must be at least 1");
         ensure!(self.owner.discovery_seconds > 0, "owner.discovery_seconds must be at least 1");
-        ensure!(self.owner.mask_cache_mib <= 1 << 24, "owner.mask_cache_mib must be at most 16777216 (16 TiB)");
+        for (name, mib) in [("mask_cache_mib", self.owner.mask_cache_mib), ("mask_file_mib", self.owner.mask_file_mib)]
+        {
+            ensure!(mib <= 1 << 24, "owner.{name} must be at most 16777216 (16 TiB)");
+        }
         ensure!(
             self.encryption.factor.is_finite() && self.encryption.factor > 0.0,
             "encryption.factor must be a positive number; 1.0 means as precise as plain 8-bit arithmetic"

@@ -5,12 +5,14 @@
 //! used in a direction, and from then on only bodies travel and are multiplied. Kept products are in the form in which
 //! decryption reads them. They hold no secret, and they belong to the matrix, not to the worker that computed them.
 //!
-//! Memory is bounded: what has no place any more is asked for in every call, and shared by the calls that need it at
-//! the same time.
+//! Memory is bounded: what has no place there is written to a file and read for every call ([`super::mask_file`]), and what
+//! has none there either is asked for in every call; calls that need it at the same time share it.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use protocol::he::{DecryptError, MaskProduct, MaskProductBuilder, MaskSeed, ProductTile};
@@ -20,6 +22,7 @@ use tokio::sync::OnceCell;
 use tracing::Instrument as _;
 
 use super::clock::PhaseClock;
+use super::mask_file::{Extent, MaskFile, MaskRoom};
 use super::table::LayerTable;
 use crate::heavy::{Panicked, on_rayon};
 use crate::trace::{FLIGHT, WORK};
@@ -50,8 +53,8 @@ type Cell = OnceCell<Arc<MaskProduct>>;
 enum Place {
     /// Here to stay: its memory is counted.
     Kept(Arc<Cell>),
-    /// There for as long as a call holds it.
-    Passing(Weak<Cell>),
+    /// There for as long as a call holds it, and perhaps in the file.
+    Passing(Weak<Cell>, Option<Extent>),
 }
 
 struct Places {
@@ -67,16 +70,17 @@ pub(crate) struct MaskCache {
     clock: Arc<PhaseClock>,
     calls: AtomicU64,
     places: Mutex<Places>,
+    file: Option<Arc<MaskFile>>,
 }
 
 impl MaskCache {
-    /// A cache for the masks of `seed` that keeps at most `memory_bytes`.
-    pub(crate) fn new(seed: MaskSeed, table: Arc<LayerTable>, clock: Arc<PhaseClock>, memory_bytes: usize) -> Self {
-        let places = Places { by_product: HashMap::new(), room: memory_bytes };
-        Self { seed, table, clock, calls: AtomicU64::new(0), places: Mutex::new(places) }
+    /// A cache for the masks of `seed` that keeps what there is room for.
+    pub(crate) fn new(seed: MaskSeed, table: Arc<LayerTable>, clock: Arc<PhaseClock>, room: MaskRoom) -> Self {
+        let places = Mutex::new(Places { by_product: HashMap::new(), room: room.memory_bytes });
+        Self { seed, table, clock, calls: AtomicU64::new(0), places, file: room.file.map(Arc::new) }
     }
 
-    /// The product of the mask by a matrix: the one kept, or one asked of `peer`.
+    /// The product of the mask by a matrix: the one kept, in memory or in the file, or one asked of `peer`.
     ///
     /// # Errors
     /// When `peer` does not give it; the next call asks again.
@@ -90,37 +94,90 @@ impl MaskCache {
         let entry = self.table.entry(linear).ok_or(MaskError::UnknownLinear(linear))?;
         let (precision, (_, outer)) = (entry.precision(direction), entry.shape().along(direction));
         let cell = self.cell(linear, direction, MaskProduct::memory_for(precision, outer));
-        let fetch = || {
+        let make = || async move {
+            if let Some(product) = self.read(linear, direction).await {
+                return Ok(Arc::new(product));
+            }
             let operand = Operand::Masks { seed: self.seed.to_bytes() };
             let call = self.calls.fetch_add(1, Ordering::Relaxed);
             let header = ProductHeader { version: PROTOCOL_VERSION, call, linear, direction, precision, operand };
             let flight = tracing::info_span!(target: FLIGHT, "mask product", %linear, ?direction);
-            self.fetch(transport, peer, ProductRequest { header, body: None, outer }).instrument(flight)
+            let request = ProductRequest { header, body: None, outer };
+            let product = self.fetch(transport, peer, request).instrument(flight).await?;
+            self.write(linear, direction, &product).await;
+            Ok(product)
         };
-        cell.get_or_try_init(fetch).await.map(Arc::clone)
+        cell.get_or_try_init(make).await.map(Arc::clone)
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        // A panic while it was locked has at worst lost a place.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The product, if the file has it and it can be read.
+    async fn read(&self, linear: LinearId, direction: Direction) -> Option<MaskProduct> {
+        let extent = match self.places().by_product.get(&(linear, direction)) {
+            Some(&Place::Passing(_, extent)) => extent?,
+            _ => return None,
+        };
+        let file = Arc::clone(self.file.as_ref()?);
+        let read = move || {
+            let _span = tracing::info_span!(target: WORK, "read masks", %linear).entered();
+            file.read(extent)
+        };
+        match blocking(read).await {
+            Ok(product) => Some(product),
+            Err(error) => {
+                tracing::warn!(%linear, %error, "the product of a mask cannot be read and is asked for anew");
+                None
+            }
+        }
+    }
+
+    /// Writes a product that has no place in memory to the file, if there is one and it has room.
+    async fn write(&self, linear: LinearId, direction: Direction, product: &Arc<MaskProduct>) {
+        let passes = matches!(self.places().by_product.get(&(linear, direction)), Some(Place::Passing(..)));
+        let Some(file) = self.file.as_ref().filter(|_| passes).map(Arc::clone) else { return };
+        let of_file = Arc::clone(product);
+        match blocking(move || file.write(&of_file)).await {
+            Ok(written) => {
+                if let Some(Place::Passing(_, extent)) = self.places().by_product.get_mut(&(linear, direction)) {
+                    *extent = written;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the file for the products of the masks cannot be written: those that have no \
+                                        place in memory are asked of the workers in every step");
+            }
+        }
     }
 
     /// Where a product of so many bytes is, or will be.
     fn cell(&self, linear: LinearId, direction: Direction, bytes: usize) -> Arc<Cell> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match places.by_product.get(&(linear, direction)) {
-            Some(Place::Kept(cell)) => Some(Arc::clone(cell)),
-            Some(Place::Passing(cell)) => cell.upgrade(),
-            None => None,
-        };
-        if let Some(cell) = found {
-            return cell;
-        }
-        let cell = Arc::new(Cell::new());
-        let place = match places.room.checked_sub(bytes) {
-            Some(room) => {
-                places.room = room;
-                Place::Kept(Arc::clone(&cell))
+        let mut places = self.places();
+        let Places { by_product, room } = &mut *places;
+        match by_product.entry((linear, direction)) {
+            Entry::Occupied(mut place) => match place.get_mut() {
+                Place::Kept(cell) => Arc::clone(cell),
+                Place::Passing(cell, _) => cell.upgrade().unwrap_or_else(|| {
+                    let anew = Arc::new(Cell::new());
+                    *cell = Arc::downgrade(&anew);
+                    anew
+                }),
+            },
+            Entry::Vacant(place) => {
+                let cell = Arc::new(Cell::new());
+                place.insert(match room.checked_sub(bytes) {
+                    Some(rest) => {
+                        *room = rest;
+                        Place::Kept(Arc::clone(&cell))
+                    }
+                    None => Place::Passing(Arc::downgrade(&cell), None),
+                });
+                cell
             }
-            None => Place::Passing(Arc::downgrade(&cell)),
-        };
-        places.by_product.insert((linear, direction), place);
-        cell
+        }
     }
 
     async fn fetch(
@@ -145,6 +202,11 @@ impl MaskCache {
         self.clock.add_mask_product(start.elapsed());
         Ok(Arc::new(product))
     }
+}
+
+/// Runs what waits for a disk where that keeps nobody else waiting.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 fn add_tile(mut builder: MaskProductBuilder, tile: &ProductTile) -> Result<MaskProductBuilder, DecryptError> {

@@ -15,6 +15,7 @@ pub mod assignment;
 pub mod backend;
 pub mod clock;
 pub mod keys;
+pub mod mask_file;
 pub mod masks;
 pub mod scheduler;
 pub mod table;
@@ -37,6 +38,7 @@ pub use keys::KeyManager;
 pub use scheduler::LayerScheduler;
 pub use table::LayerTable;
 
+use mask_file::MaskRoom;
 use masks::MaskCache;
 
 /// The operating system gave no random bytes.
@@ -55,21 +57,17 @@ pub struct OwnerActors {
 
 impl OwnerActors {
     /// Starts a key manager and a scheduler under supervision, with a fresh seed for the masks of the run, whose
-    /// products take at most `mask_cache_bytes` of memory. Call it inside an actix system.
+    /// products are kept where there is `room`. Call it inside an actix system.
     ///
     /// # Errors
     /// When the operating system gives no random bytes.
-    pub fn start(
-        table: Arc<LayerTable>,
-        transport: Arc<dyn Transport>,
-        mask_cache_bytes: usize,
-    ) -> Result<Self, NoRandomness> {
+    pub fn start(table: Arc<LayerTable>, transport: Arc<dyn Transport>, room: MaskRoom) -> Result<Self, NoRandomness> {
         let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| NoRandomness(error.to_string()))?;
         let seed = MaskSeed::generate(&mut rng);
         let clock = Arc::new(PhaseClock::default());
         let arbiters = [Arbiter::new(), Arbiter::new()];
         let (of_masks, of_keys) = (Arc::clone(&clock), Arc::clone(&clock));
-        let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), of_masks, mask_cache_bytes));
+        let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), of_masks, room));
         let keys = Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(seed, table, of_keys));
         let scheduler =
             Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(transport, keys, masks));

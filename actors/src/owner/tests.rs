@@ -18,6 +18,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
 
+use super::mask_file::{MaskFile, MaskRoom};
 use super::scheduler::{AskHealth, AssignLayers, Candidate, ReleaseLayers};
 use super::*;
 use crate::backend::LinearBackend as _;
@@ -169,11 +170,11 @@ fn linears() -> impl Iterator<Item = LinearId> {
 
 /// Starts the owner's actors over workers of these speeds and assigns the layers.
 async fn cluster(speeds: &[f64]) -> (Cluster, Vec<scheduler::Assignment>) {
-    cluster_keeping(speeds, usize::MAX).await
+    cluster_keeping(speeds, MaskRoom::memory(usize::MAX)).await
 }
 
-/// The same with so much memory for the products of masks.
-async fn cluster_keeping(speeds: &[f64], mask_cache_bytes: usize) -> (Cluster, Vec<scheduler::Assignment>) {
+/// The same with so much room for the products of masks.
+async fn cluster_keeping(speeds: &[f64], room: MaskRoom) -> (Cluster, Vec<scheduler::Assignment>) {
     let mut workers = Workers { tile: 16, ..Workers::default() };
     let mut weights = HashMap::new();
     let mut metas: Vec<(LinearId, LinearMeta)> = Vec::new();
@@ -187,7 +188,7 @@ async fn cluster_keeping(speeds: &[f64], mask_cache_bytes: usize) -> (Cluster, V
     let workers = Arc::new(workers);
     let table = LayerTable::new(&metas, &PrecisionTarget::default()).unwrap();
     let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
-    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), mask_cache_bytes).unwrap();
+    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), room).unwrap();
     let candidates = speeds.iter().enumerate().map(|(number, &speed)| Candidate {
         peer: PeerName::from(format!("worker {number}").as_str()),
         offer: WorkerOffer {
@@ -331,12 +332,26 @@ fn the_product_of_a_mask_is_asked_for_once_if_there_is_room_for_it() {
     actix::System::new().block_on(async {
         let linear = LinearId { layer: 1, group: Group::O };
         let rows = random(2 * SHAPE.d_out, 7);
-        for (room, expected) in [(usize::MAX, vec!["mask", "body", "body"]), (0, vec!["mask", "body", "mask", "body"])]
-        {
+        let folder = tempfile::tempdir().unwrap();
+        let on_disk = |limit| {
+            let file = Some(MaskFile::create(folder.path(), limit).unwrap());
+            MaskRoom { memory_bytes: 0, file }
+        };
+        let unreadable = std::fs::File::create(folder.path().join("write-only")).unwrap();
+        let (once, each_time) = (vec!["mask", "body", "body"], vec!["mask", "body", "mask", "body"]);
+        for (room, expected) in [
+            (MaskRoom::memory(usize::MAX), once.clone()),
+            (MaskRoom::memory(0), each_time.clone()),
+            (on_disk(1 << 30), once),
+            (on_disk(1000), each_time.clone()),
+            (MaskRoom { memory_bytes: 0, file: Some(MaskFile::of(unreadable, 1 << 30)) }, each_time),
+        ] {
             let (mut cluster, _) = cluster_keeping(&[1.0], room).await;
+            let plain = plain_product(&rows, &cluster.weights[&linear], Direction::Backward);
             for _ in 0..2 {
                 let (back, result) = apply(cluster, linear, Direction::Backward, rows.clone(), 2).await;
-                assert!(result.is_ok(), "{result:?}");
+                let error = relative_error(&result.unwrap(), &plain);
+                assert!(error < 0.02, "relative error {error}");
                 cluster = back;
             }
             assert_eq!(cluster.workers.asked(), expected);
@@ -367,7 +382,7 @@ fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
         let workers = Workers { tile: 16, matrices: HashMap::from([(linear, matrix.values)]), ..Workers::default() };
         let peer = PeerName::from("worker");
         workers.assigned.lock().unwrap().insert(peer.clone(), 0..1);
-        let cache = MaskCache::new(seed, Arc::clone(&table), Arc::clone(&clock), usize::MAX);
+        let cache = MaskCache::new(seed, Arc::clone(&table), Arc::clone(&clock), MaskRoom::memory(usize::MAX));
         let masks = cache.product(&workers, &peer, linear, Direction::Forward).await.unwrap();
         let keys = actix::Actor::start(KeyManager::new(seed, table, clock));
         let rows = Arc::new(Buffer::from(random(SHAPE.d_in, 2)));

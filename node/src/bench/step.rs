@@ -44,6 +44,8 @@ pub struct StepOptions {
     pub steps: usize,
     /// Where base products are computed.
     pub backend: BackendChoice,
+    /// The owner's memory for the products of the masks, MiB; the rest goes to its file.
+    pub mask_cache_mib: u64,
     /// Every process writes a trace beside this name.
     pub trace: Option<PathBuf>,
     /// Print JSON.
@@ -108,6 +110,7 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
     let mut config = Config { model: Some(options.model.clone()), ..Config::default() };
     config.owner.backend = options.backend;
     config.owner.workers = options.workers;
+    config.owner.mask_cache_mib = options.mask_cache_mib;
     config.worker.gpus = options.gpus.to_string();
     config.data.max_tokens = sequence;
     config.data.held_out = HeldOut::Count(0);
@@ -215,6 +218,7 @@ mod tests {
             gpus: GpuRequest::None,
             tokens: 1024,
             sequence: 256,
+            mask_cache_mib: 77,
             micro_batches: 2,
             steps: 3,
             backend: BackendChoice::Encrypted,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actors::backend::LinearBackend;
+use actors::owner::mask_file::{MaskFile, MaskRoom};
 use actors::owner::scheduler::{AskHealth, AssignLayers, Assignment, Candidate, LoadingProgress, ReleaseLayers};
 use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseTimes};
 use actors::transport::Transport;
@@ -15,12 +16,12 @@ use protocol::wire::messages::{ModelDigest, WorkerHealth};
 use tokio::sync::mpsc;
 
 use super::progress::Progress;
-use crate::config::Config;
-use crate::folders;
+use crate::config::{Config, OwnerConfig};
 use crate::swarm::{
     Discovery, DiscoveryEvent, DiscoveryQuery, Identity, Libp2pTransport, SwarmConfig, SwarmHandle, SwarmRole,
     TransportConfig, discover,
 };
+use crate::{disk, folders};
 
 /// Loading reports that may wait to be shown.
 const LOADING_REPORTS: usize = 64;
@@ -58,8 +59,7 @@ impl Cluster {
         let table = table.await.context("reading the model's layers")??;
         let parameter_sets = table.parameter_sets();
         let transport: Arc<dyn Transport> = Arc::new(transport);
-        let mask_cache = usize::try_from(config.owner.mask_cache_mib << 20).unwrap_or(usize::MAX);
-        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), mask_cache)?;
+        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), mask_room(&config.owner))?;
         let (reports, loading) = mpsc::channel(LOADING_REPORTS);
         let assign = AssignLayers {
             model: digest,
@@ -123,6 +123,25 @@ impl Cluster {
         }
         self.swarm.shut_down();
     }
+}
+
+/// Where the products of the masks are kept: without a file where none can be had, since it only saves time.
+fn mask_room(config: &OwnerConfig) -> MaskRoom {
+    let memory_bytes = usize::try_from(config.mask_cache_mib << 20).unwrap_or(usize::MAX);
+    if config.mask_file_mib == 0 {
+        return MaskRoom::memory(memory_bytes);
+    }
+    let file = || {
+        let folder = folders::cache()?;
+        std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+        let free = disk::free_bytes(&folder).with_context(|| format!("the disk of {}", folder.display()))?;
+        let file = MaskFile::create(&folder, (free / 2).min(config.mask_file_mib << 20));
+        file.with_context(|| format!("in {}", folder.display()))
+    };
+    let file = file().inspect_err(|error: &anyhow::Error| {
+        tracing::warn!("no file for the products of the masks (owner.mask_file_mib): {error:#}");
+    });
+    MaskRoom { memory_bytes, file: file.ok() }
 }
 
 async fn start_swarm(config: &Config) -> anyhow::Result<SwarmHandle> {

@@ -4,6 +4,8 @@
 //! It is kept as the bytes that came: its transform would take almost three times as many, and all blocks of a call share
 //! one.
 //!
+//! Where memory is short it lies in a file, and comes from there into memory that is used again.
+//!
 //! Masks are public and stay the same for a run, while every block of every call has a secret of its own; so one mask
 //! product serves all calls of a run. Nothing in it is secret.
 
@@ -12,19 +14,39 @@ use rayon::prelude::*;
 use super::decrypt::{Columns, DecryptError};
 use super::lanes::{TILE, transpose_bytes, vectorised};
 use super::{Planes, Precision, ProductTile};
+use crate::pool::Pool;
+
+/// Bytes that may wait for the next product that is read: two of the largest of a model of a billion parameters.
+static POOL: Pool<u8> = Pool::new(128 << 20);
 
 /// `A'` of one matrix in one direction, complete.
 pub struct MaskProduct {
     precision: Precision,
     outer: usize,
-    /// `[column][limb][component][N]`.
+    /// `[column][limb][component][N]`; those behind are of earlier use.
     bytes: Vec<u8>,
 }
 
 impl MaskProduct {
-    /// Bytes of memory that it takes.
-    pub fn memory_bytes(&self) -> usize {
-        self.bytes.len()
+    /// The product whose bytes `read` writes, as [`Self::bytes`] gave them: all of what it is given, which is whatever
+    /// it was.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn read_with<E>(
+        precision: Precision,
+        outer: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let size = Self::memory_for(precision, outer);
+        let mut product = Self { precision, outer, bytes: POOL.scratch(size) };
+        read(&mut product.bytes[..size])?;
+        Ok(product)
+    }
+
+    /// All of it, [`Self::memory_for`] bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..Self::memory_for(self.precision, self.outer)]
     }
 
     /// Bytes of memory that the mask product of a matrix with `outer` output columns takes.
@@ -46,6 +68,12 @@ impl MaskProduct {
     pub(super) fn column(&self, column: usize) -> &[u8] {
         let size = column_bytes(self.precision);
         &self.bytes[column * size..(column + 1) * size]
+    }
+}
+
+impl Drop for MaskProduct {
+    fn drop(&mut self) {
+        POOL.put(std::mem::take(&mut self.bytes));
     }
 }
 

@@ -67,7 +67,8 @@ fn products_are_right_whatever_devices_a_worker_has() {
             let metas: Vec<_> = linears().map(|linear| (linear, serve(weights(linear), WIDE).unwrap().1)).collect();
             let table = LayerTable::new(&metas, &PrecisionTarget::default()).unwrap();
             let transport: Arc<dyn Transport> = network;
-            let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), usize::MAX).unwrap();
+            let actors =
+                OwnerActors::start(Arc::new(table), Arc::clone(&transport), MaskRoom::memory(usize::MAX)).unwrap();
             let (progress, _listener) = mpsc::channel(16);
             let assign = AssignLayers { model: DIGEST, layers: LAYERS, candidates, progress };
             let assignments = actors.scheduler.send(assign).await.unwrap().unwrap();
