@@ -110,6 +110,31 @@ impl MaskCache {
         cell.get_or_try_init(make).await.map(Arc::clone)
     }
 
+    /// [`Self::product`], unless that would be read from the file.
+    ///
+    /// # Errors
+    /// Those of [`Self::product`].
+    pub(crate) async fn unless_filed(
+        &self,
+        transport: &dyn Transport,
+        peer: &PeerName,
+        linear: LinearId,
+        direction: Direction,
+    ) -> Result<Option<Arc<MaskProduct>>, MaskError> {
+        if self.extent(linear, direction).is_some() {
+            return Ok(None);
+        }
+        self.product(transport, peer, linear, direction).await.map(Some)
+    }
+
+    /// Where the file has the product, if it has.
+    fn extent(&self, linear: LinearId, direction: Direction) -> Option<Extent> {
+        match self.places().by_product.get(&(linear, direction)) {
+            Some(&Place::Passing(_, extent)) => extent,
+            _ => None,
+        }
+    }
+
     fn places(&self) -> MutexGuard<'_, Places> {
         // A panic while it was locked has at worst lost a place.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
@@ -117,10 +142,7 @@ impl MaskCache {
 
     /// The product, if the file has it and it can be read.
     async fn read(&self, linear: LinearId, direction: Direction) -> Option<MaskProduct> {
-        let extent = match self.places().by_product.get(&(linear, direction)) {
-            Some(&Place::Passing(_, extent)) => extent?,
-            _ => return None,
-        };
+        let extent = self.extent(linear, direction)?;
         let file = Arc::clone(self.file.as_ref()?);
         let read = move || {
             let _span = tracing::info_span!(target: WORK, "read masks", %linear).entered();

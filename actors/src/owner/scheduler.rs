@@ -284,14 +284,22 @@ async fn attempt_product(
 ) -> Result<Buffer, ScheduleError> {
     let Apply { linear, direction, ref rows, tokens } = *message;
     let encrypt = Encrypt { linear, direction, rows: Arc::clone(rows), tokens };
-    let (sealed, masks) = futures::join!(keys.send(encrypt), masks.product(transport, peer, linear, direction));
+    let (sealed, early) = futures::join!(keys.send(encrypt), masks.unless_filed(transport, peer, linear, direction));
     let sealed = sealed??;
     let (call, sent) = (sealed.header.call, Instant::now());
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
     let flight = tracing::info_span!(target: FLIGHT, "product", call, %linear, ?direction, tokens);
     let answer = async {
-        let answer = async { Ok::<_, ScheduleError>((masks?, transport.product(peer, request).await?)) };
-        match answer.await {
+        let masks = async {
+            match early? {
+                Some(masks) => Ok(masks),
+                // It is read while the body travels.
+                None => masks.product(transport, peer, linear, direction).await,
+            }
+        };
+        let masks = async { masks.await.map_err(ScheduleError::from) };
+        let tiles = async { transport.product(peer, request).await.map_err(ScheduleError::from) };
+        match futures::try_join!(masks, tiles) {
             Ok((masks, tiles)) => Ok(keys.send(Decrypt { call, masks, tiles, sent }).await??),
             Err(error) => {
                 keys.send(Discard(call)).await?;
