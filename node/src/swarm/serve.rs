@@ -236,11 +236,11 @@ impl Server {
     fn place(self: &Arc<Self>, peer: PeerId) -> Result<Place, Refusal> {
         let mut streams = self.streams.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if streams.values().sum::<usize>() >= self.config.max_streams {
-            return Err(Refusal::Capacity("too many products at the same time".into()));
+            return Err(Refusal::Busy("too many products at the same time".into()));
         }
         let count = streams.entry(peer).or_default();
         if *count >= self.config.max_streams_per_peer {
-            return Err(Refusal::Capacity("too many products of this owner at the same time".into()));
+            return Err(Refusal::Busy("too many products of this owner at the same time".into()));
         }
         *count += 1;
         Ok(Place { server: self.clone(), peer })
@@ -315,7 +315,7 @@ impl Server {
         let permits = u32::try_from(mebibytes(bytes)).unwrap_or(u32::MAX);
         match timeout(self.config.room, self.memory.clone().acquire_many_owned(permits)).await {
             Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Refusal::Capacity("no memory for another product".into()).into()),
+            _ => Err(Refusal::Busy("no memory for another product".into()).into()),
         }
     }
 

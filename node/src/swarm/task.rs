@@ -276,7 +276,7 @@ impl Task {
                     Some(service) => match service.try_send(inbound) {
                         Ok(()) => return,
                         Err(mpsc::error::TrySendError::Full(inbound)) => {
-                            (inbound, Refusal::Capacity("too many requests wait".into()))
+                            (inbound, Refusal::Busy("too many requests wait".into()))
                         }
                         Err(mpsc::error::TrySendError::Closed(inbound)) => {
                             (inbound, Refusal::Failed("it no longer serves".into()))

@@ -109,7 +109,7 @@ async fn products_beyond_the_limit_are_refused_and_the_others_served() {
     });
     let outcomes = futures::future::join_all(products).await;
     let refused = |outcome: &&Result<usize, TransportError>| {
-        matches!(outcome, Err(TransportError::Refused { refusal: Refusal::Capacity(_), .. }))
+        matches!(outcome, Err(TransportError::Refused { refusal: Refusal::Busy(_), .. }))
     };
     let served = outcomes.iter().filter(|outcome| matches!(outcome, Ok(8))).count();
     assert_eq!((served, outcomes.iter().filter(refused).count()), (2, 4), "{outcomes:?}");
