@@ -338,13 +338,12 @@ fn the_product_of_a_mask_is_asked_for_once_if_there_is_room_for_it() {
             MaskRoom { memory_bytes: 0, file }
         };
         let unreadable = std::fs::File::create(folder.path().join("write-only")).unwrap();
-        let (once, each_time) = (vec!["mask", "body", "body"], vec!["mask", "body", "mask", "body"]);
         for (room, expected) in [
-            (MaskRoom::memory(usize::MAX), once.clone()),
-            (MaskRoom::memory(0), each_time.clone()),
-            (on_disk(1 << 30), once),
-            (on_disk(1000), each_time.clone()),
-            (MaskRoom { memory_bytes: 0, file: Some(MaskFile::of(unreadable, 1 << 30)) }, each_time),
+            (MaskRoom::memory(usize::MAX), 1),
+            (MaskRoom::memory(0), 2),
+            (on_disk(1 << 30), 1),
+            (on_disk(1000), 2),
+            (MaskRoom { memory_bytes: 0, file: Some(MaskFile::of(unreadable, 1 << 30)) }, 2),
         ] {
             let (mut cluster, _) = cluster_keeping(&[1.0], room).await;
             let plain = plain_product(&rows, &cluster.weights[&linear], Direction::Backward);
@@ -354,7 +353,10 @@ fn the_product_of_a_mask_is_asked_for_once_if_there_is_room_for_it() {
                 assert!(error < 0.02, "relative error {error}");
                 cluster = back;
             }
-            assert_eq!(cluster.workers.asked(), expected);
+            // What cannot be read is asked for when the body is on its way, so that either may be first.
+            let asked = cluster.workers.asked();
+            let of_masks = asked.iter().filter(|&&what| what == "mask").count();
+            assert_eq!((of_masks, asked.len()), (expected, expected + 2), "{asked:?}");
             cluster.actors.stop();
         }
     });
