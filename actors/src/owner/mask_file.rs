@@ -45,12 +45,11 @@ pub(super) struct Extent {
 }
 
 impl MaskFile {
-    /// An empty file of at most `limit_bytes` on the disk of `folder`, which is made if it is not there.
+    /// An empty file of at most `limit_bytes` on the disk of `folder`.
     ///
     /// # Errors
-    /// When the folder or a file in it cannot be made.
+    /// When no file can be made there.
     pub fn create(folder: &Path, limit_bytes: u64) -> io::Result<Self> {
-        std::fs::create_dir_all(folder)?;
         Ok(Self::of(tempfile::tempfile_in(folder)?, limit_bytes))
     }
 
@@ -103,7 +102,7 @@ mod tests {
     fn products_come_back_and_a_full_file_takes_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let size = product(1, 0).bytes().len() as u64;
-        let file = MaskFile::create(&folder.path().join("new"), 8 * size).unwrap();
+        let file = MaskFile::create(folder.path(), 8 * size).unwrap();
         let products = [product(3, 5), product(1, 7), product(4, 11)];
         let extents = products.each_ref().map(|product| file.write(product).unwrap().unwrap());
         assert_eq!(file.write(&product(1, 1)).unwrap(), None);
@@ -112,9 +111,9 @@ mod tests {
             assert_eq!((back.outer(), back.precision()), (product.outer(), product.precision()));
             assert_eq!(back.bytes(), product.bytes());
         }
-        let names = std::fs::read_dir(folder.path().join("new")).unwrap().count();
+        let names = std::fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(names, 0, "the file has no name");
-        assert!(MaskFile::create(Path::new("/dev/null/folder"), 1).is_err());
+        assert!(MaskFile::create(&folder.path().join("missing"), 1).is_err());
     }
 
     #[test]
