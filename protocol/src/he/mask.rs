@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use chacha20::ChaCha20;
-use chacha20::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
+use cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use rand::CryptoRng;
 use rayon::prelude::*;
 

@@ -2,8 +2,8 @@
 //! binomial errors.
 
 use chacha20::ChaCha20;
-use chacha20::cipher::{KeyIvInit, StreamCipher};
-use zeroize::{Zeroize, Zeroizing};
+use cipher::{KeyIvInit, StreamCipher};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::ParameterSet;
 use super::word::Word;
@@ -12,6 +12,13 @@ use super::word::Word;
 pub(crate) struct SecretRng {
     cipher: ChaCha20,
 }
+
+/// The cipher wipes its key, and its rest of a block, only where both libraries were built to: a build in which one was not
+/// does not compile.
+const _: () = {
+    const fn is_wiped<T: ZeroizeOnDrop>() {}
+    is_wiped::<ChaCha20>();
+};
 
 impl SecretRng {
     /// A generator whose key nobody has seen.
