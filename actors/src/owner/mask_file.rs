@@ -32,7 +32,7 @@ impl MaskRoom {
 pub struct MaskFile {
     file: File,
     end: AtomicU64,
-    /// Most bytes; as many as there are, once one could not be written.
+    /// Most bytes; none any more, once some could not be written.
     limit: AtomicU64,
 }
 

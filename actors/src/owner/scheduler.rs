@@ -291,14 +291,13 @@ async fn attempt_product(
     let flight = tracing::info_span!(target: FLIGHT, "product", call, %linear, ?direction, tokens);
     let answer = async {
         let masks = async {
-            match early? {
-                Some(masks) => Ok(masks),
+            Ok(match early? {
+                Some(masks) => masks,
                 // It is read while the body travels.
-                None => masks.product(transport, peer, linear, direction).await,
-            }
+                None => masks.product(transport, peer, linear, direction).await?,
+            })
         };
-        let masks = async { masks.await.map_err(ScheduleError::from) };
-        let tiles = async { transport.product(peer, request).await.map_err(ScheduleError::from) };
+        let tiles = async { Ok::<_, ScheduleError>(transport.product(peer, request).await?) };
         match futures::try_join!(masks, tiles) {
             Ok((masks, tiles)) => Ok(keys.send(Decrypt { call, masks, tiles, sent }).await??),
             Err(error) => {
