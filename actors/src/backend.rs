@@ -4,7 +4,7 @@ mod plain;
 
 use std::sync::Arc;
 
-use protocol::model::{Direction, LinearId};
+use protocol::ids::ProductId;
 
 use crate::buffer::Buffer;
 use crate::transport::Traffic;
@@ -16,17 +16,11 @@ pub use plain::PlainBackend;
 /// Calls block the calling thread (a worker thread of the trainer, never an actor's).
 pub trait LinearBackend: Send + Sync + 'static {
     /// `rows` is `tokens × inner`, row-major; returns `tokens × outer`, row-major, where inner and outer are the
-    /// dimensions of `linear` along `direction`. Rows are shared, so that nobody on their way has to copy them.
+    /// dimensions of the product. Rows are shared, so that nobody on their way has to copy them.
     ///
     /// # Errors
     /// When no worker could compute the product.
-    fn apply(
-        &self,
-        linear: LinearId,
-        direction: Direction,
-        rows: Arc<Buffer>,
-        tokens: usize,
-    ) -> Result<Buffer, BackendError>;
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError>;
 
     /// Bytes exchanged with workers so far; none where products are computed by the owner itself.
     fn traffic(&self) -> Traffic {
@@ -36,12 +30,10 @@ pub trait LinearBackend: Send + Sync + 'static {
 
 /// Why a product could not be had.
 #[derive(Debug, thiserror::Error)]
-#[error("{linear} {direction:?}: {why}")]
+#[error("{product}: {why}")]
 pub struct BackendError {
-    /// The served matrix.
-    pub linear: LinearId,
-    /// Which way.
-    pub direction: Direction,
+    /// What was asked for.
+    pub product: ProductId,
     /// What happened.
     pub why: String,
 }

@@ -15,7 +15,7 @@ use protocol::he::{
     MaskDomain, MaskProduct, MaskProductBuilder, MaskSeed, ParameterSet, Plaintext, Planes, Precision, ProductTile,
     encrypt,
 };
-use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use protocol::quant::{LinearMeta, ProductCodec};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -60,7 +60,7 @@ fn fastest<T, R>(mut prepare: impl FnMut() -> T, mut act: impl FnMut(T) -> R) ->
 }
 
 fn domain(set: ParameterSet) -> MaskDomain {
-    MaskDomain { set, linear: LinearId { layer: 0, group: Group::Qkv }, direction: Direction::Forward }
+    MaskDomain { set, product: LinearId { layer: 0, group: Group::Qkv }.along(Direction::Forward) }
 }
 
 fn masks(set: ParameterSet) {

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use actors::matmul::{Kernel, PackedLinear, Product, Rows, kernels, tile_columns};
 use protocol::he::{ParameterSet, Planes};
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

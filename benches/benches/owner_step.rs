@@ -14,8 +14,9 @@ use actors::backend::{BackendError, LinearBackend};
 use actors::buffer::Buffer;
 use actors::data::MicroBatch;
 use actors::trainer::{TrainEvent, TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData};
+use protocol::ids::{Direction, Group, LinearShape, ProductId};
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
-use protocol::model::{Direction, Group, LinearId, LinearShape, LlamaConfig, Model};
+use protocol::model::{LlamaConfig, Model};
 
 const STEPS: usize = 5;
 const SEQUENCES: usize = 4;
@@ -134,14 +135,9 @@ struct Costless {
 }
 
 impl LinearBackend for Costless {
-    fn apply(
-        &self,
-        linear: LinearId,
-        direction: Direction,
-        _rows: Arc<Buffer>,
-        tokens: usize,
-    ) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, _rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
         let called = Instant::now();
+        let ProductId { linear, direction } = product;
         let LinearShape { d_in, d_out } = self.config.shape(linear.group);
         let outer = if direction == Direction::Forward { d_out } else { d_in };
         let mut out = Buffer::scratch(tokens * outer);

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actors::matmul::{PackedLinear, Product, Rows, best_kernel, tile_columns};
+use protocol::baseline::PaperScheme;
+use protocol::baseline::{ColumnPacked, Scheme};
 use protocol::he::mask::expand;
-use protocol::he::paper::PaperScheme;
-use protocol::he::scheme::{ColumnPacked, Scheme};
 use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes, Precision, ProductTile};
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;

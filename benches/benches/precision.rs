@@ -10,7 +10,7 @@ use std::f64::consts::TAU;
 use anyhow::{Context, Result};
 use protocol::he::reference::{reference_answer, reference_masks};
 use protocol::he::{MaskDomain, MaskProductBuilder, MaskSeed, ParameterSet, Plaintext, Precision, encrypt};
-use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use protocol::quant::{
     Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, plain_w8a8_error, plan, predicted_relative_error, serve,
 };
@@ -97,7 +97,7 @@ fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, precision: Pr
     let codec = ProductCodec::new(meta, WAY, precision)?;
     let prepared = codec.prepare(rows, TOKENS)?;
     let linear = LinearId { layer: 0, group: Group::O };
-    let (seed, domain) = (MaskSeed::from_bytes([3; 32]), MaskDomain { set: precision.set, linear, direction: WAY });
+    let (seed, domain) = (MaskSeed::from_bytes([3; 32]), MaskDomain { set: precision.set, product: linear.along(WAY) });
     let plaintext = Plaintext { rows: &prepared.rows, tokens: TOKENS, features, steps: &prepared.steps };
     let mut masks = MaskProductBuilder::new(precision, OUTPUTS)?;
     masks.tile(&reference_masks(precision, &seed, &domain, &matrix.values, matrix.shape))?;

@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use protocol::he::{ParameterSet, Planes, Precision};
-use protocol::model::{Direction, Group, LinearId};
+use protocol::ids::{Direction, Group, LinearId};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 use protocol::wire::{PREFIX_BYTES, PlanesShape, decode, encode, payload_length};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -25,8 +25,7 @@ fn header() -> ProductHeader {
     ProductHeader {
         version: PROTOCOL_VERSION,
         call: 1,
-        linear: LinearId { layer: 0, group: Group::Qkv },
-        direction: Direction::Forward,
+        product: LinearId { layer: 0, group: Group::Qkv }.along(Direction::Forward),
         precision: Precision::standard(ParameterSet::P32),
         operand: Operand::Body { tokens: TOKENS },
     }

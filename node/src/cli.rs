@@ -6,7 +6,7 @@ use actors::matmul::devices::GpuRequest;
 use actors::worker::Split;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use protocol::model::LinearShape;
+use protocol::ids::LinearShape;
 use protocol::model::synthetic::KnownModel;
 
 use crate::bench::exactness::ExactnessOptions;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use protocol::model::{Direction, LinearId, LinearShape, Model, ModelError};
+use protocol::ids::{Direction, LinearId, LinearShape, ProductId};
+use protocol::model::{Model, ModelError};
 use rayon::prelude::*;
 
 use super::{BackendError, LinearBackend};
@@ -28,21 +29,16 @@ impl PlainBackend {
 }
 
 impl LinearBackend for PlainBackend {
-    fn apply(
-        &self,
-        linear: LinearId,
-        direction: Direction,
-        rows: Arc<Buffer>,
-        tokens: usize,
-    ) -> Result<Buffer, BackendError> {
-        let fail = |why: String| BackendError { linear, direction, why };
-        let (shape, weights) = self.matrices.get(&linear).ok_or_else(|| fail("the model has no such layer".into()))?;
-        let (inner, outer) = shape.along(direction);
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
+        let fail = |why: String| BackendError { product, why };
+        let (shape, weights) =
+            self.matrices.get(&product.linear).ok_or_else(|| fail("the model has no such layer".into()))?;
+        let (inner, outer) = shape.along(product.direction);
         if tokens.checked_mul(inner) != Some(rows.len()) {
             return Err(fail(format!("{} values are not {tokens} rows of {inner} features", rows.len())));
         }
         let weights = Matrix::new(weights, shape.d_in, shape.d_out);
-        let weights = match direction {
+        let weights = match product.direction {
             Direction::Forward => weights,
             Direction::Backward => weights.transposed(),
         };

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use protocol::model::{Direction, Group, LinearId, Norm};
+use protocol::ids::{Direction, Group, LinearId};
+use protocol::model::Norm;
 
 use super::LlamaError;
 use super::ops::rows::{block, for_each_block2, for_each_block3};

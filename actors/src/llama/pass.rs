@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use protocol::model::{Direction, Group, LinearId, Norm};
+use protocol::ids::{Direction, Group, LinearId};
+use protocol::model::Norm;
 
 use super::ops::rows::{block, for_each_block2, for_each_block3};
 use super::ops::{Adapter, CausalAttention, RmsNorm, RopeTable, swiglu};
@@ -109,10 +110,10 @@ impl<'a> Pass<'a> {
         rows: Arc<Buffer>,
     ) -> Result<Buffer, BackendError> {
         let (_, outer) = self.llama.config().shape(linear.group).along(direction);
-        let out = self.llama.backend.apply(linear, direction, rows, self.tokens)?;
+        let out = self.llama.backend.apply(linear.along(direction), rows, self.tokens)?;
         if out.len() != self.tokens * outer {
             let why = format!("the backend returned {} values for {} × {outer}", out.len(), self.tokens);
-            return Err(BackendError { linear, direction, why });
+            return Err(BackendError { product: linear.along(direction), why });
         }
         Ok(out)
     }

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
-use protocol::model::{Direction, Group, LinearId};
+use protocol::ids::{Direction, Group, LinearId, ProductId};
 
 use super::*;
 use crate::backend::{BackendError, PlainBackend};
@@ -84,11 +84,11 @@ fn padding_changes_no_loss() {
 
 #[test]
 fn no_gradient_is_asked_below_the_lowest_adapter() {
-    struct Recording(PlainBackend, Mutex<Vec<(Direction, LinearId)>>);
+    struct Recording(PlainBackend, Mutex<Vec<ProductId>>);
     impl LinearBackend for Recording {
-        fn apply(&self, linear: LinearId, way: Direction, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
-            self.1.lock().unwrap().push((way, linear));
-            self.0.apply(linear, way, rows, n)
+        fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
+            self.1.lock().unwrap().push(product);
+            self.0.apply(product, rows, n)
         }
     }
     let tiny = TinyModel::new();
@@ -104,7 +104,7 @@ fn no_gradient_is_asked_below_the_lowest_adapter() {
         let adapters = LoraAdapters::new(tiny.config(), &config, 0).unwrap();
         llama.gradient(&batch(), &adapters, DRAW).unwrap();
         let mut asked: Vec<LinearId> =
-            backend.1.lock().unwrap().iter().filter(|c| c.0 == Direction::Backward).map(|c| c.1).collect();
+            backend.1.lock().unwrap().iter().filter(|p| p.direction == Direction::Backward).map(|p| p.linear).collect();
         asked.sort();
         let expected: Vec<LinearId> =
             expected.into_iter().map(|group| id(0, group)).chain(Group::ALL.map(|group| id(1, group))).collect();
@@ -129,14 +129,8 @@ fn a_batch_that_does_not_fit_is_refused() {
 fn a_backend_that_fails_or_answers_short_is_an_error() {
     struct Broken(Option<usize>);
     impl LinearBackend for Broken {
-        fn apply(
-            &self,
-            linear: LinearId,
-            direction: Direction,
-            _: Arc<Buffer>,
-            _: usize,
-        ) -> Result<Buffer, BackendError> {
-            let fail = || BackendError { linear, direction, why: "nobody is there".into() };
+        fn apply(&self, product: ProductId, _: Arc<Buffer>, _: usize) -> Result<Buffer, BackendError> {
+            let fail = || BackendError { product, why: "nobody is there".into() };
             self.0.map(Buffer::zeroed).ok_or_else(fail)
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
-use protocol::model::{Group, LinearId, LlamaConfig};
+use protocol::ids::{Group, LinearId};
+use protocol::model::LlamaConfig;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;

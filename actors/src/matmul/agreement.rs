@@ -7,7 +7,7 @@
 use std::sync::Mutex;
 
 use protocol::he::{Planes, ProductTile};
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 
 use super::{Kernel, PackedLinear, Product, Rows};
 

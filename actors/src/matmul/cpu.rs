@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use protocol::he::mask::expand;
 use protocol::he::{MaskDomain, MaskSeed};
-use protocol::model::LinearShape;
+use protocol::ids::LinearShape;
 use rayon::prelude::*;
 
 use super::device::{Device, DeviceError, HeldMatrix, Multiplicand, ProductTask};
@@ -84,7 +84,8 @@ impl HeldMatrix for CpuMatrix {
 
 /// The mask columns of some features, as the kernels take them ([`Rows::Masks`]).
 pub fn expand_masks(seed: &MaskSeed, domain: &MaskDomain, features: Range<usize>) -> Vec<u8> {
-    let span = tracing::info_span!(target: WORK, "expand masks", linear = %domain.linear, features = features.len());
+    let span =
+        tracing::info_span!(target: WORK, "expand masks", linear = %domain.product.linear, features = features.len());
     let _span = span.entered();
     let mut keystream = vec![0; features.len() * domain.column_bytes()];
     keystream.par_chunks_mut(COLUMNS_PER_TASK * domain.column_bytes()).enumerate().for_each(|(task, bytes)| {
@@ -101,7 +102,7 @@ mod tests {
     use std::ops::ControlFlow;
 
     use protocol::he::{ParameterSet, Planes};
-    use protocol::model::{Direction, Group, LinearId};
+    use protocol::ids::{Direction, Group, LinearId};
 
     use super::*;
     use crate::matmul::{ProductError, best_kernel};
@@ -125,7 +126,7 @@ mod tests {
         let body = Multiplicand::Body(Arc::new(Planes::zeros(3, 2, 70)));
         assert!(matches!(refused(3, body), DeviceError::Product(ProductError::Body { columns: 70, inner: 33, .. })));
         let linear = LinearId { layer: 0, group: Group::O };
-        let domain = MaskDomain { set: ParameterSet::P32, linear, direction: Direction::Backward };
+        let domain = MaskDomain { set: ParameterSet::P32, product: linear.along(Direction::Backward) };
         let masks = Multiplicand::Masks { seed: MaskSeed::from_bytes([0; 32]), domain, first_feature: 5 };
         assert_eq!(masks.count(), ParameterSet::P32.mask_rows());
         assert!(matches!(refused(3, masks), DeviceError::Product(ProductError::Masks { limbs: 3, inner: 33, .. })));

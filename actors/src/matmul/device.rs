@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use protocol::he::{MaskDomain, MaskSeed, Planes};
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 
 use super::{ProductError, TileSink};
 

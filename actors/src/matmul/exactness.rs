@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use protocol::he::mask::expand_planes;
 use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes, ProductTile};
-use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -193,7 +193,7 @@ impl Case {
             CaseRows::Masks { set, first_feature } => {
                 let mask_seed = MaskSeed::generate(&mut random);
                 let linear = LinearId { layer: random.random(), group: Group::Down };
-                let domain = MaskDomain { set, linear, direction };
+                let domain = MaskDomain { set, product: linear.along(direction) };
                 let masks = expand_planes(&mask_seed, &domain, first_feature..first_feature + inner);
                 (Multiplicand::Masks { seed: mask_seed, domain, first_feature }, Arc::new(masks))
             }

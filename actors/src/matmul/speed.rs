@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::he::Planes;
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 
 use super::{
     Device, DeviceError, HeldMatrix, Kernel, Multiplicand, PackedLinear, Product, ProductError, ProductTask, Rows,

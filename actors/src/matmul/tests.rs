@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use protocol::he::{Planes, ProductTile};
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 use rayon::prelude::*;
 
 use super::lines::{LINE_WORDS, Line};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use actix::Addr;
-use protocol::model::{Direction, LinearId};
+use protocol::ids::ProductId;
 
 use super::scheduler::{Apply, LayerScheduler};
 use crate::backend::{BackendError, LinearBackend};
@@ -24,15 +24,9 @@ impl EncryptedBackend {
 }
 
 impl LinearBackend for EncryptedBackend {
-    fn apply(
-        &self,
-        linear: LinearId,
-        direction: Direction,
-        rows: Arc<Buffer>,
-        tokens: usize,
-    ) -> Result<Buffer, BackendError> {
-        let failed = |why: String| BackendError { linear, direction, why };
-        let request = Apply { linear, direction, rows, tokens };
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
+        let failed = |why: String| BackendError { product, why };
+        let request = Apply { product, rows, tokens };
         futures::executor::block_on(self.scheduler.send(request))
             .map_err(|error| failed(format!("the layer scheduler is gone ({error})")))?
             .map_err(|error| failed(error.to_string()))

@@ -12,7 +12,7 @@ use actix::prelude::*;
 use protocol::he::{
     Decryption, MaskDomain, MaskProduct, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
 };
-use protocol::model::{Direction, LinearId};
+use protocol::ids::{LinearId, ProductId};
 use protocol::quant::{QuantError, RowScales};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 
@@ -75,8 +75,7 @@ pub(crate) struct Sealed {
 #[derive(Message)]
 #[rtype(result = "Result<Sealed, KeyError>")]
 pub(crate) struct Encrypt {
-    pub(crate) linear: LinearId,
-    pub(crate) direction: Direction,
+    pub(crate) product: ProductId,
     /// `tokens × inner`, row-major.
     pub(crate) rows: Arc<Buffer>,
     pub(crate) tokens: usize,
@@ -101,8 +100,7 @@ pub(crate) struct Discard(pub(crate) u64);
 
 /// What waits for an answer.
 struct Held {
-    linear: LinearId,
-    direction: Direction,
+    product: ProductId,
     precision: Precision,
     tokens: usize,
     ticket: Ticket,
@@ -160,18 +158,18 @@ impl Handler<Encrypt> for KeyManager {
 
 /// Rotates, encodes and encrypts rows under fresh secrets.
 fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Result<(Sealed, Held), KeyError> {
-    let Encrypt { linear, direction, ref rows, tokens } = *message;
-    let _span = tracing::info_span!(target: WORK, "encrypt", call, %linear, ?direction, tokens).entered();
-    let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
-    let precision = entry.precision(direction);
-    let prepared = entry.codec(direction).prepare(rows, tokens)?;
-    let (inner, outer) = entry.shape().along(direction);
-    let domain = MaskDomain { set: precision.set, linear, direction };
+    let Encrypt { product, ref rows, tokens } = *message;
+    let _span = tracing::info_span!(target: WORK, "encrypt", call, %product, tokens).entered();
+    let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
+    let precision = entry.precision(product.direction);
+    let prepared = entry.codec(product.direction).prepare(rows, tokens)?;
+    let (inner, outer) = entry.shape().along(product.direction);
+    let domain = MaskDomain { set: precision.set, product };
     let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
     let (body, ticket) = encrypt(seed, &domain, precision, plaintext)?;
     let operand = Operand::Body { tokens: u32::try_from(tokens).unwrap_or(u32::MAX) };
-    let header = ProductHeader { version: PROTOCOL_VERSION, call, linear, direction, precision, operand };
-    let held = Held { linear, direction, precision, tokens, ticket, scales: prepared.scales };
+    let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
+    let held = Held { product, precision, tokens, ticket, scales: prepared.scales };
     Ok((Sealed { header, body: Arc::new(body), outer }, held))
 }
 
@@ -187,10 +185,10 @@ impl Handler<Decrypt> for KeyManager {
 
 /// Decrypts tiles as they arrive, then scales and un-rotates the whole.
 async fn open(table: Arc<LayerTable>, clock: Arc<PhaseClock>, held: Held, answer: Decrypt) -> Result<Buffer, KeyError> {
-    let Held { linear, direction, precision, tokens, ticket, scales } = held;
+    let Held { product, precision, tokens, ticket, scales } = held;
     let Decrypt { call, masks, mut tiles, sent } = answer;
-    let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
-    let (_, outer) = entry.shape().along(direction);
+    let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
+    let (_, outer) = entry.shape().along(product.direction);
     let mut state = (ticket.open(masks, precision)?, Buffer::scratch(tokens * outer));
     let mut decrypt_time = Duration::ZERO;
     while let Some(tile) = tiles.recv().await {
@@ -208,9 +206,9 @@ async fn open(table: Arc<LayerTable>, clock: Arc<PhaseClock>, held: Held, answer
     decryption.finish()?;
     let start = Instant::now();
     let rows = on_rayon(move || {
-        let _span = tracing::info_span!(target: WORK, "decode", call, %linear).entered();
-        let entry = table.entry(linear).ok_or(KeyError::UnknownLinear(linear))?;
-        entry.codec(direction).finish(&mut rows, &scales).map_err(KeyError::Decode)?;
+        let _span = tracing::info_span!(target: WORK, "decode", call, %product).entered();
+        let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
+        entry.codec(product.direction).finish(&mut rows, &scales).map_err(KeyError::Decode)?;
         Ok::<_, KeyError>(rows)
     })
     .await??;

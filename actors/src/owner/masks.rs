@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use protocol::he::{DecryptError, MaskProduct, MaskProductBuilder, MaskSeed, ProductTile};
-use protocol::model::{Direction, LinearId};
+use protocol::ids::{LinearId, ProductId};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 use tokio::sync::OnceCell;
 use tracing::Instrument as _;
@@ -58,7 +58,7 @@ enum Place {
 }
 
 struct Places {
-    by_product: HashMap<(LinearId, Direction), Place>,
+    by_product: HashMap<ProductId, Place>,
     /// Bytes that may still be kept.
     room: usize,
 }
@@ -88,24 +88,23 @@ impl MaskCache {
         &self,
         transport: &dyn Transport,
         peer: &PeerName,
-        linear: LinearId,
-        direction: Direction,
+        product: ProductId,
     ) -> Result<Arc<MaskProduct>, MaskError> {
-        let entry = self.table.entry(linear).ok_or(MaskError::UnknownLinear(linear))?;
-        let (precision, (_, outer)) = (entry.precision(direction), entry.shape().along(direction));
-        let cell = self.cell(linear, direction, MaskProduct::memory_for(precision, outer));
+        let entry = self.table.entry(product.linear).ok_or(MaskError::UnknownLinear(product.linear))?;
+        let (precision, (_, outer)) = (entry.precision(product.direction), entry.shape().along(product.direction));
+        let cell = self.cell(product, MaskProduct::memory_for(precision, outer));
         let make = || async move {
-            if let Some(product) = self.read(linear, direction).await {
-                return Ok(Arc::new(product));
+            if let Some(filed) = self.read(product).await {
+                return Ok(Arc::new(filed));
             }
             let operand = Operand::Masks { seed: self.seed.to_bytes() };
             let call = self.calls.fetch_add(1, Ordering::Relaxed);
-            let header = ProductHeader { version: PROTOCOL_VERSION, call, linear, direction, precision, operand };
-            let flight = tracing::info_span!(target: FLIGHT, "mask product", %linear, ?direction);
+            let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
+            let flight = tracing::info_span!(target: FLIGHT, "mask product", %product);
             let request = ProductRequest { header, body: None, outer };
-            let product = self.fetch(transport, peer, request).instrument(flight).await?;
-            self.write(linear, direction, &product).await;
-            Ok(product)
+            let fetched = self.fetch(transport, peer, request).instrument(flight).await?;
+            self.write(product, &fetched).await;
+            Ok(fetched)
         };
         cell.get_or_try_init(make).await.map(Arc::clone)
     }
@@ -118,18 +117,17 @@ impl MaskCache {
         &self,
         transport: &dyn Transport,
         peer: &PeerName,
-        linear: LinearId,
-        direction: Direction,
+        product: ProductId,
     ) -> Result<Option<Arc<MaskProduct>>, MaskError> {
-        if self.extent(linear, direction).is_some() {
+        if self.extent(product).is_some() {
             return Ok(None);
         }
-        self.product(transport, peer, linear, direction).await.map(Some)
+        self.product(transport, peer, product).await.map(Some)
     }
 
     /// Where the file has the product, if it has.
-    fn extent(&self, linear: LinearId, direction: Direction) -> Option<Extent> {
-        match self.places().by_product.get(&(linear, direction)) {
+    fn extent(&self, product: ProductId) -> Option<Extent> {
+        match self.places().by_product.get(&product) {
             Some(&Place::Passing(_, extent)) => extent,
             _ => None,
         }
@@ -141,30 +139,30 @@ impl MaskCache {
     }
 
     /// The product, if the file has it and it can be read.
-    async fn read(&self, linear: LinearId, direction: Direction) -> Option<MaskProduct> {
-        let extent = self.extent(linear, direction)?;
+    async fn read(&self, product: ProductId) -> Option<MaskProduct> {
+        let extent = self.extent(product)?;
         let file = Arc::clone(self.file.as_ref()?);
         let read = move || {
-            let _span = tracing::info_span!(target: WORK, "read masks", %linear).entered();
+            let _span = tracing::info_span!(target: WORK, "read masks", %product).entered();
             file.read(extent)
         };
         match blocking(read).await {
-            Ok(product) => Some(product),
+            Ok(filed) => Some(filed),
             Err(error) => {
-                tracing::warn!(%linear, %error, "the product of a mask cannot be read and is asked for anew");
+                tracing::warn!(%product, %error, "the product of a mask cannot be read and is asked for anew");
                 None
             }
         }
     }
 
     /// Writes a product that has no place in memory to the file, if there is one and it has room.
-    async fn write(&self, linear: LinearId, direction: Direction, product: &Arc<MaskProduct>) {
-        let passes = matches!(self.places().by_product.get(&(linear, direction)), Some(Place::Passing(..)));
+    async fn write(&self, product: ProductId, fetched: &Arc<MaskProduct>) {
+        let passes = matches!(self.places().by_product.get(&product), Some(Place::Passing(..)));
         let Some(file) = self.file.as_ref().filter(|_| passes).map(Arc::clone) else { return };
-        let of_file = Arc::clone(product);
+        let of_file = Arc::clone(fetched);
         match blocking(move || file.write(&of_file)).await {
             Ok(written) => {
-                if let Some(Place::Passing(_, extent)) = self.places().by_product.get_mut(&(linear, direction)) {
+                if let Some(Place::Passing(_, extent)) = self.places().by_product.get_mut(&product) {
                     *extent = written;
                 }
             }
@@ -176,10 +174,10 @@ impl MaskCache {
     }
 
     /// Where a product of so many bytes is, or will be.
-    fn cell(&self, linear: LinearId, direction: Direction, bytes: usize) -> Arc<Cell> {
+    fn cell(&self, product: ProductId, bytes: usize) -> Arc<Cell> {
         let mut places = self.places();
         let Places { by_product, room } = &mut *places;
-        match by_product.entry((linear, direction)) {
+        match by_product.entry(product) {
             Entry::Occupied(mut place) => match place.get_mut() {
                 Place::Kept(cell) => Arc::clone(cell),
                 Place::Passing(cell, _) => cell.upgrade().unwrap_or_else(|| {
@@ -209,20 +207,20 @@ impl MaskCache {
         request: ProductRequest,
     ) -> Result<Arc<MaskProduct>, MaskError> {
         let start = Instant::now();
-        let linear = request.header.linear;
+        let product = request.header.product;
         let mut builder = MaskProductBuilder::new(request.header.precision, request.outer)?;
         let mut tiles = transport.product(peer, request).await?;
         while let Some(tile) = tiles.recv().await {
             let tile = tile?;
             builder = on_rayon(move || {
-                let _span = tracing::info_span!(target: WORK, "keep masks", %linear).entered();
+                let _span = tracing::info_span!(target: WORK, "keep masks", %product).entered();
                 add_tile(builder, &tile)
             })
             .await??;
         }
-        let product = builder.finish()?;
+        let whole = builder.finish()?;
         self.clock.add_mask_product(start.elapsed());
-        Ok(Arc::new(product))
+        Ok(Arc::new(whole))
     }
 }
 

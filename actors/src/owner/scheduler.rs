@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use protocol::model::{Direction, LinearId};
-use protocol::wire::messages::{ControlReply, ControlRequest, ModelDigest, Refusal, WorkerHealth, WorkerOffer};
+use protocol::ids::ModelDigest;
+use protocol::ids::{LinearId, ProductId};
+use protocol::wire::messages::{ControlReply, ControlRequest, Refusal, WorkerHealth, WorkerOffer};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
@@ -114,8 +115,7 @@ pub struct AssignLayers {
 #[derive(Message)]
 #[rtype(result = "Result<Buffer, ScheduleError>")]
 pub(crate) struct Apply {
-    pub(crate) linear: LinearId,
-    pub(crate) direction: Direction,
+    pub(crate) product: ProductId,
     pub(crate) rows: Arc<Buffer>,
     pub(crate) tokens: usize,
 }
@@ -240,14 +240,14 @@ impl Handler<Apply> for LayerScheduler {
 
     fn handle(&mut self, message: Apply, _context: &mut Self::Context) -> Self::Result {
         let (transport, keys, masks) = (Arc::clone(&self.transport), self.keys.clone(), Arc::clone(&self.masks));
-        let route = self.route(message.linear);
+        let route = self.route(message.product.linear);
         Box::pin(async move {
             let peer = route?;
             let (mut attempt, mut pause) = (1, FIRST_PAUSE);
             loop {
                 match attempt_product(transport.as_ref(), &keys, &masks, &peer, &message).await {
                     Err(error) if attempt < attempts(&error) => {
-                        tracing::warn!(%peer, linear = %message.linear, attempt, %error, "sending the product again");
+                        tracing::warn!(%peer, product = %message.product, attempt, %error, "sending the product again");
                         tokio::time::sleep(pause).await;
                         pause = LONGEST_PAUSE.min(2 * pause);
                         attempt += 1;
@@ -282,19 +282,19 @@ async fn attempt_product(
     peer: &PeerName,
     message: &Apply,
 ) -> Result<Buffer, ScheduleError> {
-    let Apply { linear, direction, ref rows, tokens } = *message;
-    let encrypt = Encrypt { linear, direction, rows: Arc::clone(rows), tokens };
-    let (sealed, early) = futures::join!(keys.send(encrypt), masks.unless_filed(transport, peer, linear, direction));
+    let Apply { product, ref rows, tokens } = *message;
+    let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens };
+    let (sealed, early) = futures::join!(keys.send(encrypt), masks.unless_filed(transport, peer, product));
     let sealed = sealed??;
     let (call, sent) = (sealed.header.call, Instant::now());
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
-    let flight = tracing::info_span!(target: FLIGHT, "product", call, %linear, ?direction, tokens);
+    let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens);
     let answer = async {
         let masks = async {
             Ok(match early? {
                 Some(masks) => masks,
                 // It is read while the body travels.
-                None => masks.product(transport, peer, linear, direction).await?,
+                None => masks.product(transport, peer, product).await?,
             })
         };
         let tiles = async { Ok::<_, ScheduleError>(transport.product(peer, request).await?) };

@@ -10,9 +10,10 @@ use std::io;
 use std::path::Path;
 
 use protocol::he::{ParameterSet, Precision};
-use protocol::model::{Direction, LinearId, LinearShape, Model, ModelError};
+use protocol::ids::ModelDigest;
+use protocol::ids::{Direction, LinearId, LinearShape};
+use protocol::model::{Model, ModelError};
 use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan, serve};
-use protocol::wire::messages::ModelDigest;
 
 /// Names the layout of a cached table; a file that begins with another name is computed anew.
 const CACHE_FORMAT: &str = "velum layer table 1";

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::he::{MaskDomain, MaskSeed, Planes, ProductTile, reference};
-use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::ids::ModelDigest;
+use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use protocol::quant::{LinearMeta, PrecisionTarget, serve};
 use protocol::wire::messages::{
-    ControlReply, ControlRequest, DeviceOffer, ModelDigest, Operand, PROTOCOL_VERSION, Refusal, WorkerHealth,
-    WorkerOffer,
+    ControlReply, ControlRequest, DeviceOffer, Operand, PROTOCOL_VERSION, Refusal, WorkerHealth, WorkerOffer,
 };
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -122,19 +122,19 @@ impl Transport for Workers {
             None => {}
         }
         let serves =
-            self.assigned.lock().unwrap().get(worker).is_some_and(|range| range.contains(&header.linear.layer));
+            self.assigned.lock().unwrap().get(worker).is_some_and(|range| range.contains(&header.product.linear.layer));
         if !serves {
-            return Err(TransportError::Refused { peer, refusal: Refusal::Layers(header.linear.to_string()) });
+            return Err(TransportError::Refused { peer, refusal: Refusal::Layers(header.product.linear.to_string()) });
         }
-        let weights = &self.matrices[&header.linear];
+        let weights = &self.matrices[&header.product.linear];
         let answer = match (header.operand, &request.body) {
             (Operand::Masks { seed }, None) => {
                 let set = header.precision.set;
-                let domain = MaskDomain { set, linear: header.linear, direction: header.direction };
+                let domain = MaskDomain { set, product: header.product };
                 reference::reference_masks(header.precision, &MaskSeed::from_bytes(seed), &domain, weights, SHAPE)
             }
             (Operand::Body { .. }, Some(body)) => {
-                reference::reference_answer(header.precision, header.direction, body, weights, SHAPE)
+                reference::reference_answer(header.precision, header.product.direction, body, weights, SHAPE)
             }
             _ => panic!("a body with a mask's header, or none with a body's"),
         };
@@ -216,7 +216,7 @@ async fn apply(
     tokens: usize,
 ) -> (Cluster, Result<Buffer, crate::backend::BackendError>) {
     let call = tokio::task::spawn_blocking(move || {
-        let result = cluster.backend.apply(linear, direction, Arc::new(rows.into()), tokens);
+        let result = cluster.backend.apply(linear.along(direction), Arc::new(rows.into()), tokens);
         (cluster, result)
     });
     call.await.unwrap()
@@ -385,10 +385,10 @@ fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
         let peer = PeerName::from("worker");
         workers.assigned.lock().unwrap().insert(peer.clone(), 0..1);
         let cache = MaskCache::new(seed, Arc::clone(&table), Arc::clone(&clock), MaskRoom::memory(usize::MAX));
-        let masks = cache.product(&workers, &peer, linear, Direction::Forward).await.unwrap();
+        let masks = cache.product(&workers, &peer, linear.along(Direction::Forward)).await.unwrap();
         let keys = actix::Actor::start(KeyManager::new(seed, table, clock));
         let rows = Arc::new(Buffer::from(random(SHAPE.d_in, 2)));
-        let encrypt = keys::Encrypt { linear, direction: Direction::Forward, rows, tokens: 1 };
+        let encrypt = keys::Encrypt { product: linear.along(Direction::Forward), rows, tokens: 1 };
         let call = keys.send(encrypt).await.unwrap().unwrap().header.call;
         let decrypt = || {
             let (_, tiles) = mpsc::channel(1);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use protocol::model::LinearShape;
+use protocol::ids::LinearShape;
 
 use crate::matmul::{CpuDevice, Device, DeviceError, HeldMatrix, Kernel, ProductTask, TileSink};
 

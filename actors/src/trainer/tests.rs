@@ -4,7 +4,7 @@
 
 use std::sync::atomic::AtomicUsize;
 
-use protocol::model::{Direction, LinearId};
+use protocol::ids::ProductId;
 
 use super::*;
 use crate::adapter;
@@ -125,16 +125,10 @@ struct Failing {
 }
 
 impl LinearBackend for Failing {
-    fn apply(
-        &self,
-        linear: LinearId,
-        direction: Direction,
-        rows: Arc<Buffer>,
-        n: usize,
-    ) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
         match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
-            Ok(_) => self.plain.apply(linear, direction, rows, n),
-            Err(_) => Err(BackendError { linear, direction, why: "every worker is gone".into() }),
+            Ok(_) => self.plain.apply(product, rows, n),
+            Err(_) => Err(BackendError { product, why: "every worker is gone".into() }),
         }
     }
 }

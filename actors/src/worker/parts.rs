@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use protocol::he::Planes;
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 use protocol::quant::Int8Matrix;
 use rayon::prelude::*;
 
@@ -107,7 +107,7 @@ mod tests {
 
     use proptest::prelude::*;
     use protocol::he::{MaskDomain, MaskSeed, ParameterSet, ProductTile};
-    use protocol::model::{Group, LinearId};
+    use protocol::ids::{Group, LinearId};
     use rand::{Rng as _, SeedableRng as _};
     use rand_chacha::ChaCha8Rng;
 
@@ -218,7 +218,7 @@ mod tests {
             .into_iter()
             .flat_map(|set| [Direction::Forward, Direction::Backward].map(|direction| (set, direction)))
         {
-            let domain = MaskDomain { set, linear: LinearId { layer: 3, group: Group::Down }, direction };
+            let domain = MaskDomain { set, product: LinearId { layer: 3, group: Group::Down }.along(direction) };
             let rows = Multiplicand::Masks { seed: MaskSeed::from_bytes([9; 32]), domain, first_feature: 0 };
             for output_limbs in 1..=set.limbs() {
                 let task = ProductTask { direction, limbs: set.limbs(), output_limbs, rows: rows.clone() };

@@ -7,10 +7,11 @@ use std::time::Duration;
 use actix::{Addr, Arbiter, Handler, MailboxError, Message, Supervisor};
 use async_trait::async_trait;
 use protocol::he::{MaskDomain, MaskSeed};
-use protocol::model::{Direction, LinearId};
+use protocol::ids::ModelDigest;
+use protocol::ids::{Direction, LinearId};
 use protocol::wire::messages::{
-    ControlReply, ControlRequest, DeviceOffer, ModelDigest, Operand, PROTOCOL_VERSION, ProductHeader, Refusal,
-    WorkerHealth, WorkerOffer,
+    ControlReply, ControlRequest, DeviceOffer, Operand, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
+    WorkerOffer,
 };
 use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
@@ -231,7 +232,7 @@ impl Worker {
             let limit = self.limits.tokens;
             return Err(Refusal::Malformed(format!("{tokens} rows, where 1 to {limit} are allowed")));
         }
-        let weights = self.matrix(owner, header.linear).await?;
+        let weights = self.matrix(owner, header.product.linear).await?;
         let (bytes, limit) = (product_bytes(header, &weights), self.limits.product_bytes);
         if bytes > limit {
             return Err(Refusal::Capacity(format!("a product of {bytes} bytes, where {limit} are allowed")));
@@ -289,7 +290,7 @@ impl Drop for Worker {
 /// Bytes of a product: the body that comes in or the mask that is expanded, and the answer; where the matrix is cut,
 /// also what its parts are given and give.
 fn product_bytes(header: &ProductHeader, weights: &HeldLinear) -> u64 {
-    let (inner, outer) = weights.shape().along(header.direction);
+    let (inner, outer) = weights.shape().along(header.product.direction);
     let rows = header.rows() as u64;
     let bytes = |limbs: usize, columns: usize| rows.saturating_mul(limbs as u64).saturating_mul(columns as u64);
     let operand = bytes(header.operand_limbs(), inner);
@@ -299,7 +300,7 @@ fn product_bytes(header: &ProductHeader, weights: &HeldLinear) -> u64 {
         return whole;
     }
     let summands = bytes(header.operand_limbs(), outer).saturating_mul(parts);
-    let of_parts = match (header.direction, header.operand) {
+    let of_parts = match (header.product.direction, header.operand) {
         // Each expands the whole mask; a body is shared.
         (Direction::Forward, Operand::Masks { .. }) => operand.saturating_mul(parts - 1),
         (Direction::Forward, Operand::Body { .. }) => 0,
@@ -338,23 +339,23 @@ impl WorkerService for Worker {
 
     async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<(usize, usize), Refusal> {
         let weights = self.admitted(owner, header).await?;
-        Ok(weights.shape().along(header.direction))
+        Ok(weights.shape().along(header.product.direction))
     }
 
     async fn product(&self, owner: &PeerName, request: ProductRequest) -> Result<TileStream<Refusal>, Refusal> {
         let weights = self.admitted(owner, &request.header).await?;
-        let (inner, _) = weights.shape().along(request.header.direction);
+        let (inner, _) = weights.shape().along(request.header.product.direction);
         if !request.is_consistent(inner) {
             return Err(Refusal::Malformed("the body is not what its header says".into()));
         }
         let ProductRequest { header, body, .. } = request;
         let (limbs, output_limbs) = (header.operand_limbs(), header.answer_limbs());
-        let ProductHeader { linear, direction, precision, .. } = header;
+        let ProductHeader { product, precision, .. } = header;
         let rows = match (header.operand, body) {
             (Operand::Body { .. }, Some(body)) => Multiplicand::Body(body),
             (Operand::Masks { seed }, _) => Multiplicand::Masks {
                 seed: MaskSeed::from_bytes(seed),
-                domain: MaskDomain { set: precision.set, linear, direction },
+                domain: MaskDomain { set: precision.set, product },
                 first_feature: 0,
             },
             (Operand::Body { .. }, None) => return Err(Refusal::Malformed("a body product without a body".into())),
@@ -366,7 +367,8 @@ impl WorkerService for Worker {
                 TryAcquireError::NoPermits => Refusal::Busy(format!("it takes {limit} products at a time")),
             }
         })?;
-        let parts = self.multiply(weights, ProductTask { direction, limbs, output_limbs, rows }).await?;
+        let parts =
+            self.multiply(weights, ProductTask { direction: product.direction, limbs, output_limbs, rows }).await?;
         let (sender, stream) = mpsc::channel(READY_TILES);
         tokio::spawn(forward(parts, sender, place));
         Ok(stream)

@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use protocol::model::{Group, LinearId};
-use protocol::wire::messages::{ModelDigest, Refusal};
+use protocol::ids::ModelDigest;
+use protocol::ids::{Group, LinearId};
+use protocol::wire::messages::Refusal;
 
 use super::parts::HeldLinear;
 use super::source::{ShardSource, SourceError};

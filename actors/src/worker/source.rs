@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use protocol::model::{LinearId, LinearShape, Model, ModelError};
+use protocol::ids::ModelDigest;
+use protocol::ids::{LinearId, LinearShape};
+use protocol::model::{Model, ModelError};
 use protocol::quant::{Int8Matrix, LinearMeta, serve};
-use protocol::wire::messages::ModelDigest;
 
 /// Why a matrix could not be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -13,7 +13,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-use protocol::model::{Group, LinearShape};
+use protocol::ids::{Group, LinearShape};
 use serde::{Deserialize, Serialize};
 
 use crate::shares::deal;

@@ -9,11 +9,13 @@ use std::sync::{Arc, Condvar};
 use std::time::Duration;
 
 use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes, Precision, ProductTile, reference};
+use protocol::ids::ModelDigest;
+use protocol::ids::{Direction, Group, LinearId, LinearShape};
+use protocol::model::Model;
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
-use protocol::model::{Direction, Group, LinearId, LinearShape, Model};
 use protocol::quant::{Int8Matrix, LinearMeta, serve};
 use protocol::wire::messages::{
-    ControlReply, ControlRequest, ModelDigest, Operand, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
+    ControlReply, ControlRequest, Operand, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
 };
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -185,7 +187,8 @@ fn request(linear: LinearId, direction: Direction, precision: Precision, tokens:
     let bytes = (0..limbs * tokens as usize * inner).map(|_| rng.random()).collect();
     let body = Planes::from_bytes(limbs, tokens as usize, inner, bytes).unwrap();
     let operand = Operand::Body { tokens };
-    let header = ProductHeader { version: PROTOCOL_VERSION, call: 5, linear, direction, precision, operand };
+    let header =
+        ProductHeader { version: PROTOCOL_VERSION, call: 5, product: linear.along(direction), precision, operand };
     ProductRequest { header, body: Some(Arc::new(body)), outer }
 }
 
@@ -203,13 +206,13 @@ fn simple_request() -> ProductRequest {
 /// The whole answer, computed value by value.
 fn expected(request: &ProductRequest) -> ProductTile {
     let header = &request.header;
-    let (matrix, _) = Synthetic::matrix(header.linear);
+    let (matrix, _) = Synthetic::matrix(header.product.linear);
     match (&request.body, header.operand) {
         (Some(body), _) => {
-            reference::reference_answer(header.precision, header.direction, body, &matrix.values, matrix.shape)
+            reference::reference_answer(header.precision, header.product.direction, body, &matrix.values, matrix.shape)
         }
         (None, Operand::Masks { seed }) => {
-            let domain = MaskDomain { set: header.precision.set, linear: header.linear, direction: header.direction };
+            let domain = MaskDomain { set: header.precision.set, product: header.product };
             let seed = MaskSeed::from_bytes(seed);
             reference::reference_masks(header.precision, &seed, &domain, &matrix.values, matrix.shape)
         }
@@ -322,8 +325,8 @@ async fn headers_are_checked_before_bodies() {
         assert!(matches!(net.refusal(ProductHeader { operand, ..header.clone() }).await, Refusal::Malformed(_)));
     }
     for layer in [2, LAYERS, u16::MAX] {
-        let linear = LinearId { layer, group: Group::O };
-        assert!(matches!(net.refusal(ProductHeader { linear, ..header.clone() }).await, Refusal::Layers(_)));
+        let product = LinearId { layer, group: Group::O }.along(header.product.direction);
+        assert!(matches!(net.refusal(ProductHeader { product, ..header.clone() }).await, Refusal::Layers(_)));
     }
     let large = request(LinearId { layer: 1, group: Group::GateUp }, Direction::Forward, header.precision, 64);
     net.worker.admit(&"owner".into(), &large.header).await.unwrap();

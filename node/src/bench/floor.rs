@@ -3,8 +3,8 @@
 
 use actors::matmul::cuda::memory::Sizes;
 use protocol::he::ParameterSet;
+use protocol::ids::{Direction, Group};
 use protocol::model::synthetic::KnownModel;
-use protocol::model::{Direction, Group};
 use serde::Serialize;
 
 /// Int8 operations a second that a dense product reaches on an H100; its data sheet has a third more.

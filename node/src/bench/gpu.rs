@@ -15,8 +15,8 @@ use actors::matmul::exactness::bytes;
 use actors::matmul::{Device as _, Multiplicand, ProductTask, task_seconds};
 use anyhow::{Context as _, bail};
 use protocol::he::{ParameterSet, Planes, Precision};
+use protocol::ids::{Direction, LinearShape};
 use protocol::model::synthetic::{KnownModel, SyntheticLlama};
-use protocol::model::{Direction, LinearShape};
 use protocol::quant::{LinearMeta, PrecisionTarget, plan, serve};
 use serde::Serialize;
 

@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use actors::matmul::exactness::bytes;
 use actors::matmul::{HeldMatrix, Multiplicand, ProductTask, task_seconds, tile_columns};
 use anyhow::Context as _;
-use protocol::he::paper::PaperScheme;
-use protocol::he::scheme::Scheme as _;
+use protocol::baseline::PaperScheme;
+use protocol::baseline::Scheme as _;
 use protocol::he::{
     MaskDomain, MaskProductBuilder, MaskSeed, ParameterSet, Plaintext, Planes, Precision, ProductTile, encrypt,
 };
+use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use protocol::model::synthetic::SyntheticLlama;
-use protocol::model::{Direction, Group, LinearId, LinearShape};
 use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, plan, predicted_relative_error, serve};
 use serde::Serialize;
 
@@ -244,7 +244,7 @@ impl Encrypted<'_> {
     fn measure(&self) -> anyhow::Result<Measured> {
         let Self { precision, weights, meta, rows, tokens, .. } = *self;
         let (inner, outer) = weights.shape().along(WAY);
-        let domain = MaskDomain { set: precision.set, linear: LINEAR, direction: WAY };
+        let domain = MaskDomain { set: precision.set, product: LINEAR.along(WAY) };
 
         let (mut multiply, mut prepare, mut kept) = (Vec::new(), Vec::new(), None);
         repeat(|| {

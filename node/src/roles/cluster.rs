@@ -11,8 +11,9 @@ use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseTimes};
 use actors::transport::Transport;
 use anyhow::{Context as _, bail};
 use protocol::he::ParameterSet;
+use protocol::ids::ModelDigest;
 use protocol::model::Model;
-use protocol::wire::messages::{ModelDigest, WorkerHealth};
+use protocol::wire::messages::WorkerHealth;
 use tokio::sync::mpsc;
 
 use super::progress::Progress;

@@ -11,8 +11,8 @@ use actors::trainer::{
     TrainingData,
 };
 use anyhow::{Context as _, bail, ensure};
+use protocol::ids::ModelDigest;
 use protocol::model::Model;
-use protocol::wire::messages::ModelDigest;
 
 use super::cluster::Cluster;
 use super::progress::Progress;

@@ -9,7 +9,8 @@ use actors::transport::{PeerName, TransportError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use libp2p::{Multiaddr, PeerId};
-use protocol::wire::messages::{ControlReply, ControlRequest, ModelDigest, PROTOCOL_VERSION, Refusal, WorkerOffer};
+use protocol::ids::ModelDigest;
+use protocol::wire::messages::{ControlReply, ControlRequest, PROTOCOL_VERSION, Refusal, WorkerOffer};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, sleep_until};
 

@@ -374,7 +374,7 @@ impl Task {
 }
 
 /// Where a model's providers are recorded.
-fn key(model: &protocol::wire::messages::ModelDigest) -> kad::RecordKey {
+fn key(model: &protocol::ids::ModelDigest) -> kad::RecordKey {
     kad::RecordKey::new(&model.0)
 }
 

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::lanes::{ColumnTile, column_tiles, transpose_bytes, vectorised};
 use super::{ParameterSet, Planes};
-use crate::model::{Direction, Group, LinearId};
+use crate::ids::{Direction, Group, ProductId};
 
 /// Public seed of the masks of one owner's run: the same masks serve every call, each block of which has its own secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,10 +45,8 @@ impl MaskSeed {
 pub struct MaskDomain {
     /// Parameters, which fix the layout of the bytes.
     pub set: ParameterSet,
-    /// The served matrix.
-    pub linear: LinearId,
-    /// Which way it is multiplied.
-    pub direction: Direction,
+    /// The matrix, and which way it is multiplied.
+    pub product: ProductId,
 }
 
 impl MaskDomain {
@@ -59,17 +57,17 @@ impl MaskDomain {
             ParameterSet::P32 => 1,
             ParameterSet::P48 => 2,
         };
-        let direction = match self.direction {
+        let direction = match self.product.direction {
             Direction::Forward => 0,
             Direction::Backward => 1,
         };
-        let group = match self.linear.group {
+        let group = match self.product.linear.group {
             Group::Qkv => 0,
             Group::O => 1,
             Group::GateUp => 2,
             Group::Down => 3,
         };
-        let [low, high] = self.linear.layer.to_le_bytes();
+        let [low, high] = self.product.linear.layer.to_le_bytes();
         [set, direction, group, 0, low, high, 0, 0, 0, 0, 0, 0]
     }
 
@@ -158,9 +156,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ids::LinearId;
 
     fn domain(set: ParameterSet) -> MaskDomain {
-        MaskDomain { set, linear: LinearId { layer: 0x0102, group: Group::GateUp }, direction: Direction::Backward }
+        MaskDomain { set, product: LinearId { layer: 0x0102, group: Group::GateUp }.along(Direction::Backward) }
     }
 
     /// First 32 bytes of some mask columns under the seed 00 01 … 1f: computed by a plain Python transcription of
@@ -227,7 +226,7 @@ mod tests {
                 for layer in [0, 1, 255, 256, u16::MAX] {
                     for direction in [Direction::Forward, Direction::Backward] {
                         let linear = LinearId { layer, group };
-                        assert!(seen.insert(MaskDomain { set, linear, direction }.nonce()));
+                        assert!(seen.insert(MaskDomain { set, product: linear.along(direction) }.nonce()));
                     }
                 }
             }

@@ -1,5 +1,5 @@
 //! The encryption scheme: column-packed module-RLWE with one-time secrets, whose matrix product is a plain
-//! integer matrix product (DESIGN of record; Bae, Cheon, Hanrot, Park, Stehlé, CRYPTO 2024).
+//! integer matrix product (Bae, Cheon, Hanrot, Park, Stehlé, CRYPTO 2024).
 //!
 //! The way of one product, in the order of the modules:
 //!
@@ -21,16 +21,14 @@ pub mod mask;
 pub mod mask_product;
 pub mod modulus;
 pub mod noise;
-pub mod paper;
 pub mod params;
 pub mod planes;
 mod products;
 pub mod reference;
 mod sampling;
-pub mod scheme;
 mod secret;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod word;
 
 pub(crate) use lanes::vectorised;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::mask::{MaskDomain, MaskSeed, expand_planes};
 use super::modulus::switch_planes;
 use super::{Planes, Precision, ProductTile};
-use crate::model::{Direction, LinearShape};
+use crate::ids::{Direction, LinearShape};
 
 /// `operand · W mod 2^(8·limbs)`, or `operand · Wᵀ` for [`Direction::Backward`].
 ///
@@ -51,8 +51,8 @@ pub fn reference_masks(
     weights: &[i8],
     shape: LinearShape,
 ) -> ProductTile {
-    let (inner, _) = shape.along(domain.direction);
-    let product = reference_product(&expand_planes(seed, domain, 0..inner), weights, shape, domain.direction);
+    let (inner, _) = shape.along(domain.product.direction);
+    let product = reference_product(&expand_planes(seed, domain, 0..inner), weights, shape, domain.product.direction);
     ProductTile { first_column: 0, rows: switch_planes(&product, usize::from(precision.mask_limbs)) }
 }
 

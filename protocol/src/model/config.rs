@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::error::ModelError;
-use super::layers::{Group, LinearId, LinearShape};
+use crate::ids::{Group, LinearId, LinearShape};
 
 /// Most features that a product sums over: 65,000 products of a byte by an int8 cannot overflow 32 bits.
 pub const MAX_FEATURES: usize = 65_000;

@@ -1,9 +1,9 @@
 //! The name of a model: a hash of its weights and of all else that changes the matrices that workers serve.
 
 use super::{Model, ModelError, RopeScaling};
+use crate::ids::ModelDigest;
 use crate::quant::int8::QUANTISER_VERSION;
 use crate::quant::rotation::ROTATION_KEY;
-use crate::wire::messages::ModelDigest;
 
 /// The way from stored weights to served integers; the quantiser's version and the rotation's key are hashed with it, so
 /// that peers which disagree about a served byte never meet.

@@ -8,7 +8,6 @@
 pub mod config;
 mod digest;
 mod error;
-pub mod layers;
 pub mod synthetic;
 #[cfg(test)]
 mod tests;
@@ -22,11 +21,10 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{Llama3RopeScaling, LlamaConfig, RopeScaling};
 pub use error::ModelError;
-pub use layers::{Direction, Group, LinearId, LinearShape};
 pub use tokenizer::{ChatMessage, ChatTemplate, TextTokenizer};
 
 use self::weights::{GgufFile, SafetensorsFiles, Stored, Weights, transpose_into};
-use crate::wire::messages::ModelDigest;
+use crate::ids::{Group, LinearId, LinearShape, ModelDigest};
 
 /// A Llama on disk.
 pub struct Model {

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::encoding::{not_finite, room_for, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
 use crate::he::{Precision, vectorised};
-use crate::model::Direction;
+use crate::ids::Direction;
 
 /// Values that are worth a task of their own.
 const VALUES_PER_TASK: usize = 1 << 14;

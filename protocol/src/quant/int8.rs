@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{QuantError, Rotation, largest_magnitude, magnitude_bits};
-use crate::model::{Direction, LinearShape};
+use crate::ids::{Direction, LinearShape};
 
 /// Version of the quantiser, part of what a model's digest stands for: raise it when a served byte can change.
 pub const QUANTISER_VERSION: u32 = 1;

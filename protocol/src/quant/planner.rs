@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::LinearMeta;
 use super::encoding::message_room;
 use crate::he::{ParameterSet, Precision, noise};
-use crate::model::Direction;
+use crate::ids::Direction;
 
 /// A precision that misses the target is still preferred to a dearer one whose error is less than this much smaller.
 const WORTHWHILE: f64 = 1.05;

@@ -7,26 +7,10 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::he::Precision;
-use crate::model::{Direction, LinearId};
+use crate::ids::{ModelDigest, ProductId};
 
 /// Version of every message in this module; peers of another version are refused by name.
 pub const PROTOCOL_VERSION: u32 = 3;
-
-/// Digest of a model: its weights and all that changes the served matrices.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ModelDigest(pub [u8; 32]);
-
-impl std::fmt::Display for ModelDigest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::fmt::Debug for ModelDigest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ModelDigest({self})")
-    }
-}
 
 /// What an owner asks of a worker outside of products.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -157,10 +141,8 @@ pub struct ProductHeader {
     pub version: u32,
     /// The owner's number of this call.
     pub call: u64,
-    /// The served matrix.
-    pub linear: LinearId,
-    /// `X·W` or `dY·Wᵀ`.
-    pub direction: Direction,
+    /// The served matrix, and which way.
+    pub product: ProductId,
     /// Parameter set, and bytes of a value on its way there and back.
     pub precision: Precision,
     /// What is multiplied.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::messages::*;
 use super::*;
 use crate::he::{ParameterSet, Planes, Precision, ProductTile};
-use crate::model::{Direction, Group, LinearId};
+use crate::ids::{Direction, Group, LinearId, ModelDigest};
 
 const DIGEST: ModelDigest = ModelDigest([0xd5; 32]);
 
@@ -16,8 +16,7 @@ fn header() -> ProductHeader {
     ProductHeader {
         version: PROTOCOL_VERSION,
         call: 300,
-        linear: LinearId { layer: 7, group: Group::GateUp },
-        direction: Direction::Backward,
+        product: LinearId { layer: 7, group: Group::GateUp }.along(Direction::Backward),
         precision: Precision { set: ParameterSet::P32, body_limbs: 3, mask_limbs: 3, output_limbs: 2 },
         operand: Operand::Body { tokens: 70_000 },
     }
@@ -255,7 +254,7 @@ fn product_header() -> impl Strategy<Value = ProductHeader> {
     (any::<(u32, u64, bool)>(), linear, precision, operand).prop_map(
         |((version, call, forward), linear, precision, operand)| {
             let direction = if forward { Direction::Forward } else { Direction::Backward };
-            ProductHeader { version, call, linear, direction, precision, operand }
+            ProductHeader { version, call, product: linear.along(direction), precision, operand }
         },
     )
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use protocol::model::LinearShape;
+use protocol::ids::LinearShape;
 use rayon::prelude::*;
 
 use super::rows::{ROWS, block, for_each_block2};

@@ -4,7 +4,8 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
-use protocol::model::{LinearShape, ModelError};
+use protocol::ids::LinearShape;
+use protocol::model::ModelError;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;

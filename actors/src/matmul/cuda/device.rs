@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 
 use super::base::{Base, off_pool};
 use super::blas::Blas;

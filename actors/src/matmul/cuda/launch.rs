@@ -318,7 +318,7 @@ fn check(fits: bool) -> Result<(), Fault> {
 #[cfg(test)]
 mod tests {
     use protocol::he::ParameterSet;
-    use protocol::model::{Direction, Group, LinearId};
+    use protocol::ids::{Direction, Group, LinearId};
 
     use super::*;
 
@@ -326,7 +326,7 @@ mod tests {
     fn a_mask_stream_has_the_words_of_seed_and_nonce() {
         let seed = MaskSeed::from_bytes(std::array::from_fn(|i| i as u8));
         let linear = LinearId { layer: 0x0102, group: Group::GateUp };
-        let domain = MaskDomain { set: ParameterSet::P32, linear, direction: Direction::Backward };
+        let domain = MaskDomain { set: ParameterSet::P32, product: linear.along(Direction::Backward) };
         let stream = MaskStream::new(&seed, &domain, 7..9).expect("within the keystream");
         assert_eq!(stream.key[0], 0x0302_0100);
         assert_eq!(stream.key[7], 0x1f1e_1d1c);
@@ -339,7 +339,7 @@ mod tests {
     fn a_keystream_has_an_end() {
         let seed = MaskSeed::from_bytes([0; 32]);
         let linear = LinearId { layer: 0, group: Group::Qkv };
-        let domain = MaskDomain { set: ParameterSet::P24, linear, direction: Direction::Forward };
+        let domain = MaskDomain { set: ParameterSet::P24, product: linear.along(Direction::Forward) };
         let features = (1_usize << 38) / domain.column_bytes();
         assert!(MaskStream::new(&seed, &domain, 0..features).is_some());
         assert!(MaskStream::new(&seed, &domain, 0..features + 1).is_none());

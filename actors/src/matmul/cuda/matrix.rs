@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 use rayon::prelude::*;
 
 use super::base::Base;

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use protocol::he::{MaskDomain, MaskSeed, ParameterSet};
-use protocol::model::{Direction, Group, LinearId};
+use protocol::ids::{Direction, Group, LinearId};
 
 use super::base::{Output, Workspace};
 use super::blas::{Dimensions, Numbers, Plan};
@@ -64,7 +64,7 @@ impl CudaDevice {
         let side = matrix.side(direction);
         let (inner, outer) = (side.inner, side.outer);
         let sizes = Sizes { rows: set.mask_rows(), inner, outer, limbs: set.limbs(), output_limbs: mask_limbs };
-        let domain = MaskDomain { set, linear: LinearId { layer: 0, group: Group::Qkv }, direction };
+        let domain = MaskDomain { set, product: LinearId { layer: 0, group: Group::Qkv }.along(direction) };
         let stream = MaskStream::new(&MaskSeed::from_bytes([7; 32]), &domain, 0..inner);
         self.rows_seconds(matrix, direction, sizes, stream, budget).map_err(|fault| self.base().error(fault))
     }

@@ -4,7 +4,7 @@
 //! what the driver and others take. The second and third are set aside before layers are accepted, so that a product
 //! does not fail for want of memory once they are served. All of it is arithmetic, without a GPU.
 
-use protocol::model::{Direction, LinearShape};
+use protocol::ids::{Direction, LinearShape};
 
 use super::geometry::{padded_outer, pitch};
 

@@ -164,7 +164,7 @@ mod tests {
 
     use proptest::prelude::*;
     use protocol::he::{MaskDomain, MaskSeed, ParameterSet};
-    use protocol::model::{Direction, Group, LinearId};
+    use protocol::ids::{Direction, Group, LinearId};
 
     use super::*;
 
@@ -197,7 +197,7 @@ mod tests {
         let task = |limbs, output_limbs, rows| ProductTask { direction: Direction::Forward, limbs, output_limbs, rows };
         let body = |limbs, columns| Multiplicand::Body(Arc::new(Planes::zeros(limbs, 2, columns)));
         let linear = LinearId { layer: 0, group: Group::O };
-        let domain = MaskDomain { set: ParameterSet::P24, linear, direction: Direction::Forward };
+        let domain = MaskDomain { set: ParameterSet::P24, product: linear.along(Direction::Forward) };
         let masks = || Multiplicand::Masks { seed: MaskSeed::from_bytes([0; 32]), domain, first_feature: 0 };
         let fitting = Sizes { rows: 2, inner: 5, outer: 7, limbs: 3, output_limbs: 2 };
         assert_eq!(sizes(&task(3, 2, body(3, 5)), 5, 7), Ok(fitting));

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 use protocol::he::mask::expand;
 use protocol::he::{MaskDomain, MaskSeed, ParameterSet, Planes};
-use protocol::model::{Direction, Group, LinearId, LinearShape};
+use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -235,7 +235,7 @@ proptest! {
         seed: u64,
     ) {
         let direction = if backward { Direction::Backward } else { Direction::Forward };
-        let domain = MaskDomain { set, linear: LinearId { layer, group }, direction };
+        let domain = MaskDomain { set, product: LinearId { layer, group }.along(direction) };
         let (limbs, rows) = (set.limbs(), set.mask_rows());
         let mut planes = vec![0x5a; limbs * rows * pitch(features)];
         let stream = [&key[..], &domain.nonce(), &(first_feature as u32).to_le_bytes()].concat();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use actors::transport::{PeerName, ProductRequest, TileStream, Transport, WorkerService};
 use async_trait::async_trait;
 use protocol::he::{ParameterSet, Planes, Precision, ProductTile};
-use protocol::model::{Direction, Group, LinearId};
+use protocol::ids::{Direction, Group, LinearId, ModelDigest};
 use protocol::wire::messages::*;
 use tokio::sync::mpsc;
 
@@ -77,8 +77,8 @@ impl WorkerService for FakeService {
     }
 
     async fn admit(&self, _: &PeerName, header: &ProductHeader) -> Result<(usize, usize), Refusal> {
-        if header.linear.layer >= self.offer.layers {
-            return Err(Refusal::Layers(header.linear.to_string()));
+        if header.product.linear.layer >= self.offer.layers {
+            return Err(Refusal::Layers(header.product.linear.to_string()));
         }
         Ok((self.inner, self.outer))
     }
@@ -154,8 +154,7 @@ fn request(call: u64, tokens: u32, inner: usize, outer: usize) -> ProductRequest
     let header = ProductHeader {
         version: PROTOCOL_VERSION,
         call,
-        linear: LinearId { layer: 0, group: Group::Down },
-        direction: Direction::Forward,
+        product: LinearId { layer: 0, group: Group::Down }.along(Direction::Forward),
         precision: Precision { set: ParameterSet::P32, body_limbs: 4, mask_limbs: 3, output_limbs: 3 },
         operand: Operand::Body { tokens },
     };

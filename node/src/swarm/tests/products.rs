@@ -39,11 +39,11 @@ async fn a_refusal_comes_whole_even_if_the_body_is_large() {
         let worker = Worker::start(listen, FakeService::new(4096, 8, 8), ServeConfig::default()).await;
         let transport = owner_of(&worker.handle, TransportConfig::default()).await;
         let mut request = request(1, 1024, 4096, 8);
-        request.header.linear.layer = 4;
+        request.header.product.linear.layer = 4;
         let tiles = transport.product(&worker.name(), request.clone()).await.unwrap();
         let error = receive(&request, tiles).await.unwrap_err();
         assert!(matches!(error, TransportError::Refused { refusal: Refusal::Layers(_), .. }), "{error}");
-        request.header.linear.layer = 0;
+        request.header.product.linear.layer = 0;
         request.header.version = 9;
         let tiles = transport.product(&worker.name(), request.clone()).await.unwrap();
         let error = receive(&request, tiles).await.unwrap_err();

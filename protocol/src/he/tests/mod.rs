@@ -4,7 +4,6 @@
 mod errors;
 mod noise;
 mod round_trip;
-mod schemes;
 mod tfhe_glwe;
 
 use std::sync::Arc;
@@ -13,13 +12,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::model::{Direction, Group, LinearId, LinearShape};
+use crate::ids::{Direction, Group, LinearId, LinearShape};
 
 fn domain(set: ParameterSet, direction: Direction) -> MaskDomain {
-    MaskDomain { set, linear: LinearId { layer: 3, group: Group::Down }, direction }
+    MaskDomain { set, product: LinearId { layer: 3, group: Group::Down }.along(direction) }
 }
 
-fn random_weights(rng: &mut ChaCha8Rng, shape: LinearShape) -> Vec<i8> {
+pub(crate) fn random_weights(rng: &mut ChaCha8Rng, shape: LinearShape) -> Vec<i8> {
     (0..shape.d_in * shape.d_out).map(|_| rng.random_range(-127..=127)).collect()
 }
 
@@ -31,13 +30,13 @@ fn weight(weights: &[i8], shape: LinearShape, direction: Direction, i: usize, j:
 }
 
 /// Squared norm of each column of the matrix as multiplied.
-fn column_norms_squared(weights: &[i8], shape: LinearShape, direction: Direction) -> Vec<f64> {
+pub(crate) fn column_norms_squared(weights: &[i8], shape: LinearShape, direction: Direction) -> Vec<f64> {
     let (inner, outer) = shape.along(direction);
     (0..outer).map(|j| (0..inner).map(|i| weight(weights, shape, direction, i, j).powi(2)).sum()).collect()
 }
 
 /// `rows · W` in f64.
-fn exact_product(rows: &[f32], weights: &[i8], shape: LinearShape, direction: Direction) -> Vec<f64> {
+pub(crate) fn exact_product(rows: &[f32], weights: &[i8], shape: LinearShape, direction: Direction) -> Vec<f64> {
     let (inner, outer) = shape.along(direction);
     rows.chunks_exact(inner)
         .flat_map(|row| {
@@ -68,11 +67,11 @@ fn mask_product(
     weights: &[i8],
     shape: LinearShape,
 ) -> Arc<MaskProduct> {
-    let mut builder = MaskProductBuilder::new(precision, shape.along(domain.direction).1).unwrap();
+    let mut builder = MaskProductBuilder::new(precision, shape.along(domain.product.direction).1).unwrap();
     builder.tile(&reference::reference_masks(precision, seed, domain, weights, shape)).unwrap();
     Arc::new(builder.finish().unwrap())
 }
 
-fn rng(seed: u64) -> ChaCha8Rng {
+pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }

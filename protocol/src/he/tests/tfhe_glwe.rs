@@ -31,7 +31,7 @@ fn tfhe_decrypts_ours() {
     for set in ParameterSet::ALL {
         let (size, tokens, spare) = (set.polynomial_size(), set.polynomial_size() + 9, 64 - set.modulus_bits());
         let mut rng = rng(21);
-        let domain = domain(set, crate::model::Direction::Backward);
+        let domain = domain(set, crate::ids::Direction::Backward);
         let seed = MaskSeed::generate(&mut rng);
         let messages = messages(set, &mut rng, tokens);
         let rows: Vec<f32> = messages.iter().map(|&m| m as f32).collect();
@@ -118,7 +118,7 @@ fn products_are_tfhes_products() {
         let (size, limbs) = (set.polynomial_size(), set.limbs());
         let mut rng = rng(23);
         let seed = MaskSeed::generate(&mut rng);
-        let domain = domain(set, crate::model::Direction::Forward);
+        let domain = domain(set, crate::ids::Direction::Forward);
         let mut keystream = vec![0; domain.column_bytes()];
         mask::expand(&seed, &domain, 7..8, &mut keystream);
         let coefficients: Vec<i8> = (0..set.mask_rows()).map(|_| rng.random_range(-1..=1)).collect();

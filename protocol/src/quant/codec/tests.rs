@@ -5,7 +5,7 @@ use rand::{Rng, SeedableRng};
 
 use super::*;
 use crate::he::ParameterSet;
-use crate::model::LinearShape;
+use crate::ids::LinearShape;
 use crate::quant::{Int8Matrix, serve};
 
 const SHAPE: LinearShape = LinearShape { d_in: 96, d_out: 40 };

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::he::reference::{reference_answer, reference_masks};
 use crate::he::{MaskDomain, MaskProductBuilder, MaskSeed, Plaintext, encrypt};
-use crate::model::{Group, LinearId, LinearShape};
+use crate::ids::{Group, LinearId, LinearShape};
 use crate::quant::{Int8Matrix, ProductCodec, serve};
 
 const BOTH: [Direction; 2] = [Direction::Forward, Direction::Backward];
@@ -48,7 +48,7 @@ fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, way: Directio
     let codec = ProductCodec::new(meta, way, precision).unwrap();
     let prepared = codec.prepare(rows, tokens).unwrap();
     let linear = LinearId { layer: 0, group: Group::O };
-    let (seed, domain) = (MaskSeed::from_bytes([7; 32]), MaskDomain { set: precision.set, linear, direction: way });
+    let (seed, domain) = (MaskSeed::from_bytes([7; 32]), MaskDomain { set: precision.set, product: linear.along(way) });
     let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
     let mut masks = MaskProductBuilder::new(precision, outer).unwrap();
     masks.tile(&reference_masks(precision, &seed, &domain, &matrix.values, matrix.shape)).unwrap();

@@ -1,8 +1,13 @@
 //! Both schemes through their common interface.
 
-use super::scheme::{Scheme, with_reference_product};
+#![allow(clippy::unwrap_used)]
+
+use rand::Rng as _;
+
 use super::*;
-use crate::he::paper::PaperScheme;
+use crate::he::tests::{column_norms_squared, exact_product, random_weights, rng};
+use crate::he::{ParameterSet, Precision};
+use crate::ids::{Direction, LinearShape};
 
 /// Runs a product and returns its worst error in units of `‖x_t‖·‖w_j‖`.
 fn worst_relative_error(scheme: &impl Scheme, weights: &[i8], shape: LinearShape, tokens: usize) -> f64 {

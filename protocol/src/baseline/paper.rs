@@ -19,11 +19,11 @@ use tfhe::core_crypto::entities::packed_integers::PackedIntegers;
 use tfhe::core_crypto::fft_impl::common::modulus_switch;
 use tfhe::core_crypto::prelude::*;
 
-use super::scheme::{Scheme, SchemeError};
-use crate::model::LinearShape;
+use super::{Scheme, SchemeError};
+use crate::ids::LinearShape;
 
 /// Degree of the ring.
-pub const POLYNOMIAL_SIZE: PolynomialSize = PolynomialSize(2048);
+const POLYNOMIAL_SIZE: PolynomialSize = PolynomialSize(2048);
 /// Mask polynomials of a ciphertext.
 const GLWE_DIMENSION: GlweDimension = GlweDimension(1);
 /// Standard deviation of the Gaussian errors, as a part of the modulus 2^64.

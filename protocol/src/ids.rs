@@ -1,4 +1,5 @@
-//! The layer table: which linear layers of a Llama are served, fused where they share an input.
+//! Names and dimensions that every other room of this crate speaks of: which model, which of its matrices, which way it
+//! is multiplied. A leaf: it imports no other room.
 
 use std::fmt;
 
@@ -32,6 +33,13 @@ pub struct LinearId {
     pub group: Group,
 }
 
+impl LinearId {
+    /// The product of this matrix in a direction.
+    pub const fn along(self, direction: Direction) -> ProductId {
+        ProductId { linear: self, direction }
+    }
+}
+
 impl fmt::Display for LinearId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let group = match self.group {
@@ -54,6 +62,11 @@ pub enum Direction {
     Backward,
 }
 
+impl Direction {
+    /// Both ways.
+    pub const BOTH: [Self; 2] = [Self::Forward, Self::Backward];
+}
+
 /// Dimensions of a served matrix, `d_in × d_out`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LinearShape {
@@ -70,5 +83,40 @@ impl LinearShape {
             Direction::Forward => (self.d_in, self.d_out),
             Direction::Backward => (self.d_out, self.d_in),
         }
+    }
+}
+
+/// One product that a worker can be asked for: a served matrix, and which way it is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProductId {
+    /// The served matrix.
+    pub linear: LinearId,
+    /// `X·W`, or `dY·Wᵀ`.
+    pub direction: Direction,
+}
+
+impl fmt::Display for ProductId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = match self.direction {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+        };
+        write!(f, "{} {direction}", self.linear)
+    }
+}
+
+/// Digest of a model: its weights and all that changes the served matrices.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ModelDigest(pub [u8; 32]);
+
+impl fmt::Display for ModelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ModelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ModelDigest({self})")
     }
 }

@@ -1,85 +1,17 @@
-//! One interface over this project's scheme and the published one that it is measured against, so that a benchmark
-//! or a test treats both alike: encrypt rows, multiply them by int8 weights, decrypt, count the bytes.
+//! This project's scheme behind the interface of the baselines.
 
 use std::sync::Arc;
 
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
-use super::reference::{reference_answer, reference_masks};
-use super::{
-    DecryptError, EncryptError, MaskDomain, MaskProduct, MaskProductBuilder, MaskSeed, Plaintext, Planes, Precision,
-    ProductTile, Ticket, encrypt,
+use super::{Scheme, SchemeError};
+use crate::he::reference::{reference_answer, reference_masks};
+use crate::he::{
+    MaskDomain, MaskProduct, MaskProductBuilder, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
 };
-use crate::model::{Direction, Group, LinearId, LinearShape};
-use crate::quant::{QuantError, encoding_steps};
-
-/// Private products of f32 rows by public int8 weights, which the scheme was made with.
-pub trait Scheme {
-    /// What goes to the worker.
-    type Request;
-    /// What the owner keeps of one request.
-    type Ticket;
-    /// What comes back.
-    type Answer;
-
-    /// Its name in reports.
-    fn name(&self) -> String;
-
-    /// Owner: encrypts `tokens × d_in` rows.
-    ///
-    /// # Errors
-    /// When the rows cannot be encrypted.
-    fn encrypt(&self, rows: &[f32], tokens: usize) -> Result<(Self::Request, Self::Ticket), SchemeError>;
-
-    /// Worker: the product with the weights.
-    fn multiply(&self, request: &Self::Request) -> Self::Answer;
-
-    /// Owner: `tokens × d_out` rows, without the scales of the weights.
-    ///
-    /// # Errors
-    /// When the answer does not fit the ticket.
-    fn decrypt(&self, ticket: Self::Ticket, answer: &Self::Answer) -> Result<Vec<f32>, SchemeError>;
-
-    /// Bytes that a request takes on the wire.
-    fn request_bytes(&self, request: &Self::Request) -> usize;
-
-    /// Bytes that an answer takes on the wire.
-    fn answer_bytes(&self, answer: &Self::Answer) -> usize;
-}
-
-/// Why a private product failed on the owner's side.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SchemeError {
-    /// Rows that do not fit the weights.
-    #[error("{values} values are not {tokens} rows of {inner}")]
-    Shape {
-        /// Values given.
-        values: usize,
-        /// Rows announced.
-        tokens: usize,
-        /// Inner dimension of the weights.
-        inner: usize,
-    },
-    /// No steps could be found.
-    #[error(transparent)]
-    Steps(#[from] QuantError),
-    /// Encryption failed.
-    #[error(transparent)]
-    Encrypt(#[from] EncryptError),
-    /// Decryption failed.
-    #[error(transparent)]
-    Decrypt(#[from] DecryptError),
-    /// An answer of the wrong size.
-    #[error("the answer has {found} parts instead of {expected}")]
-    Answer {
-        /// Parts that came.
-        found: usize,
-        /// Parts that were due.
-        expected: usize,
-    },
-}
+use crate::ids::{Direction, Group, LinearId, LinearShape, ProductId};
+use crate::quant::encoding_steps;
 
 /// This project's scheme, with products of the caller's choice, in any tiles: the reference, or a kernel. The mask
 /// product is asked for once, when the scheme is made.
@@ -94,7 +26,7 @@ pub struct ColumnPacked<M> {
 }
 
 /// The matrix that [`ColumnPacked`] multiplies by, as far as masks are concerned.
-const DOMAIN: (LinearId, Direction) = (LinearId { layer: 0, group: Group::Qkv }, Direction::Forward);
+const PRODUCT: ProductId = LinearId { layer: 0, group: Group::Qkv }.along(Direction::Forward);
 
 impl<M: Fn(&Planes) -> Vec<ProductTile>> ColumnPacked<M> {
     /// The scheme over `weights`, `d_in × d_out` row-major, of which it reads the norms only: `multiply_masks` gives the
@@ -133,7 +65,7 @@ impl<M: Fn(&Planes) -> Vec<ProductTile>> ColumnPacked<M> {
 }
 
 fn domain(precision: Precision) -> MaskDomain {
-    MaskDomain { set: precision.set, linear: DOMAIN.0, direction: DOMAIN.1 }
+    MaskDomain { set: precision.set, product: PRODUCT }
 }
 
 /// This project's scheme over the reference product.
@@ -148,7 +80,7 @@ pub fn with_reference_product(
     let shared = Arc::new(weights);
     let weights = Arc::clone(&shared);
     let masks = |seed: &MaskSeed, domain: &MaskDomain| vec![reference_masks(precision, seed, domain, &shared, shape)];
-    let body = move |body: &Planes| vec![reference_answer(precision, DOMAIN.1, body, &weights, shape)];
+    let body = move |body: &Planes| vec![reference_answer(precision, PRODUCT.direction, body, &weights, shape)];
     ColumnPacked::with_products(precision, &shared, shape, masks, body)
 }
 
