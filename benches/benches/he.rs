@@ -116,18 +116,20 @@ fn polynomials(precision: Precision, tokens: usize) {
     let build = || -> Arc<MaskProduct> {
         let mut builder = MaskProductBuilder::new(precision, FEATURES).expect("a valid precision");
         mask_tiles.iter().for_each(|tile| builder.tile(tile).expect("a tile that fits"));
-        Arc::new(builder.finish().expect("all tiles came"))
+        Arc::new(builder.finish().expect("all tiles came").unchecked())
     };
     let masks = build();
     let loading = fastest(|| (), |()| build());
 
     let tiles: Vec<_> =
         (0..FEATURES).step_by(TILE_COLUMNS).map(|first| tile(tokens, precision.output_limbs, first)).collect();
-    let mut out = vec![0.0; tokens * FEATURES];
-    let ticket = || encrypt().1.open(Arc::clone(&masks), precision).expect("a valid precision");
+    let ticket = || {
+        let out = vec![0.0; tokens * FEATURES];
+        encrypt().1.open(Arc::clone(&masks), precision, out).expect("a valid precision")
+    };
     let decryption = fastest(ticket, |mut decryption| {
-        tiles.iter().for_each(|tile| decryption.tile(tile, &mut out).expect("a tile that fits"));
-        decryption.finish().expect("all tiles came");
+        tiles.iter().for_each(|tile| decryption.tile(tile).expect("a tile that fits"));
+        decryption.finish().expect("all tiles came")
     });
     let per_polynomial = |seconds: f64| 1e6 * seconds / (FEATURES * tokens / 1024) as f64;
     println!(

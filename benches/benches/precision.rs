@@ -6,6 +6,7 @@
 //! activations and weights do to the same product, and what the planner would choose.
 
 use std::f64::consts::TAU;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use protocol::he::reference::{reference_answer, reference_masks};
@@ -103,10 +104,10 @@ fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, precision: Pr
     masks.tile(&reference_masks(precision, &seed, &domain, &matrix.values, matrix.shape))?;
     let (body, ticket) = encrypt(&seed, &domain, precision, plaintext)?;
     let tile = reference_answer(precision, WAY, &body, &matrix.values, matrix.shape);
-    let mut out = vec![0.0; TOKENS * OUTPUTS];
-    let mut decryption = ticket.open(masks.finish()?.into(), precision)?;
-    decryption.tile(&tile, &mut out)?;
-    decryption.finish()?;
+    let masks = Arc::new(masks.finish()?.unchecked());
+    let mut decryption = ticket.open(masks, precision, vec![0.0; TOKENS * OUTPUTS])?;
+    decryption.tile(&tile)?;
+    let mut out = decryption.finish()?.unchecked();
     codec.finish(&mut out, &prepared.scales)?;
     Ok(out)
 }

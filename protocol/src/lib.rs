@@ -1,5 +1,5 @@
 //! What an owner and a worker agree on: the encryption scheme ([`he`]), how activations and weights become
-//! integers ([`quant`]), which model is served ([`model`]), what travels between them ([`wire`]), and the memory that
+//! integers ([`quant`]), how a stranger's answer is verified ([`sketch`]), which model is served ([`model`]), what travels between them ([`wire`]), and the memory that
 //! all of it works in ([`pool`]). All of them speak of products by the names in [`ids`]; [`baseline`] is what benchmarks
 //! hold the scheme against.
 //!
@@ -12,4 +12,5 @@ pub mod ids;
 pub mod model;
 pub mod pool;
 pub mod quant;
+pub mod sketch;
 pub mod wire;

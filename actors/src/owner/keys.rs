@@ -1,7 +1,7 @@
 //! The key manager: the only place where secrets live.
 //!
-//! Rows come in, a ciphertext and the number of a ticket go out; tiles of the answer come in with that number, rows
-//! go out. The ticket, which holds the one-time secrets, never leaves the actor's own futures: it is taken out of
+//! Rows come in, a ciphertext and the number of a ticket go out; tiles of the answer come in with that number, verified rows
+//! go out. Nothing computed from an answer leaves this module before all of it has been verified ([`protocol::sketch`]). The ticket, which holds the one-time secrets, never leaves the actor's own futures: it is taken out of
 //! the table by the first decryption and destroyed with it, whether decryption succeeds or not.
 
 use std::collections::HashMap;
@@ -13,7 +13,8 @@ use protocol::he::{
     Decryption, MaskDomain, MaskProduct, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
 };
 use protocol::ids::{LinearId, ProductId};
-use protocol::quant::{QuantError, RowScales};
+use protocol::quant::{QuantError, RowScales, Step};
+use protocol::sketch::{Checks, Expected, Refuted};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 
 use super::clock::PhaseClock;
@@ -46,6 +47,9 @@ pub enum KeyError {
     /// The answer does not fit the product.
     #[error("the answer cannot be decrypted: {0}")]
     Decrypt(#[from] protocol::he::DecryptError),
+    /// The answer is not the product that was asked for: the worker lied, or its memory did.
+    #[error("the answer is refused: {0}")]
+    Refuted(#[from] Refuted),
     /// The answer did not arrive whole.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -79,11 +83,44 @@ pub(crate) struct Encrypt {
     /// `tokens × inner`, row-major.
     pub(crate) rows: Arc<Buffer>,
     pub(crate) tokens: usize,
+    /// How fine.
+    pub(crate) step: Step,
 }
 
-/// Asks for an answer to be decrypted as its tiles arrive; the reply is `tokens × outer`, row-major.
+/// A verified answer, `tokens × outer`, row-major. Rows that wrapped more than once are missing until they are put in.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    rows: Buffer,
+    again: Vec<usize>,
+}
+
+impl Opened {
+    /// Rows to be asked for anew, with the provable step, at which none wraps.
+    pub(crate) fn again(&self) -> &[usize] {
+        &self.again
+    }
+
+    /// Puts in what was [missing](Self::again): the answer to exactly these rows, in this order, itself complete.
+    pub(crate) fn fill(mut self, missing: &Buffer) -> Buffer {
+        let outer = missing.len() / self.again.len().max(1);
+        for (row, values) in self.again.iter().zip(missing.chunks_exact(outer.max(1))) {
+            self.rows[row * outer..][..outer].copy_from_slice(values);
+        }
+        self.rows
+    }
+
+    /// All rows, if none is missing.
+    ///
+    /// # Errors
+    /// The answer as it is, where some are.
+    pub(crate) fn whole(self) -> Result<Buffer, Self> {
+        if self.again.is_empty() { Ok(self.rows) } else { Err(self) }
+    }
+}
+
+/// Asks for an answer to be decrypted as its tiles arrive, and verified.
 #[derive(Message)]
-#[rtype(result = "Result<Buffer, KeyError>")]
+#[rtype(result = "Result<Opened, KeyError>")]
 pub(crate) struct Decrypt {
     pub(crate) call: u64,
     /// The product of the mask by the same matrix.
@@ -105,6 +142,8 @@ struct Held {
     tokens: usize,
     ticket: Ticket,
     scales: RowScales,
+    checks: Arc<Checks>,
+    expected: Expected,
 }
 
 /// The actor. See the module's documentation.
@@ -158,23 +197,24 @@ impl Handler<Encrypt> for KeyManager {
 
 /// Rotates, encodes and encrypts rows under fresh secrets.
 fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Result<(Sealed, Held), KeyError> {
-    let Encrypt { product, ref rows, tokens } = *message;
+    let Encrypt { product, ref rows, tokens, step } = *message;
     let _span = tracing::info_span!(target: WORK, "encrypt", call, %product, tokens).entered();
     let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
     let precision = entry.precision(product.direction);
-    let prepared = entry.codec(product.direction).prepare(rows, tokens)?;
+    let checks = entry.checks(product.direction);
+    let (prepared, expected) = entry.codec(product.direction).prepare_expecting(rows, tokens, &checks.sketch, step)?;
     let (inner, outer) = entry.shape().along(product.direction);
     let domain = MaskDomain { set: precision.set, product };
     let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
     let (body, ticket) = encrypt(seed, &domain, precision, plaintext)?;
     let operand = Operand::Body { tokens: u32::try_from(tokens).unwrap_or(u32::MAX) };
     let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
-    let held = Held { product, precision, tokens, ticket, scales: prepared.scales };
+    let held = Held { product, precision, tokens, ticket, scales: prepared.scales, checks, expected };
     Ok((Sealed { header, body: Arc::new(body), outer }, held))
 }
 
 impl Handler<Decrypt> for KeyManager {
-    type Result = ResponseFuture<Result<Buffer, KeyError>>;
+    type Result = ResponseFuture<Result<Opened, KeyError>>;
 
     fn handle(&mut self, message: Decrypt, _context: &mut Self::Context) -> Self::Result {
         let held = self.tickets.remove(&message.call).ok_or(KeyError::NoTicket(message.call));
@@ -183,45 +223,47 @@ impl Handler<Decrypt> for KeyManager {
     }
 }
 
-/// Decrypts tiles as they arrive, then scales and un-rotates the whole.
-async fn open(table: Arc<LayerTable>, clock: Arc<PhaseClock>, held: Held, answer: Decrypt) -> Result<Buffer, KeyError> {
-    let Held { product, precision, tokens, ticket, scales } = held;
+/// Decrypts tiles as they arrive, then verifies, scales and un-rotates the whole.
+async fn open(table: Arc<LayerTable>, clock: Arc<PhaseClock>, held: Held, answer: Decrypt) -> Result<Opened, KeyError> {
+    let Held { product, precision, tokens, ticket, scales, checks, expected } = held;
     let Decrypt { call, masks, mut tiles, sent } = answer;
     let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
     let (_, outer) = entry.shape().along(product.direction);
-    let mut state = (ticket.open(masks, precision)?, Buffer::scratch(tokens * outer));
+    let mut decryption = ticket.open(masks, precision, Buffer::scratch(tokens * outer))?;
     let mut decrypt_time = Duration::ZERO;
     while let Some(tile) = tiles.recv().await {
         let tile = tile?;
         let start = Instant::now();
-        state = on_rayon(move || {
+        decryption = on_rayon(move || {
             let _span = tracing::info_span!(target: WORK, "decrypt", call, columns = tile.rows.columns()).entered();
-            add_tile(state, &tile)
+            add_tile(decryption, &tile)
         })
         .await??;
         decrypt_time += start.elapsed();
     }
     let exchange = sent.elapsed().saturating_sub(decrypt_time);
-    let (decryption, mut rows) = state;
-    decryption.finish()?;
-    let start = Instant::now();
-    let rows = on_rayon(move || {
-        let _span = tracing::info_span!(target: WORK, "decode", call, %product).entered();
+    let decrypted = decryption.finish()?;
+    let (start, of_checks) = (Instant::now(), Arc::clone(&clock));
+    let opened = on_rayon(move || {
+        let _span = tracing::info_span!(target: WORK, "verify and decode", call, %product).entered();
+        let verifying = Instant::now();
+        let verified = checks.sketch.verify(decrypted, &expected);
+        of_checks.add_check(verifying.elapsed());
+        let verified = verified?;
+        let again = verified.again().to_vec();
+        let mut rows = verified.into_values();
         let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
         entry.codec(product.direction).finish(&mut rows, &scales).map_err(KeyError::Decode)?;
-        Ok::<_, KeyError>(rows)
+        Ok::<_, KeyError>(Opened { rows, again })
     })
     .await??;
     clock.add_product(exchange, decrypt_time + start.elapsed());
-    Ok(rows)
+    Ok(opened)
 }
 
-/// A decryption under way and the rows that it fills.
-type Opening = (Decryption, Buffer);
-
-fn add_tile((mut decryption, mut rows): Opening, tile: &ProductTile) -> Result<Opening, KeyError> {
-    decryption.tile(tile, &mut rows)?;
-    Ok((decryption, rows))
+fn add_tile(mut decryption: Decryption<Buffer>, tile: &ProductTile) -> Result<Decryption<Buffer>, KeyError> {
+    decryption.tile(tile)?;
+    Ok(decryption)
 }
 
 impl Handler<Discard> for KeyManager {

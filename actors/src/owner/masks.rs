@@ -3,7 +3,9 @@
 //! A mask is public and the same for all calls of a run; only secrets and errors are fresh. So its product with a
 //! served matrix, `A' = A·W`, is the same for all calls too: the owner asks a worker for it when the matrix is first
 //! used in a direction, and from then on only bodies travel and are multiplied. Kept products are in the form in which
-//! decryption reads them. They hold no secret, and they belong to the matrix, not to the worker that computed them.
+//! decryption reads them. They hold no secret, and they belong to the matrix, not to the worker that computed them: each was
+//! verified when it came, before its first use, by a check that is exact. So all bytes of its values travel, and the owner
+//! rounds off itself what it does not keep.
 //!
 //! Memory is bounded: what has no place there is written to a file and read for every call ([`super::mask_file`]), and what
 //! has none there either is asked for in every call; calls that need it at the same time share it.
@@ -15,8 +17,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
-use protocol::he::{DecryptError, MaskProduct, MaskProductBuilder, MaskSeed, ProductTile};
+use protocol::he::{DecryptError, MaskDomain, MaskProduct, MaskProductBuilder, MaskSeed, Precision, ProductTile};
 use protocol::ids::{LinearId, ProductId};
+use protocol::sketch::ForgedMasks;
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 use tokio::sync::OnceCell;
 use tracing::Instrument as _;
@@ -41,6 +44,9 @@ pub enum MaskError {
     /// The answer is not the product of a mask.
     #[error("the product of the mask cannot be used: {0}")]
     Answer(#[from] DecryptError),
+    /// The answer is no product of the mask by this matrix: the worker lied, or its memory did.
+    #[error("the product of the mask is refused: {0}")]
+    Refuted(#[from] ForgedMasks),
     /// A bug.
     #[error(transparent)]
     Panicked(#[from] Panicked),
@@ -98,6 +104,7 @@ impl MaskCache {
                 return Ok(Arc::new(filed));
             }
             let operand = Operand::Masks { seed: self.seed.to_bytes() };
+            let precision = Precision { mask_limbs: precision.set.limbs() as u8, ..precision };
             let call = self.calls.fetch_add(1, Ordering::Relaxed);
             let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
             let flight = tracing::info_span!(target: FLIGHT, "mask product", %product);
@@ -220,7 +227,20 @@ impl MaskCache {
         }
         let whole = builder.finish()?;
         self.clock.add_mask_product(start.elapsed());
-        Ok(Arc::new(whole))
+        let entry = self.table.entry(product.linear).ok_or(MaskError::UnknownLinear(product.linear))?;
+        let (checks, precision, seed) =
+            (entry.checks(product.direction), entry.precision(product.direction), self.seed);
+        let clock = Arc::clone(&self.clock);
+        let verified = on_rayon(move || {
+            let _span = tracing::info_span!(target: WORK, "verify masks", %product).entered();
+            let start = Instant::now();
+            let domain = MaskDomain { set: precision.set, product };
+            let verified = checks.masks.verify(whole, &seed, &domain, precision.mask_limbs);
+            clock.add_check(start.elapsed());
+            verified
+        })
+        .await??;
+        Ok(Arc::new(verified))
     }
 }
 

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use protocol::ids::ModelDigest;
 use protocol::ids::{LinearId, ProductId};
+use protocol::quant::Step;
+use protocol::sketch::Refuted;
 use protocol::wire::messages::{ControlReply, ControlRequest, Refusal, WorkerHealth, WorkerOffer};
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::assignment::{Capacity, NotEnoughMemory, split_layers};
-use super::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager};
+use super::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Opened};
 use super::masks::{MaskCache, MaskError};
 use crate::buffer::Buffer;
 use crate::trace::FLIGHT;
@@ -245,7 +247,7 @@ impl Handler<Apply> for LayerScheduler {
             let peer = route?;
             let (mut attempt, mut pause) = (1, FIRST_PAUSE);
             loop {
-                match attempt_product(transport.as_ref(), &keys, &masks, &peer, &message).await {
+                match whole_product(transport.as_ref(), &keys, &masks, &peer, &message).await {
                     Err(error) if attempt < attempts(&error) => {
                         tracing::warn!(%peer, product = %message.product, attempt, %error, "sending the product again");
                         tokio::time::sleep(pause).await;
@@ -275,15 +277,43 @@ fn attempts(error: &ScheduleError) -> u32 {
     }
 }
 
-async fn attempt_product(
+/// A product with the sketched step, and once more, with the provable one, of those rows that wrapped more than once.
+async fn whole_product(
     transport: &dyn Transport,
     keys: &Addr<KeyManager>,
     masks: &MaskCache,
     peer: &PeerName,
     message: &Apply,
 ) -> Result<Buffer, ScheduleError> {
+    let opened = match attempt_product(transport, keys, masks, peer, message, Step::Sketched).await?.whole() {
+        Ok(rows) => return Ok(rows),
+        Err(opened) => opened,
+    };
+    let inner = message.rows.len() / message.tokens;
+    let rows: Vec<f32> = opened.again().iter().flat_map(|row| &message.rows[row * inner..][..inner]).copied().collect();
+    let missing = Apply { product: message.product, rows: Arc::new(rows.into()), tokens: opened.again().len() };
+    tracing::debug!(product = %message.product, rows = missing.tokens, "rows wrapped more than once");
+    let missing = attempt_product(transport, keys, masks, peer, &missing, Step::Provable).await?;
+    // At the provable step no row of an honest answer wraps.
+    let missing = missing.whole().map_err(|_| {
+        ScheduleError::Key(KeyError::Refuted(Refuted::Wraps {
+            wrapped: opened.again().len(),
+            rows: opened.again().len(),
+        }))
+    })?;
+    Ok(opened.fill(&missing))
+}
+
+async fn attempt_product(
+    transport: &dyn Transport,
+    keys: &Addr<KeyManager>,
+    masks: &MaskCache,
+    peer: &PeerName,
+    message: &Apply,
+    step: Step,
+) -> Result<Opened, ScheduleError> {
     let Apply { product, ref rows, tokens } = *message;
-    let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens };
+    let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };
     let (sealed, early) = futures::join!(keys.send(encrypt), masks.unless_filed(transport, peer, product));
     let sealed = sealed??;
     let (call, sent) = (sealed.header.call, Instant::now());

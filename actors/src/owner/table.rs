@@ -1,22 +1,18 @@
-//! What the owner knows of every served matrix: its scales and norms, and the precision planned for it.
+//! What the owner knows of every served matrix: its scales and norms, the precision planned for it, and the secret checks
+//! of its products.
 //!
-//! The table is computed by streaming the weights from the owner's own disk, one matrix at a time, exactly as a
-//! worker does; nothing in it is taken from a worker's word. It depends on the model alone, so it is kept in a cache
-//! folder under the model's digest.
+//! The table is computed by streaming the weights from the owner's own disk, one matrix at a time, exactly as a worker does;
+//! nothing in it is taken from a worker's word, and nothing is kept on a disk: checks are secrets of one run.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
-use std::path::Path;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use protocol::he::{ParameterSet, Precision};
-use protocol::ids::ModelDigest;
 use protocol::ids::{Direction, LinearId, LinearShape};
 use protocol::model::{Model, ModelError};
-use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan, serve};
-
-/// Names the layout of a cached table; a file that begins with another name is computed anew.
-const CACHE_FORMAT: &str = "velum layer table 1";
+use protocol::quant::{Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan, serve};
+use protocol::sketch::Checks;
 
 /// Why a table could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -33,25 +29,48 @@ pub enum TableError {
         /// Why.
         source: QuantError,
     },
+    /// The checks could not be drawn.
+    #[error("no randomness from the operating system: {0}")]
+    Randomness(#[from] getrandom::Error),
+}
+
+/// A matrix in one direction.
+struct Way {
+    precision: Precision,
+    codec: ProductCodec,
+    checks: RwLock<Arc<Checks>>,
 }
 
 /// One served matrix, both ways.
 pub struct TableEntry {
     shape: LinearShape,
-    forward: (Precision, ProductCodec),
-    backward: (Precision, ProductCodec),
+    forward: Way,
+    backward: Way,
 }
 
 impl TableEntry {
-    fn new(meta: &LinearMeta, target: &PrecisionTarget) -> Result<Self, QuantError> {
-        let way = |direction| {
+    /// Plans a matrix, and draws its checks.
+    fn new(
+        linear: LinearId,
+        matrix: &Int8Matrix,
+        meta: &LinearMeta,
+        target: &PrecisionTarget,
+    ) -> Result<Self, TableError> {
+        let [forward, backward] = Checks::draw(&matrix.values, matrix.shape)?;
+        let way = |direction, checks| {
             let precision = plan(meta, direction, target);
-            ProductCodec::new(meta, direction, precision).map(|codec| (precision, codec))
+            let codec = ProductCodec::new(meta, direction, precision);
+            let codec = codec.map_err(|source| TableError::Quant { linear, source })?;
+            Ok::<_, TableError>(Way { precision, codec, checks: RwLock::new(Arc::new(checks)) })
         };
-        Ok(Self { shape: meta.shape, forward: way(Direction::Forward)?, backward: way(Direction::Backward)? })
+        Ok(Self {
+            shape: meta.shape,
+            forward: way(Direction::Forward, forward)?,
+            backward: way(Direction::Backward, backward)?,
+        })
     }
 
-    fn way(&self, direction: Direction) -> &(Precision, ProductCodec) {
+    fn way(&self, direction: Direction) -> &Way {
         match direction {
             Direction::Forward => &self.forward,
             Direction::Backward => &self.backward,
@@ -65,12 +84,23 @@ impl TableEntry {
 
     /// What the planner chose for a direction.
     pub fn precision(&self, direction: Direction) -> Precision {
-        self.way(direction).0
+        self.way(direction).precision
     }
 
     /// How rows of a direction become integers and come back.
     pub fn codec(&self, direction: Direction) -> &ProductCodec {
-        &self.way(direction).1
+        &self.way(direction).codec
+    }
+
+    /// What products of a direction are checked with from now on. One product is sealed and opened with the same.
+    pub fn checks(&self, direction: Direction) -> Arc<Checks> {
+        Arc::clone(&self.way(direction).checks.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_checks(&self, [forward, backward]: [Checks; 2]) {
+        for (way, checks) in [(&self.forward, forward), (&self.backward, backward)] {
+            *way.checks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(checks);
+        }
     }
 }
 
@@ -80,50 +110,51 @@ pub struct LayerTable {
 }
 
 impl LayerTable {
-    /// Plans every matrix of `metas` for `target`.
+    /// Plans matrices for `target`, and draws their checks.
     ///
     /// # Errors
-    /// When metadata contradict themselves or leave no room for a message.
-    pub fn new(metas: &[(LinearId, LinearMeta)], target: &PrecisionTarget) -> Result<Self, TableError> {
-        let entry = |(linear, meta): &(LinearId, LinearMeta)| match TableEntry::new(meta, target) {
-            Ok(entry) => Ok((*linear, entry)),
-            Err(source) => Err(TableError::Quant { linear: *linear, source }),
+    /// When metadata contradict themselves or leave no room for a message, or there is no randomness.
+    pub fn new(
+        matrices: impl IntoIterator<Item = (LinearId, Int8Matrix, LinearMeta)>,
+        target: &PrecisionTarget,
+    ) -> Result<Self, TableError> {
+        let entry = |(linear, matrix, meta): (LinearId, Int8Matrix, LinearMeta)| {
+            Ok((linear, TableEntry::new(linear, &matrix, &meta, target)?))
         };
-        Ok(Self { entries: metas.iter().map(entry).collect::<Result<_, _>>()? })
+        Ok(Self { entries: matrices.into_iter().map(entry).collect::<Result<_, TableError>>()? })
     }
 
-    /// The table of a model: from `cache` if it is there, else computed matrix by matrix (`progress` is told how many
-    /// of how many are done) and written to `cache`. A cache that cannot be read or written costs time, never the run.
+    /// The table of a model, computed matrix by matrix; `progress` is told how many of how many are done. Blocks.
     ///
     /// # Errors
-    /// When the weights cannot be read or quantised.
+    /// When the weights cannot be read or quantised, or there is no randomness.
     pub fn of_model(
         model: &Model,
-        digest: ModelDigest,
         target: &PrecisionTarget,
-        cache: Option<&Path>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, TableError> {
         let linears: Vec<LinearId> = model.config().linears().collect();
-        let file = cache.map(|folder| folder.join(format!("{digest}.table")));
-        if let Some(metas) = file.as_deref().and_then(|path| read_cache(path, &linears)) {
-            return Self::new(&metas, target);
-        }
-        let mut metas = Vec::with_capacity(linears.len());
-        for (done, linear) in linears.iter().enumerate() {
+        let mut entries = HashMap::with_capacity(linears.len());
+        for (done, &linear) in linears.iter().enumerate() {
             progress(done, linears.len());
-            let shape = model.config().shape(linear.group);
-            let (_, meta) =
-                serve(model.linear(*linear)?, shape).map_err(|source| TableError::Quant { linear: *linear, source })?;
-            metas.push((*linear, meta));
+            let (matrix, meta) = served(model, linear)?;
+            entries.insert(linear, TableEntry::new(linear, &matrix, &meta, target)?);
         }
         progress(linears.len(), linears.len());
-        if let Some(path) = file
-            && let Err(error) = write_cache(&path, &metas)
-        {
-            tracing::warn!(path = %path.display(), %error, "the layer table is not cached");
+        Ok(Self { entries })
+    }
+
+    /// Draws the checks of some layers anew, as is due when a worker that served them was caught. Products that are under
+    /// way are checked with the ones that they were sealed with. Blocks.
+    ///
+    /// # Errors
+    /// When the weights cannot be read, or there is no randomness; checks that were not drawn anew stay.
+    pub fn redraw(&self, model: &Model, layers: Range<u16>) -> Result<(), TableError> {
+        for (&linear, entry) in self.entries.iter().filter(|(linear, _)| layers.contains(&linear.layer)) {
+            let (matrix, _) = served(model, linear)?;
+            entry.set_checks(Checks::draw(&matrix.values, matrix.shape)?);
         }
-        Self::new(&metas, target)
+        Ok(())
     }
 
     /// What is known of one matrix.
@@ -143,27 +174,17 @@ impl LayerTable {
 
     /// The parameter sets in use, cheapest first.
     pub fn parameter_sets(&self) -> Vec<ParameterSet> {
-        let used = |set| self.entries.values().any(|entry| entry.forward.0.set == set || entry.backward.0.set == set);
+        let used = |set| {
+            self.entries.values().any(|entry| entry.forward.precision.set == set || entry.backward.precision.set == set)
+        };
         ParameterSet::ALL.into_iter().filter(|&set| used(set)).collect()
     }
 }
 
-/// The cached metadata, if the file is there, whole, and of exactly these matrices.
-fn read_cache(path: &Path, linears: &[LinearId]) -> Option<Vec<(LinearId, LinearMeta)>> {
-    let bytes = fs::read(path).ok()?;
-    let (format, metas): (String, Vec<(LinearId, LinearMeta)>) = serde_json::from_slice(&bytes).ok()?;
-    let same = format == CACHE_FORMAT && metas.iter().map(|(linear, _)| linear).eq(linears);
-    same.then_some(metas)
-}
-
-fn write_cache(path: &Path, metas: &[(LinearId, LinearMeta)]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = io::BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
-    serde_json::to_writer(&mut file, &(CACHE_FORMAT, metas))?;
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.persist(path)?;
-    Ok(())
+/// A matrix as it is served.
+fn served(model: &Model, linear: LinearId) -> Result<(Int8Matrix, LinearMeta), TableError> {
+    let shape = model.config().shape(linear.group);
+    serve(model.linear(linear)?, shape).map_err(|source| TableError::Quant { linear, source })
 }
 
 #[cfg(test)]
@@ -171,37 +192,33 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use protocol::model::synthetic::{StoredAs, SyntheticLlama};
+    use protocol::quant::Step;
 
     use super::*;
 
-    fn table(model: &Model, cache: &Path) -> (LayerTable, usize) {
-        let mut computed = 0;
-        let digest = model.digest().unwrap();
-        let target = PrecisionTarget::default();
-        let table = LayerTable::of_model(model, digest, &target, Some(cache), |done, _| computed = done).unwrap();
-        (table, computed)
-    }
-
     #[test]
-    fn a_table_is_computed_once_and_a_damaged_cache_is_computed_anew() {
+    fn the_table_of_a_model_has_every_matrix_and_its_checks_can_be_drawn_anew() {
         let folder = tempfile::tempdir().unwrap();
         SyntheticLlama::tiny(1).write_folder(folder.path().join("model"), StoredAs::F32).unwrap();
         let model = Model::open(folder.path().join("model")).unwrap();
-        let cache = folder.path().join("cache");
-        let (first, computed) = table(&model, &cache);
-        assert_eq!((first.len(), computed), (8, 8));
-        let (second, computed) = table(&model, &cache);
-        assert_eq!((second.len(), computed), (8, 0));
+        let mut computed = 0;
+        let table = LayerTable::of_model(&model, &PrecisionTarget::default(), |done, _| computed = done).unwrap();
+        assert_eq!((table.len(), computed), (8, 8));
+        let before: HashMap<_, _> = model
+            .config()
+            .linears()
+            .map(|linear| (linear, table.entry(linear).unwrap().checks(Direction::Forward)))
+            .collect();
+        table.redraw(&model, 1..2).unwrap();
         for linear in model.config().linears() {
-            let (a, b) = (first.entry(linear).unwrap(), second.entry(linear).unwrap());
-            assert_eq!(a.precision(Direction::Forward), b.precision(Direction::Forward));
-            assert_eq!(a.shape(), b.shape());
-            let rows: Vec<f32> = (0..a.shape().d_in).map(|i| i as f32 - 7.0).collect();
-            let [a, b] = [a, b].map(|entry| entry.codec(Direction::Forward).prepare(&rows, 1).unwrap().steps);
-            assert_eq!(a, b, "a cached table encodes as the computed one");
+            let entry = table.entry(linear).unwrap();
+            let after = entry.checks(Direction::Forward);
+            assert_eq!(Arc::ptr_eq(&before[&linear], &after), linear.layer != 1, "{linear}");
+            // The new ones are of the same matrix: rows can be prepared with them.
+            let rows: Vec<f32> = (0..entry.shape().d_in).map(|i| i as f32 - 7.0).collect();
+            let prepared =
+                entry.codec(Direction::Forward).prepare_expecting(&rows, 1, &after.sketch, Step::Sketched).unwrap();
+            assert_eq!(prepared.1.tokens(), 1);
         }
-        let file = fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
-        fs::write(&file, b"[\"velum layer table 0\", []]").unwrap();
-        assert_eq!(table(&model, &cache).1, 8);
     }
 }

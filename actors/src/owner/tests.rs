@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use protocol::he::{MaskDomain, MaskSeed, Planes, ProductTile, reference};
 use protocol::ids::ModelDigest;
 use protocol::ids::{Direction, Group, LinearId, LinearShape};
-use protocol::quant::{LinearMeta, PrecisionTarget, serve};
+use protocol::quant::{LinearMeta, PrecisionTarget, Step, serve};
 use protocol::wire::messages::{
     ControlReply, ControlRequest, DeviceOffer, Operand, PROTOCOL_VERSION, Refusal, WorkerHealth, WorkerOffer,
 };
@@ -177,16 +177,16 @@ async fn cluster(speeds: &[f64]) -> (Cluster, Vec<scheduler::Assignment>) {
 async fn cluster_keeping(speeds: &[f64], room: MaskRoom) -> (Cluster, Vec<scheduler::Assignment>) {
     let mut workers = Workers { tile: 16, ..Workers::default() };
     let mut weights = HashMap::new();
-    let mut metas: Vec<(LinearId, LinearMeta)> = Vec::new();
+    let mut matrices = Vec::new();
     for linear in linears() {
         let matrix = random(SHAPE.d_in * SHAPE.d_out, u64::from(linear.layer));
         let (integers, meta) = serve(matrix.clone(), SHAPE).unwrap();
-        workers.matrices.insert(linear, integers.values);
+        workers.matrices.insert(linear, integers.values.clone());
         weights.insert(linear, matrix);
-        metas.push((linear, meta));
+        matrices.push((linear, integers, meta));
     }
     let workers = Arc::new(workers);
-    let table = LayerTable::new(&metas, &PrecisionTarget::default()).unwrap();
+    let table = LayerTable::new(matrices, &PrecisionTarget::default()).unwrap();
     let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
     let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), room).unwrap();
     let candidates = speeds.iter().enumerate().map(|(number, &speed)| Candidate {
@@ -378,7 +378,7 @@ fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
     actix::System::new().block_on(async {
         let (matrix, meta) = serve(random(SHAPE.d_in * SHAPE.d_out, 1), SHAPE).unwrap();
         let linear = LinearId { layer: 0, group: Group::O };
-        let table = Arc::new(LayerTable::new(&[(linear, meta)], &PrecisionTarget::default()).unwrap());
+        let table = Arc::new(LayerTable::new([(linear, matrix.clone(), meta)], &PrecisionTarget::default()).unwrap());
         let seed = MaskSeed::from_bytes([1; 32]);
         let clock = Arc::new(PhaseClock::default());
         let workers = Workers { tile: 16, matrices: HashMap::from([(linear, matrix.values)]), ..Workers::default() };
@@ -388,7 +388,8 @@ fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
         let masks = cache.product(&workers, &peer, linear.along(Direction::Forward)).await.unwrap();
         let keys = actix::Actor::start(KeyManager::new(seed, table, clock));
         let rows = Arc::new(Buffer::from(random(SHAPE.d_in, 2)));
-        let encrypt = keys::Encrypt { product: linear.along(Direction::Forward), rows, tokens: 1 };
+        let encrypt =
+            keys::Encrypt { product: linear.along(Direction::Forward), rows, tokens: 1, step: Step::Sketched };
         let call = keys.send(encrypt).await.unwrap().unwrap().header.call;
         let decrypt = || {
             let (_, tiles) = mpsc::channel(1);

@@ -21,7 +21,8 @@ use protocol::he::{
 };
 use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use protocol::model::synthetic::SyntheticLlama;
-use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, plan, predicted_relative_error, serve};
+use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, Step, plan, predicted_relative_error, serve};
+use protocol::sketch::Checks;
 use serde::Serialize;
 
 use super::median;
@@ -165,7 +166,8 @@ pub fn measure(options: &LinearOptions, multiplier: &Multiplier) -> anyhow::Resu
         Parameters::Set(set) => Some(set),
     };
     let precision = plan(&meta, WAY, &PrecisionTarget { set, ..PrecisionTarget::default() });
-    let product = Encrypted { precision, weights: held, meta: &meta, rows: &rows, tokens };
+    let [checks, _] = Checks::draw(&matrix.values, shape)?;
+    let product = Encrypted { precision, weights: held, meta: &meta, checks: &checks, rows: &rows, tokens };
     let measured = product.measure()?;
     let set = precision.set;
     let all_rows = usize::from(precision.body_limbs) * tokens + set.limbs() * set.mask_rows();
@@ -223,6 +225,7 @@ struct Encrypted<'a> {
     precision: Precision,
     weights: &'a dyn HeldMatrix,
     meta: &'a LinearMeta,
+    checks: &'a Checks,
     rows: &'a [f32],
     tokens: usize,
 }
@@ -245,6 +248,7 @@ impl Encrypted<'_> {
         let Self { precision, weights, meta, rows, tokens, .. } = *self;
         let (inner, outer) = weights.shape().along(WAY);
         let domain = MaskDomain { set: precision.set, product: LINEAR.along(WAY) };
+        let whole = Precision { mask_limbs: precision.set.limbs() as u8, ..precision };
 
         let (mut multiply, mut prepare, mut kept) = (Vec::new(), Vec::new(), None);
         repeat(|| {
@@ -252,9 +256,10 @@ impl Encrypted<'_> {
             let tiles = self.multiply_masks(domain)?;
             multiply.push(began.elapsed().as_secs_f64());
             let began = Instant::now();
-            let mut masks = MaskProductBuilder::new(precision, outer)?;
+            let mut masks = MaskProductBuilder::new(whole, outer)?;
             tiles.iter().try_for_each(|tile| masks.tile(tile))?;
-            kept = Some((Arc::new(masks.finish()?), bytes_of(&tiles)));
+            let verified = self.checks.masks.verify(masks.finish()?, &SEED, &domain, precision.mask_limbs)?;
+            kept = Some((Arc::new(verified), bytes_of(&tiles)));
             prepare.push(began.elapsed().as_secs_f64());
             Ok(())
         })?;
@@ -264,17 +269,16 @@ impl Encrypted<'_> {
         let (mut times, mut last) = ([const { Vec::new() }; 3], None);
         repeat(|| {
             let began = Instant::now();
-            let prepared = codec.prepare(rows, tokens)?;
+            let (prepared, expected) = codec.prepare_expecting(rows, tokens, &self.checks.sketch, Step::Sketched)?;
             let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
             let (body, ticket) = encrypt(&SEED, &domain, precision, plaintext)?;
             let encrypted = began.elapsed();
             let body = Arc::new(body);
             let tiles = self.multiply_body(&body)?;
             let multiplied = began.elapsed();
-            let mut out = vec![0.0; tokens * outer];
-            let mut decryption = ticket.open(Arc::clone(&masks), precision)?;
-            tiles.iter().try_for_each(|tile| decryption.tile(tile, &mut out))?;
-            decryption.finish()?;
+            let mut decryption = ticket.open(Arc::clone(&masks), precision, vec![0.0; tokens * outer])?;
+            tiles.iter().try_for_each(|tile| decryption.tile(tile))?;
+            let mut out = self.checks.sketch.verify(decryption.finish()?, &expected)?.into_values();
             codec.finish(&mut out, &prepared.scales)?;
             let decrypted = began.elapsed();
             let seconds = [encrypted, multiplied - encrypted, decrypted - multiplied];
@@ -298,8 +302,8 @@ impl Encrypted<'_> {
     }
 
     fn multiply_masks(&self, domain: MaskDomain) -> anyhow::Result<Vec<ProductTile>> {
-        let Precision { set, mask_limbs, .. } = self.precision;
-        self.multiply(set.limbs(), mask_limbs.into(), Multiplicand::Masks { seed: SEED, domain, first_feature: 0 })
+        let set = self.precision.set;
+        self.multiply(set.limbs(), set.limbs(), Multiplicand::Masks { seed: SEED, domain, first_feature: 0 })
     }
 
     fn multiply_body(&self, body: &Arc<Planes>) -> anyhow::Result<Vec<ProductTile>> {
@@ -457,7 +461,9 @@ mod tests {
         for set in ParameterSet::ALL {
             let figures = measure(&options(Parameters::Set(set)), &Multiplier::cpu()).unwrap();
             let predicted = figures.predicted_error.unwrap();
-            assert!((figures.rel_error / predicted - 1.0).abs() < 0.3, "{set}: {} {predicted}", figures.rel_error);
+            // The prediction is that of the provable step; the sketched one is finer.
+            let ratio = figures.rel_error / predicted;
+            assert!((0.1..1.3).contains(&ratio), "{set}: {} {predicted}", figures.rel_error);
             assert!(figures.bytes_up.is_multiple_of(40 * 256) && figures.bytes_up > 0);
             assert!(figures.bytes_down.is_multiple_of(40 * 96) && figures.bytes_down <= figures.bytes_up);
             assert!(figures.mask_bytes_down.is_multiple_of(set.mask_rows() * 96));

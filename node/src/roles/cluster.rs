@@ -49,11 +49,10 @@ impl Cluster {
     ) -> anyhow::Result<Self> {
         let swarm = start_swarm(config).await?;
         let transport = Libp2pTransport::new(swarm.clone(), TransportConfig::default());
-        // The table takes a while where it is not cached: it is computed while workers are being looked for.
+        // The table takes a while: it is computed while workers are being looked for.
         let table = tokio::task::spawn_blocking({
             let (model, target) = (Arc::clone(model), config.encryption);
-            let cache = folders::cache().ok().map(|folder| folder.join("tables"));
-            move || LayerTable::of_model(&model, digest, &target, cache.as_deref(), |_, _| {})
+            move || LayerTable::of_model(&model, &target, |_, _| {})
         });
         let candidates = find_workers(config, &transport, digest, progress).await?;
         progress.status("reading the model's layers");

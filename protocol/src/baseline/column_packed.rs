@@ -55,7 +55,15 @@ impl<M: Fn(&Planes) -> Vec<ProductTile>> ColumnPacked<M> {
             masks.tile(&tile)?;
             mask_bytes += tile.rows.bytes().len();
         }
-        Ok(Self { precision, shape, max_norm, seed, masks: Arc::new(masks.finish()?), mask_bytes, multiply })
+        Ok(Self {
+            precision,
+            shape,
+            max_norm,
+            seed,
+            masks: Arc::new(masks.finish()?.unchecked()),
+            mask_bytes,
+            multiply,
+        })
     }
 
     /// Bytes that the mask product took on the wire, once.
@@ -108,13 +116,12 @@ impl<M: Fn(&Planes) -> Vec<ProductTile>> Scheme for ColumnPacked<M> {
     }
 
     fn decrypt(&self, ticket: Self::Ticket, answer: &Self::Answer) -> Result<Vec<f32>, SchemeError> {
-        let mut out = vec![0.0; ticket.tokens() * self.shape.d_out];
-        let mut decryption = ticket.open(Arc::clone(&self.masks), self.precision)?;
+        let out = vec![0.0; ticket.tokens() * self.shape.d_out];
+        let mut decryption = ticket.open(Arc::clone(&self.masks), self.precision, out)?;
         for tile in answer {
-            decryption.tile(tile, &mut out)?;
+            decryption.tile(tile)?;
         }
-        decryption.finish()?;
-        Ok(out)
+        Ok(decryption.finish()?.unchecked())
     }
 
     fn request_bytes(&self, request: &Self::Request) -> usize {

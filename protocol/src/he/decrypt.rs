@@ -1,6 +1,7 @@
-//! Decryption of a product's tiles as they come.
+//! Decryption of a product's tiles as they come. What comes out is nobody's word yet: [`crate::sketch`] makes values of
+//! it that can be used.
 
-use std::ops::Range;
+use std::ops::{DerefMut, Range};
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -43,12 +44,17 @@ impl Ticket {
     }
 
     /// Begins the decryption of a product that was asked for at `precision`, with the mask product of its matrix and
-    /// direction, made from the seed and domain of the encryption.
+    /// direction, made from the seed and domain of the encryption. Values go to `out`, `tokens × outer`, row-major.
     ///
     /// # Errors
-    /// When the precision is not the one of the encryption, or the mask product is of another parameter set or number
-    /// of limbs.
-    pub fn open(self, masks: Arc<MaskProduct>, precision: Precision) -> Result<Decryption, DecryptError> {
+    /// When the precision is not the one of the encryption, the mask product is of another parameter set or number of
+    /// limbs, or `out` has another size.
+    pub fn open<T: DerefMut<Target = [f32]>>(
+        self,
+        masks: Arc<MaskProduct>,
+        precision: Precision,
+        out: T,
+    ) -> Result<Decryption<T>, DecryptError> {
         if precision != self.precision {
             return Err(DecryptError::Precision { precision, expected: Some(self.precision) });
         }
@@ -56,16 +62,40 @@ impl Ticket {
         if of_masks.set != precision.set || of_masks.mask_limbs != precision.mask_limbs {
             return Err(DecryptError::Precision { precision: of_masks, expected: Some(precision) });
         }
+        if self.tokens().checked_mul(masks.outer()) != Some(out.len()) {
+            return Err(DecryptError::Output(out.len()));
+        }
         let columns = Columns::of(masks.outer());
-        Ok(Decryption { ticket: self, masks, columns })
+        Ok(Decryption { ticket: self, masks, columns, out })
     }
 }
 
 /// A product on its way to be decrypted.
-pub struct Decryption {
+pub struct Decryption<T> {
     ticket: Ticket,
     masks: Arc<MaskProduct>,
     columns: Columns,
+    pub(super) out: T,
+}
+
+/// What an answer was decrypted to, all of it, and nobody has verified yet. The secrets are wiped.
+pub struct Decrypted<T> {
+    values: T,
+    steps: Zeroizing<Vec<f64>>,
+    precision: Precision,
+}
+
+impl<T> Decrypted<T> {
+    /// The values over κ, `tokens × outer`; κ of each row; how they were encrypted.
+    pub(crate) fn into_parts(self) -> (T, Zeroizing<Vec<f64>>, Precision) {
+        (self.values, self.steps, self.precision)
+    }
+
+    /// The values as they are, whatever a worker made of them: for measurements of the scheme itself. Where it is called
+    /// has to say so to the linter.
+    pub fn unchecked(self) -> T {
+        self.values
+    }
 }
 
 /// Why a tile, or a product, could not be decrypted.
@@ -194,19 +224,15 @@ struct Scratch<W: Word> {
     polynomials: Polynomials<W>,
 }
 
-impl Decryption {
-    /// Decrypts a tile, `output_limbs × tokens × columns`, into its columns of `out`, `tokens × outer`, row-major. The
-    /// caller has verified the tile.
+impl<T: DerefMut<Target = [f32]>> Decryption<T> {
+    /// Decrypts a tile, `output_limbs × tokens × columns`.
     ///
     /// # Errors
     /// When the tile does not fit the product or overlaps an earlier one; nothing is written then.
-    pub fn tile(&mut self, tile: &ProductTile, out: &mut [f32]) -> Result<(), DecryptError> {
+    pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
         let (ticket, outer) = (&self.ticket, self.masks.outer());
         let precision = ticket.precision;
         let columns = self.columns.check(tile, usize::from(precision.output_limbs), ticket.tokens())?;
-        if ticket.tokens().checked_mul(outer) != Some(out.len()) {
-            return Err(DecryptError::Output(out.len()));
-        }
         self.columns.claim(columns.clone());
         let (body_bits, mask_bits) = (8 * u32::from(precision.output_limbs), 8 * u32::from(precision.mask_limbs));
         let bits = body_bits.max(mask_bits);
@@ -222,7 +248,7 @@ impl Decryption {
             shifts: (bits - body_bits, bits - mask_bits),
             units: &units,
         };
-        let tiles = column_tiles(out, outer, columns);
+        let tiles = column_tiles(&mut self.out, outer, columns);
         if bits <= u32::BITS {
             decrypt_tiles::<u32>(&job, tiles);
         } else {
@@ -235,8 +261,10 @@ impl Decryption {
     ///
     /// # Errors
     /// When columns are missing.
-    pub fn finish(self) -> Result<(), DecryptError> {
-        self.columns.finish()
+    pub fn finish(self) -> Result<Decrypted<T>, DecryptError> {
+        let Self { ticket: Ticket { precision, steps, .. }, columns, out, .. } = self;
+        columns.finish()?;
+        Ok(Decrypted { values: out, steps, precision })
     }
 }
 

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::decrypt::{Columns, DecryptError};
 use super::lanes::{TILE, transpose_bytes, vectorised};
+use super::modulus::switch_value;
 use super::{Planes, Precision, ProductTile};
 use crate::pool::Pool;
 
@@ -100,7 +101,7 @@ impl MaskProductBuilder {
         Ok(Self { product: MaskProduct { precision, outer, bytes }, columns: Columns::of(outer) })
     }
 
-    /// Takes a tile, `mask_limbs × k·N × columns`, which the caller has verified.
+    /// Takes a tile, `mask_limbs × k·N × columns`.
     ///
     /// # Errors
     /// When the tile does not fit the product or overlaps an earlier one; it is not taken then.
@@ -120,9 +121,68 @@ impl MaskProductBuilder {
     ///
     /// # Errors
     /// When columns are missing.
-    pub fn finish(self) -> Result<MaskProduct, DecryptError> {
+    pub fn finish(self) -> Result<UnverifiedMasks, DecryptError> {
         self.columns.finish()?;
-        Ok(self.product)
+        Ok(UnverifiedMasks(self.product))
+    }
+}
+
+/// What came as a mask product, all of it, and nobody has verified yet. A wrong one would put the secrets into what is
+/// decrypted with it.
+pub struct UnverifiedMasks(MaskProduct);
+
+impl UnverifiedMasks {
+    /// Precision that it was asked for with.
+    pub fn precision(&self) -> Precision {
+        self.0.precision
+    }
+
+    /// Output columns.
+    pub fn outer(&self) -> usize {
+        self.0.outer
+    }
+
+    /// A column, `[limb][component][N]`.
+    pub(crate) fn column(&self, column: usize) -> &[u8] {
+        self.0.column(column)
+    }
+
+    /// The product, of whose values `limbs` bytes are kept: for whoever has verified it.
+    ///
+    /// Panics unless it has as many.
+    pub(crate) fn accept(self, limbs: u8) -> MaskProduct {
+        let from = self.0.precision;
+        assert!((1..=from.mask_limbs).contains(&limbs));
+        if limbs == from.mask_limbs {
+            return self.0;
+        }
+        let to = Precision { mask_limbs: limbs, ..from };
+        let mut kept = MaskProduct {
+            precision: to,
+            outer: self.0.outer,
+            bytes: POOL.scratch(MaskProduct::memory_for(to, self.0.outer)),
+        };
+        let rows = from.set.mask_rows();
+        let columns =
+            kept.bytes.par_chunks_exact_mut(column_bytes(to)).zip(self.0.bytes.par_chunks_exact(column_bytes(from)));
+        columns.take(self.0.outer).for_each(|(to, from)| switch_column(from, rows, to));
+        kept
+    }
+
+    /// The product as it is, whatever a worker made of it: for measurements of the scheme itself. Where it is called has to
+    /// say so to the linter.
+    pub fn unchecked(self) -> MaskProduct {
+        self.0
+    }
+}
+
+/// Rounds a column, `[limb][row]`, to the most significant limbs that `to` has room for.
+fn switch_column(from: &[u8], rows: usize, to: &mut [u8]) {
+    let (from_limbs, to_limbs) = (from.len() / rows, to.len() / rows);
+    for row in 0..rows {
+        let value = (0..from_limbs).map(|limb| u64::from(from[limb * rows + row]) << (8 * limb)).sum();
+        let switched = switch_value(value, from_limbs, to_limbs);
+        (0..to_limbs).for_each(|limb| to[limb * rows + row] = (switched >> (8 * limb)) as u8);
     }
 }
 

@@ -4,11 +4,12 @@
 //! The way of one product, in the order of the modules:
 //!
 //! 1. [`params`] names a parameter set and the bytes of each value that travels;
-//! 2. once per run, for each matrix and direction, the worker expands the public masks from a seed, multiplies them by
-//!    its int8 weights and switches the modulus of the result, which the owner keeps ([`mask_product`]);
+//! 2. once per run, for each matrix and direction, the worker expands the public masks from a seed and multiplies them by
+//!    its int8 weights; the owner verifies the result ([`crate::sketch`]), switches its modulus and keeps it
+//!    ([`mask_product`]);
 //! 3. for each call the owner expands the same masks and encrypts its rows, keeping a one-time secret for each block;
 //! 4. the worker multiplies the body by its weights and switches the modulus of the result;
-//! 5. the owner decrypts the switched tiles with the mask product and the only ticket there is.
+//! 5. the owner decrypts the switched tiles with the mask product and the only ticket there is, and verifies the whole.
 //!
 //! Masks that stay the same while every block of every call has its own secret are multi-secret RLWE: by a hybrid
 //! argument, the advantage over all blocks is at most the sum of that over each. What must never serve twice is a secret.
@@ -32,10 +33,12 @@ pub(crate) mod tests;
 mod word;
 
 pub(crate) use lanes::vectorised;
+pub(crate) use mask::MaskColumns;
+pub(crate) use sampling::SecretRng;
 
-pub use decrypt::{DecryptError, Decryption, Ticket};
+pub use decrypt::{DecryptError, Decrypted, Decryption, Ticket};
 pub use encrypt::{EncryptError, Plaintext, encrypt};
 pub use mask::{MaskDomain, MaskSeed};
-pub use mask_product::{MaskProduct, MaskProductBuilder};
+pub use mask_product::{MaskProduct, MaskProductBuilder, UnverifiedMasks};
 pub use params::{ParameterSet, Precision};
 pub use planes::{Planes, ProductTile};

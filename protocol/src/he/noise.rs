@@ -55,6 +55,22 @@ pub fn mask_variance(precision: Precision) -> f64 {
     rounding_variance(0, precision.mask_dropped_bits()) * TERNARY * precision.set.mask_rows() as f64
 }
 
+/// Variance that rounding a decrypted value to f32 adds at most: half a unit of the last of 24 bits.
+fn float_variance(precision: Precision) -> f64 {
+    f64::from(2 * precision.set.modulus_bits()).exp2()
+        * f64::from(-2 * (f32::MANTISSA_DIGITS as i32 + 1)).exp2()
+        * UNIFORM
+}
+
+/// Variance of a sum of the outputs of one row, multiplied by the entries of a column of squared norm `outer_squared`,
+/// against the same sum of the exact outputs. `inner_squared` is the squared norm of the matrix times that column: by it go
+/// the errors that pass through the matrix, by the column itself those that come after it.
+pub fn sketch_variance(precision: Precision, inner_squared: f64, outer_squared: f64) -> f64 {
+    multiplied_variance(precision, inner_squared)
+        + encoding_variance(inner_squared)
+        + (output_variance(precision) + mask_variance(precision) + float_variance(precision)) * outer_squared
+}
+
 /// Variance of a decrypted value of a product, against the exact product of the unrounded `κx`.
 pub fn product_variance(precision: Precision, column_norm_squared: f64) -> f64 {
     multiplied_variance(precision, column_norm_squared)

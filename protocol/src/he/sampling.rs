@@ -29,6 +29,11 @@ impl SecretRng {
         Ok(Self { cipher: ChaCha20::new((&*key).into(), &[0; 12].into()) })
     }
 
+    /// The generator of a key that was drawn from another one, for what is drawn again instead of being kept.
+    pub(crate) fn from_key(key: &[u8; 32]) -> Self {
+        Self { cipher: ChaCha20::new(key.into(), &[0; 12].into()) }
+    }
+
     /// Fills `out` with random bytes.
     pub(crate) fn fill(&mut self, out: &mut [u8]) {
         self.cipher.write_keystream(out);

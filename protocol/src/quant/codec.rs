@@ -4,6 +4,9 @@
 //! un-rotate by `Q_outᵀ`. Backward, `dX = dY·Wᵀ`: rotate by `Q_out`, multiply by the scales, which belong to rotated
 //! columns, choose steps, (…,) un-rotate by `Q_inᵀ`.
 //!
+//! A row's step is the provable one of [`super::encoding`], or, where a sketch of the matrix tells how large the outputs
+//! will be, a finer one at which an output wraps rarely ([`Step::Sketched`]): the sketch notices it and takes it back.
+//!
 //! Each row is first brought to a largest magnitude in [1, 2) by a power of two, which is exact and is taken back
 //! at the very end. Thus rows of denormals or of 1e38 neither vanish nor overflow inside the transforms.
 
@@ -15,9 +18,27 @@ use super::encoding::{not_finite, room_for, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
 use crate::he::{Precision, vectorised};
 use crate::ids::Direction;
+use crate::sketch::{Expected, Sketch};
 
 /// Values that are worth a task of their own.
 const VALUES_PER_TASK: usize = 1 << 14;
+
+/// Rows that a task takes at a time: few enough to stay in a core's cache between rotation and sketch.
+const ROWS_PER_TASK: usize = 16;
+
+/// Root mean squares of a row's outputs that fit between 0 and q/2 at the sketched step. The largest output of a row of the
+/// models measured is 2 to 9 of them, 3.5 in the median, and what the sketch tells of them is right within a factor of two
+/// (`benches/RESULTS.md` has how often rows wrap).
+const SKETCHED_BOUND: f64 = 8.0;
+
+/// How fine the integers are that rows become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// So that no output can wrap.
+    Provable,
+    /// The finer of that and the one at which, going by the sketch, an output wraps rarely.
+    Sketched,
+}
 
 /// Turns rows into what is encrypted, and decrypted values into outputs, for one served matrix in one direction.
 /// Cheap to keep: rotations are shared.
@@ -31,6 +52,8 @@ pub struct ProductCodec {
     scale_exponent: i32,
     max_norm: f64,
     room: f64,
+    /// `q/2`.
+    half: f64,
 }
 
 /// Rows ready to be encrypted. They are private, so they cannot be printed.
@@ -78,7 +101,8 @@ impl ProductCodec {
         let down = power_of_two(-scale_exponent);
         let scales = meta.scales.iter().map(|&scale| (f64::from(scale) * down) as f32).collect();
         let (inner, outer) = (Rotation::cached(inner), Rotation::cached(outer));
-        Ok(Self { direction, inner, outer, scales, scale_exponent, max_norm, room })
+        let half = f64::from(precision.set.modulus_bits() - 1).exp2();
+        Ok(Self { direction, inner, outer, scales, scale_exponent, max_norm, room, half })
     }
 
     /// `rows` (`tokens × inner` row-major) to what is encrypted.
@@ -98,6 +122,60 @@ impl ProductCodec {
             .collect::<Result<_, _>>()?;
         let (steps, scales) = steps_and_scales.into_iter().unzip();
         Ok(Prepared { rows: prepared, steps, scales: RowScales(scales) })
+    }
+
+    /// [`Self::prepare`] for an answer that will be verified: also says what it has to agree with.
+    ///
+    /// # Errors
+    /// Those of [`Self::prepare`].
+    ///
+    /// # Panics
+    /// If the sketch is not one of this matrix in this direction.
+    pub fn prepare_expecting(
+        &self,
+        rows: &[f32],
+        tokens: usize,
+        sketch: &Sketch,
+        step: Step,
+    ) -> Result<(Prepared, Expected), QuantError> {
+        let inner = self.inner.dimension();
+        assert!(sketch.inner() == inner && sketch.outer() == self.outer.dimension(), "a sketch of this matrix");
+        check_length("the rows", rows.len(), tokens, inner)?;
+        let (mut prepared, mut expected) = (vec![0.0_f32; rows.len()], Expected::of(tokens));
+        let mut steps_and_scales = vec![(0.0, 0.0); tokens];
+        prepared
+            .par_chunks_mut(ROWS_PER_TASK * inner)
+            .zip(rows.par_chunks(ROWS_PER_TASK * inner))
+            .zip(expected.rows_mut().par_chunks_mut(ROWS_PER_TASK))
+            .zip(steps_and_scales.par_chunks_mut(ROWS_PER_TASK))
+            .enumerate()
+            .try_for_each(|(task, (((to, from), expected), chosen))| {
+                let rows = to.chunks_exact_mut(inner).zip(from.chunks_exact(inner)).zip(chosen.iter_mut());
+                for (row, ((to, from), chosen)) in rows.enumerate() {
+                    let prepared = prepare_row(self, from, to);
+                    *chosen = prepared.ok_or_else(|| not_finite(task * ROWS_PER_TASK + row, from))?;
+                }
+                sketch.expect(to, expected);
+                if step == Step::Sketched {
+                    for ((to, expected), (step, _)) in to.chunks_exact(inner).zip(&*expected).zip(chosen) {
+                        *step = self.finer(*step, sketch.output_rms(expected), largest_magnitude(to));
+                    }
+                }
+                Ok(())
+            })?;
+        let (steps, scales) = steps_and_scales.into_iter().unzip();
+        Ok((Prepared { rows: prepared, steps, scales: RowScales(scales) }, expected))
+    }
+
+    /// The finer of the provable step and the sketched one, for a row of this largest magnitude whose outputs have this root
+    /// mean square.
+    fn finer(&self, provable: f64, output_rms: f64, largest: f32) -> f64 {
+        if provable == 0.0 {
+            return 0.0;
+        }
+        // A row that the matrix nearly cancels still has to be encoded.
+        let encodable = self.half / (2.0 * f64::from(largest));
+        provable.max((self.room / (SKETCHED_BOUND * output_rms)).min(encodable))
     }
 
     /// Step and scale of a row, which goes to `to`; `None` if it is not finite.

@@ -64,8 +64,11 @@ fn products_are_right_whatever_devices_a_worker_has() {
                 candidate(&network, "two", two, split).await,
                 candidate(&network, "one", vec![device("only", 0, 3.0)], split).await,
             ];
-            let metas: Vec<_> = linears().map(|linear| (linear, serve(weights(linear), WIDE).unwrap().1)).collect();
-            let table = LayerTable::new(&metas, &PrecisionTarget::default()).unwrap();
+            let matrices = linears().map(|linear| {
+                let (matrix, meta) = serve(weights(linear), WIDE).unwrap();
+                (linear, matrix, meta)
+            });
+            let table = LayerTable::new(matrices, &PrecisionTarget::default()).unwrap();
             let transport: Arc<dyn Transport> = network;
             let actors =
                 OwnerActors::start(Arc::new(table), Arc::clone(&transport), MaskRoom::memory(usize::MAX)).unwrap();

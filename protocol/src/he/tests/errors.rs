@@ -45,23 +45,25 @@ fn precisions_that_do_not_fit() {
         let mut builder = MaskProductBuilder::new(precision, 1)?;
         let rows = Planes::zeros(usize::from(precision.mask_limbs), precision.set.mask_rows(), 1);
         builder.tile(&ProductTile { first_column: 0, rows })?;
-        builder.finish().map(Arc::new)
+        builder.finish().map(|masks| Arc::new(masks.unchecked()))
     };
     for wrong in wrong_precisions() {
         assert!(matches!(ticket(wrong), Err(EncryptError::Precision { .. })));
-        let opened = ticket(standard).unwrap().open(masks(standard).unwrap(), wrong);
+        let opened = ticket(standard).unwrap().open(masks(standard).unwrap(), wrong, vec![0.0; 3]);
         assert!(matches!(opened, Err(DecryptError::Precision { .. })));
     }
     for invalid in &wrong_precisions()[1..] {
         assert!(matches!(masks(*invalid), Err(DecryptError::Precision { .. })));
     }
     for other in [Precision { mask_limbs: 2, ..standard }, Precision::standard(ParameterSet::P32)] {
-        let opened = ticket(standard).unwrap().open(masks(other).unwrap(), standard);
+        let opened = ticket(standard).unwrap().open(masks(other).unwrap(), standard, vec![0.0; 3]);
         assert!(matches!(opened, Err(DecryptError::Precision { .. })));
     }
     // A mask product does not care how bodies are rounded.
     let fine = Precision { output_limbs: 3, ..standard };
-    assert!(ticket(standard).unwrap().open(masks(fine).unwrap(), standard).is_ok());
+    assert!(ticket(standard).unwrap().open(masks(fine).unwrap(), standard, vec![0.0; 3]).is_ok());
+    let short = ticket(standard).unwrap().open(masks(standard).unwrap(), standard, vec![0.0; 2]);
+    assert_eq!(short.map(|_| ()), Err(DecryptError::Output(2)));
 }
 
 #[test]
@@ -88,11 +90,12 @@ fn tiles_that_do_not_fit() {
     let domain = domain(ParameterSet::P24, Direction::Forward);
     let plaintext = Plaintext { rows: &[0.0; 6], tokens, features: 2, steps: &[1.0; 3] };
     let (_, ticket) = encrypt(&MaskSeed::from_bytes([0; 32]), &domain, precision, plaintext).unwrap();
-    let mut decryption = ticket.open(masks.finish().unwrap().into(), precision).unwrap();
+    let masks = Arc::new(masks.finish().unwrap().unchecked());
     let mut out = vec![7.0f32; tokens * outer];
-    let mut refuse = |decryption: &mut Decryption, tile: ProductTile| {
-        let error = decryption.tile(&tile, &mut out).unwrap_err();
-        assert!(out.iter().all(|&value| value == 7.0));
+    let mut decryption = ticket.open(masks, precision, &mut out[..]).unwrap();
+    let refuse = |decryption: &mut Decryption<&mut [f32]>, tile: ProductTile| {
+        let error = decryption.tile(&tile).unwrap_err();
+        assert!(decryption.out.iter().all(|&value| value == 7.0));
         error
     };
     for wrong in [[1, tokens, 4], [3, tokens, 4], [limbs, tokens + 1, 4]] {
@@ -103,12 +106,11 @@ fn tiles_that_do_not_fit() {
         assert!(matches!(refuse(&mut decryption, wrong), DecryptError::Columns { .. }));
     }
     let good = [limbs, tokens, 4];
-    assert_eq!(decryption.tile(&tile(0, good), &mut out[1..]), Err(DecryptError::Output(29)));
 
-    decryption.tile(&tile(2, good), &mut out).unwrap();
-    assert_eq!(decryption.tile(&tile(5, good), &mut out), Err(DecryptError::Repeated(5)));
-    decryption.tile(&tile(6, good), &mut out).unwrap();
-    assert_eq!(decryption.finish(), Err(DecryptError::Missing { missing: 2, first: 0 }));
+    decryption.tile(&tile(2, good)).unwrap();
+    assert_eq!(decryption.tile(&tile(5, good)), Err(DecryptError::Repeated(5)));
+    decryption.tile(&tile(6, good)).unwrap();
+    assert_eq!(decryption.finish().map(|_| ()), Err(DecryptError::Missing { missing: 2, first: 0 }));
 }
 
 /// Compiles only while none of the named traits is implemented for the type: with one of them, the path would be
@@ -130,7 +132,7 @@ macro_rules! implements_none_of {
 #[test]
 fn secrets_cannot_be_copied_printed_or_serialised() {
     implements_none_of!(Ticket: Clone, std::fmt::Debug, std::fmt::Display, serde::Serialize);
-    implements_none_of!(Decryption: Clone, std::fmt::Debug, std::fmt::Display, serde::Serialize);
+    implements_none_of!(Decryption<Vec<f32>>: Clone, std::fmt::Debug, std::fmt::Display, serde::Serialize);
     implements_none_of!(secret::OneTimeSecret: Clone, std::fmt::Debug, std::fmt::Display, serde::Serialize);
     implements_none_of!(sampling::SecretRng: Clone, std::fmt::Debug, std::fmt::Display, serde::Serialize);
 }

@@ -69,7 +69,7 @@ fn mask_product(
 ) -> Arc<MaskProduct> {
     let mut builder = MaskProductBuilder::new(precision, shape.along(domain.product.direction).1).unwrap();
     builder.tile(&reference::reference_masks(precision, seed, domain, weights, shape)).unwrap();
-    Arc::new(builder.finish().unwrap())
+    Arc::new(builder.finish().unwrap().unchecked())
 }
 
 pub(crate) fn rng(seed: u64) -> ChaCha8Rng {

@@ -40,12 +40,12 @@ fn check(precision: Precision, direction: Direction, shape: LinearShape, tokens:
     for tile in pieces(&reference_masks(precision, &mask_seed, &domain, &weights, shape)) {
         masks.tile(&tile).unwrap();
     }
-    let mut decryption = ticket.open(masks.finish().unwrap().into(), precision).unwrap();
-    let mut out = vec![f32::NAN; tokens * outer];
+    let masks = Arc::new(masks.finish().unwrap().unchecked());
+    let mut decryption = ticket.open(masks, precision, vec![f32::NAN; tokens * outer]).unwrap();
     for tile in pieces(&reference_answer(precision, direction, &body, &weights, shape)) {
-        decryption.tile(&tile, &mut out).unwrap();
+        decryption.tile(&tile).unwrap();
     }
-    decryption.finish().unwrap();
+    let out = decryption.finish().unwrap().unchecked();
 
     let expected = exact_product(&rows, &weights, shape, direction);
     for (index, (&value, &expected)) in out.iter().zip(&expected).enumerate() {
@@ -109,10 +109,9 @@ fn one_mask_product_serves_many_calls() {
         let plaintext = Plaintext { rows: &rows, tokens, features: shape.d_in, steps: &steps };
         let (body, ticket) = encrypt(&seed, &domain, precision, plaintext).unwrap();
         let answer = reference_answer(precision, Direction::Forward, &body, &weights, shape);
-        let mut out = vec![0.0; tokens * shape.d_out];
-        let mut decryption = ticket.open(Arc::clone(&masks), precision).unwrap();
-        decryption.tile(&answer, &mut out).unwrap();
-        decryption.finish().unwrap();
+        let mut decryption = ticket.open(Arc::clone(&masks), precision, vec![0.0; tokens * shape.d_out]).unwrap();
+        decryption.tile(&answer).unwrap();
+        let out = decryption.finish().unwrap().unchecked();
         for (i, (&value, exact)) in
             out.iter().zip(exact_product(&rows, &weights, shape, Direction::Forward)).enumerate()
         {

@@ -2,6 +2,8 @@
 //! it encrypts we decrypt. Values mod `2^(8·limbs)` are handed over in the top bits of its 64-bit words, where
 //! arithmetic mod 2^64 is ours.
 
+use std::sync::Arc;
+
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tfhe::core_crypto::algorithms::polynomial_algorithms::polynomial_wrapping_add_mul_assign;
@@ -101,10 +103,10 @@ fn we_decrypt_tfhes() {
         let ticket = Ticket::new(precision, vec![OneTimeSecret::of(set, &coefficients)], vec![1.0; tokens]);
         let mut masks = MaskProductBuilder::new(precision, FEATURES).unwrap();
         masks.tile(&ProductTile { first_column: 0, rows: mask }).unwrap();
-        let mut out = vec![0.0; tokens * FEATURES];
-        let mut decryption = ticket.open(masks.finish().unwrap().into(), precision).unwrap();
-        decryption.tile(&ProductTile { first_column: 0, rows: body }, &mut out).unwrap();
-        decryption.finish().unwrap();
+        let masks = Arc::new(masks.finish().unwrap().unchecked());
+        let mut decryption = ticket.open(masks, precision, vec![0.0; tokens * FEATURES]).unwrap();
+        decryption.tile(&ProductTile { first_column: 0, rows: body }).unwrap();
+        let out = decryption.finish().unwrap().unchecked();
         for (&value, &message) in out.iter().zip(&messages) {
             // 7 σ, and the rounding of 25 bits to f32.
             assert!((f64::from(value) - message as f64).abs() <= 15.0, "{set}: {value} for {message}");

@@ -2,6 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
 
 use super::*;
 use crate::he::reference::{reference_answer, reference_masks};
@@ -54,10 +55,10 @@ fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, way: Directio
     masks.tile(&reference_masks(precision, &seed, &domain, &matrix.values, matrix.shape)).unwrap();
     let (body, ticket) = encrypt(&seed, &domain, precision, plaintext).unwrap();
     let tile = reference_answer(precision, way, &body, &matrix.values, matrix.shape);
-    let mut out = vec![0.0; tokens * outer];
-    let mut decryption = ticket.open(masks.finish().unwrap().into(), precision).unwrap();
-    decryption.tile(&tile, &mut out).unwrap();
-    decryption.finish().unwrap();
+    let masks = Arc::new(masks.finish().unwrap().unchecked());
+    let mut decryption = ticket.open(masks, precision, vec![0.0; tokens * outer]).unwrap();
+    decryption.tile(&tile).unwrap();
+    let mut out = decryption.finish().unwrap().unchecked();
     codec.finish(&mut out, &prepared.scales).unwrap();
     out
 }

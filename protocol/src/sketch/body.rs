@@ -1,0 +1,312 @@
+//! The sketch of a matrix, and the check of its products of bodies.
+
+use std::ops::DerefMut;
+
+use rayon::prelude::*;
+use zeroize::Zeroizing;
+
+use super::kernel::multiply;
+use super::project::Weights;
+use super::wrap::{Found, look_for_wrap};
+use super::{COLUMNS, WINDOW};
+use crate::he::{Decrypted, Precision, SecretRng, noise};
+
+/// Rows from which on the energy of a call's noise is looked at.
+const ROWS_WITH_ENERGY: usize = 64;
+
+/// Honest energy is 1; what it is computed to be may be off by so much, since columns of `V` have norms of their own.
+const ENERGY: f64 = 1.25;
+
+/// Standard deviations of the mean energy of a call beyond [`ENERGY`]: those of its rows, whose columns may be correlated.
+const ENERGY_DEVIATIONS: f64 = 12.0;
+
+/// Share of a call's rows that may have wrapped more than once, and how many may in any call: more are no accident.
+const WRAPPED_SHARE: usize = 8;
+
+/// Relative error of sums in f32, generously: it matters where the modulus has more bits than an f32.
+const FLOAT_ERROR: f64 = 1.0 / (1_u64 << 21) as f64;
+
+/// Mean square of an entry of `R`: uniform over ±1 … ±8.
+const MEAN_SQUARE: f64 = 25.5;
+
+/// Rows that a task checks at a time.
+const ROWS: usize = 16;
+
+/// The secret columns `R` of one matrix in one direction, and the matrix times these.
+pub struct Sketch {
+    /// `R`, `[outer][column]`.
+    columns: Zeroizing<Vec<[i8; COLUMNS]>>,
+    /// `V = W·R`, `[inner][column]`.
+    products: Zeroizing<Vec<[f32; COLUMNS]>>,
+    /// `‖R_c‖²`.
+    column_squares: [f64; COLUMNS],
+    /// `‖V_c‖²`.
+    product_squares: [f64; COLUMNS],
+}
+
+/// What an honest answer to some rows has to agree with: `x·V` of each. As private as the rows.
+pub struct Expected(Zeroizing<Vec<[f64; COLUMNS]>>);
+
+impl Expected {
+    /// Room for so many rows; each is given by [`Sketch::expect`].
+    pub(crate) fn of(tokens: usize) -> Self {
+        Self(Zeroizing::new(vec![[0.0; COLUMNS]; tokens]))
+    }
+
+    /// Rows.
+    pub fn tokens(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn rows_mut(&mut self) -> &mut [[f64; COLUMNS]] {
+        &mut self.0
+    }
+}
+
+/// Decrypted values that agree with the sketch. Only [`Sketch::verify`] makes one of a stranger's answer.
+pub struct Verified<T> {
+    values: T,
+    again: Vec<usize>,
+    corrected: usize,
+}
+
+impl<T> Verified<T> {
+    /// Rows that wrapped more than once and are zeros here: they have to be asked for anew, with the provable step.
+    pub fn again(&self) -> &[usize] {
+        &self.again
+    }
+
+    /// Rows in which a single wrap was corrected.
+    pub fn corrected(&self) -> usize {
+        self.corrected
+    }
+
+    /// The values; rows of [`Self::again`] are zeros.
+    pub fn into_values(self) -> T {
+        self.values
+    }
+}
+
+/// An answer that is not the product that was asked for. Nothing of it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refuted {
+    /// A row is off by more than noise can be.
+    #[error("row {row} of {rows} is not the product asked for: it is off by more than {WINDOW} times the noise")]
+    Row {
+        /// The first such row.
+        row: usize,
+        /// Rows of the call.
+        rows: usize,
+    },
+    /// The rows are noisier than an honest product.
+    #[error("the product is too noisy: {energy:.2} times what the encryption explains, where {limit:.2} is allowed")]
+    Energy {
+        /// Mean square of the noise over what is expected.
+        energy: f64,
+        /// What is allowed.
+        limit: f64,
+    },
+    /// More rows wrapped than can by accident.
+    #[error("{wrapped} of {rows} rows wrapped more than once")]
+    Wraps {
+        /// How many did.
+        wrapped: usize,
+        /// Rows of the call.
+        rows: usize,
+    },
+}
+
+/// What a row turned out to be.
+#[derive(Clone, Copy)]
+enum Row {
+    /// Zeros: nothing was asked.
+    Empty,
+    /// As it should be, with this mean square of its noise.
+    Fine(f64),
+    /// The same, after a wrap was corrected.
+    Corrected(f64),
+    /// Several wraps.
+    Several,
+    /// None of these.
+    Forged,
+}
+
+impl Sketch {
+    /// Fresh secret columns for a matrix.
+    pub(super) fn draw(weights: &Weights<'_>, rng: &mut SecretRng) -> Self {
+        let (_, outer) = weights.dimensions();
+        let mut columns = Zeroizing::new(vec![[0_i8; COLUMNS]; outer]);
+        let mut bytes = Zeroizing::new(vec![0_u8; outer * COLUMNS / 2]);
+        rng.fill(&mut bytes);
+        for (entry, nibble) in columns.as_flattened_mut().iter_mut().zip(bytes.iter().flat_map(|b| [b & 15, b >> 4])) {
+            // 1 to 8, and the highest bit of the nibble as the sign: 1 or −1.
+            *entry = ((nibble & 7) as i8 + 1) * (1 - 2 * (nibble >> 3) as i8);
+        }
+        let products = weights.times([&columns], |[sums]| sums.map(|sum| sum as f32));
+        let (column_squares, product_squares) = (squares(&columns, f64::from), squares(&products, f64::from));
+        Self { columns, products: products.into(), column_squares, product_squares }
+    }
+
+    /// Features that are summed over.
+    pub fn inner(&self) -> usize {
+        self.products.len()
+    }
+
+    /// Features that come out.
+    pub fn outer(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&self.columns[..]) + size_of_val(&self.products[..])
+    }
+
+    /// What the outputs of some rows, `any × inner`, have to agree with.
+    ///
+    /// # Panics
+    /// If the rows are not as many as `expected`.
+    pub fn expect(&self, rows: &[f32], expected: &mut [[f64; COLUMNS]]) {
+        assert_eq!(rows.len(), expected.len() * self.inner());
+        multiply(rows, &self.products, expected);
+    }
+
+    /// The root mean square of a row's outputs, estimated from what they have to agree with: by a factor of 0.4 to 1.7 of
+    /// the truth, 16 columns being few.
+    pub fn output_rms(&self, expected: &[f64; COLUMNS]) -> f64 {
+        let square: f64 = expected.iter().map(|z| z * z).sum();
+        (square / (MEAN_SQUARE * (COLUMNS * self.outer()) as f64)).sqrt()
+    }
+
+    /// Variance of `ρ_c` of an honest product at `precision`, for each column, without what f32 adds.
+    fn variances(&self, precision: Precision) -> [f64; COLUMNS] {
+        std::array::from_fn(|c| noise::sketch_variance(precision, self.product_squares[c], self.column_squares[c]))
+    }
+
+    /// Accepts decrypted values, `tokens × outer` over κ, as the product of the rows that `expected` was computed of, or
+    /// refuses them. Single wraps are corrected on the way.
+    ///
+    /// # Errors
+    /// Why the answer is refused. Values and expectation are gone then.
+    ///
+    /// # Panics
+    /// If the values are not of `expected` rows of this matrix, which whoever keeps the two together cannot bring about.
+    pub fn verify<T: DerefMut<Target = [f32]>>(
+        &self,
+        decrypted: Decrypted<T>,
+        expected: &Expected,
+    ) -> Result<Verified<T>, Refuted> {
+        let (mut values, steps, precision) = decrypted.into_parts();
+        let (outer, tokens) = (self.outer(), expected.tokens());
+        assert!(values.len() == tokens * outer && steps.len() == tokens, "the answer to the rows expected");
+        let variances = self.variances(precision);
+        let check = |(values, expected, steps): (&mut [f32], &[[f64; COLUMNS]], &[f64])| {
+            self.check(values, expected, steps, &variances, precision)
+        };
+        let rows: Vec<Row> = values
+            .par_chunks_mut(ROWS * outer)
+            .zip(expected.0.par_chunks(ROWS).zip(steps.par_chunks(ROWS)))
+            .flat_map_iter(|(values, (expected, steps))| check((values, expected, steps)))
+            .collect();
+        let again = judge(&rows)?;
+        for &row in &again {
+            values[row * outer..][..outer].fill(0.0);
+        }
+        let corrected = rows.iter().filter(|row| matches!(row, Row::Corrected(_))).count();
+        Ok(Verified { values, again, corrected })
+    }
+
+    /// Mean square of the noise of a call over its prediction.
+    #[cfg(test)]
+    pub(super) fn energy(&self, decrypted: Decrypted<Vec<f32>>, expected: &Expected) -> f64 {
+        let (mut values, steps, precision) = decrypted.into_parts();
+        let rows = self.check(&mut values, &expected.0, &steps, &self.variances(precision), precision);
+        let energies = rows.iter().map(|row| if let Row::Fine(energy) = row { *energy } else { f64::NAN });
+        energies.sum::<f64>() / rows.len() as f64
+    }
+
+    /// An entry of `R`.
+    #[cfg(test)]
+    pub(super) fn entry(&self, output: usize, column: usize) -> i8 {
+        self.columns[output][column]
+    }
+
+    /// What some rows are.
+    fn check(
+        &self,
+        values: &mut [f32],
+        expected: &[[f64; COLUMNS]],
+        steps: &[f64],
+        variances: &[f64; COLUMNS],
+        precision: Precision,
+    ) -> Vec<Row> {
+        let mut sums = Zeroizing::new(vec![[0.0; COLUMNS]; expected.len()]);
+        multiply(values, &self.columns, &mut sums);
+        let modulus = f64::from(precision.set.modulus_bits()).exp2();
+        let rows = values.chunks_exact_mut(self.outer()).zip(expected).zip(steps).zip(sums.iter());
+        rows.map(|(((values, expected), &step), sums)| {
+            if step == 0.0 {
+                return Row::Empty;
+            }
+            let float = (step * FLOAT_ERROR).powi(2) * expected.iter().map(|z| z * z).sum::<f64>() / COLUMNS as f64;
+            let deviations = variances.map(|variance| (variance + float).sqrt());
+            let mut off: [f64; COLUMNS] = std::array::from_fn(|c| (sums[c] - expected[c]) * step);
+            if let Some(energy) = within(&off, &deviations) {
+                return Row::Fine(energy);
+            }
+            match look_for_wrap(&off, &deviations, modulus, &self.columns) {
+                Found::Single { output, sign } => {
+                    values[output] -= (sign * modulus / step) as f32;
+                    let wrapped = self.columns[output];
+                    off.iter_mut().zip(wrapped).for_each(|(off, r)| *off -= sign * modulus * f64::from(r));
+                    within(&off, &deviations).map_or(Row::Forged, Row::Corrected)
+                }
+                Found::Several => Row::Several,
+                Found::Nothing => Row::Forged,
+            }
+        })
+        .collect()
+    }
+}
+
+/// The mean square of a row's noise over what is expected, if all of it is within the window. Not a number is not.
+fn within(off: &[f64; COLUMNS], deviations: &[f64; COLUMNS]) -> Option<f64> {
+    let mut energy = 0.0;
+    let mut inside = true;
+    for (off, deviation) in off.iter().zip(deviations) {
+        inside &= off.abs() <= WINDOW * deviation;
+        // A matrix of zeros at a step without any rounding has no noise at all.
+        energy += if *deviation > 0.0 { (off / deviation).powi(2) } else { 0.0 };
+    }
+    inside.then_some(energy / COLUMNS as f64)
+}
+
+/// The verdict on a call: the rows that wrapped more than once, if it is accepted.
+fn judge(rows: &[Row]) -> Result<Vec<usize>, Refuted> {
+    let count = rows.len();
+    if let Some(row) = rows.iter().position(|row| matches!(row, Row::Forged)) {
+        return Err(Refuted::Row { row, rows: count });
+    }
+    let several = |(at, row): (usize, &Row)| matches!(row, Row::Several).then_some(at);
+    let again: Vec<usize> = rows.iter().enumerate().filter_map(several).collect();
+    if again.len() > 1 + count / WRAPPED_SHARE {
+        return Err(Refuted::Wraps { wrapped: again.len(), rows: count });
+    }
+    let energies = rows.iter().filter_map(|row| match *row {
+        Row::Fine(energy) | Row::Corrected(energy) => Some(energy),
+        _ => None,
+    });
+    let (sum, checked) = energies.fold((0.0, 0_usize), |(sum, count), energy| (sum + energy, count + 1));
+    if checked >= ROWS_WITH_ENERGY {
+        let (energy, limit) = (sum / checked as f64, ENERGY + ENERGY_DEVIATIONS * (2.0 / checked as f64).sqrt());
+        if energy > limit {
+            return Err(Refuted::Energy { energy, limit });
+        }
+    }
+    Ok(again)
+}
+
+fn squares<T: Copy>(columns: &[[T; COLUMNS]], value: impl Fn(T) -> f64) -> [f64; COLUMNS] {
+    columns.iter().fold([0.0; COLUMNS], |sums, row| std::array::from_fn(|c| sums[c] + value(row[c]).powi(2)))
+}
