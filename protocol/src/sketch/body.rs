@@ -26,11 +26,14 @@ const WRAPPED_SHARE: usize = 8;
 /// Relative error of sums in f32, generously: it matters where the modulus has more bits than an f32.
 const FLOAT_ERROR: f64 = 1.0 / (1_u64 << 21) as f64;
 
+/// What f32 adds is left out of a row's variances where it is less than this share of the smallest.
+const NEGLIGIBLE: f64 = 1.0 / 1024.0;
+
 /// Mean square of an entry of `R`: uniform over ±1 … ±8.
 const MEAN_SQUARE: f64 = 25.5;
 
 /// Rows that a task checks at a time.
-const ROWS: usize = 16;
+const ROWS: usize = 18;
 
 /// The secret columns `R` of one matrix in one direction, and the matrix times these.
 pub struct Sketch {
@@ -200,15 +203,7 @@ impl Sketch {
         let (mut values, steps, precision) = decrypted.into_parts();
         let (outer, tokens) = (self.outer(), expected.tokens());
         assert!(values.len() == tokens * outer && steps.len() == tokens, "the answer to the rows expected");
-        let variances = self.variances(precision);
-        let check = |(values, expected, steps): (&mut [f32], &[[f64; COLUMNS]], &[f64])| {
-            self.check(values, expected, steps, &variances, precision)
-        };
-        let rows: Vec<Row> = values
-            .par_chunks_mut(ROWS * outer)
-            .zip(expected.0.par_chunks(ROWS).zip(steps.par_chunks(ROWS)))
-            .flat_map_iter(|(values, (expected, steps))| check((values, expected, steps)))
-            .collect();
+        let rows = self.check(&mut values, expected, &steps, precision);
         let again = judge(&rows)?;
         for &row in &again {
             values[row * outer..][..outer].fill(0.0);
@@ -221,7 +216,7 @@ impl Sketch {
     #[cfg(test)]
     pub(super) fn energy(&self, decrypted: Decrypted<Vec<f32>>, expected: &Expected) -> f64 {
         let (mut values, steps, precision) = decrypted.into_parts();
-        let rows = self.check(&mut values, &expected.0, &steps, &self.variances(precision), precision);
+        let rows = self.check(&mut values, expected, &steps, precision);
         let energies = rows.iter().map(|row| if let Row::Fine(energy) = row { *energy } else { f64::NAN });
         energies.sum::<f64>() / rows.len() as f64
     }
@@ -232,54 +227,89 @@ impl Sketch {
         self.columns[output][column]
     }
 
-    /// What some rows are.
-    fn check(
+    /// What each row is.
+    fn check(&self, values: &mut [f32], expected: &Expected, steps: &[f64], precision: Precision) -> Vec<Row> {
+        let noise = Noise::new(self.variances(precision), f64::from(precision.set.modulus_bits()).exp2());
+        let outer = self.outer();
+        let mut rows = vec![Row::Empty; expected.tokens()];
+        let tasks = values.par_chunks_mut(ROWS * outer).zip(expected.0.par_chunks(ROWS)).zip(steps.par_chunks(ROWS));
+        tasks.zip(rows.par_chunks_mut(ROWS)).for_each(|(((values, expected), steps), rows)| {
+            let mut sums = Zeroizing::new([[0.0; COLUMNS]; ROWS]);
+            let sums = &mut sums[..expected.len()];
+            multiply(values, &self.columns, sums);
+            let each = values.chunks_exact_mut(outer).zip(expected).zip(steps).zip(&*sums).zip(rows);
+            for ((((values, expected), &step), sums), row) in each {
+                if step > 0.0 {
+                    *row = self.check_row(values, expected, sums, step, &noise);
+                }
+            }
+        });
+        rows
+    }
+
+    fn check_row(
         &self,
         values: &mut [f32],
-        expected: &[[f64; COLUMNS]],
-        steps: &[f64],
-        variances: &[f64; COLUMNS],
-        precision: Precision,
-    ) -> Vec<Row> {
-        let mut sums = Zeroizing::new(vec![[0.0; COLUMNS]; expected.len()]);
-        multiply(values, &self.columns, &mut sums);
-        let modulus = f64::from(precision.set.modulus_bits()).exp2();
-        let rows = values.chunks_exact_mut(self.outer()).zip(expected).zip(steps).zip(sums.iter());
-        rows.map(|(((values, expected), &step), sums)| {
-            if step == 0.0 {
-                return Row::Empty;
+        expected: &[f64; COLUMNS],
+        sums: &[f64; COLUMNS],
+        step: f64,
+        noise: &Noise,
+    ) -> Row {
+        let noise = noise.with_float(step, expected);
+        let mut off: [f64; COLUMNS] = std::array::from_fn(|c| (sums[c] - expected[c]) * step);
+        if let Some(energy) = noise.within(&off) {
+            return Row::Fine(energy);
+        }
+        match look_for_wrap(&off, &noise.variances, noise.modulus, &self.columns) {
+            Found::Single { output, sign } => {
+                values[output] -= (sign * noise.modulus / step) as f32;
+                let wrapped = self.columns[output];
+                off.iter_mut().zip(wrapped).for_each(|(off, r)| *off -= sign * noise.modulus * f64::from(r));
+                noise.within(&off).map_or(Row::Forged, Row::Corrected)
             }
-            let float = (step * FLOAT_ERROR).powi(2) * expected.iter().map(|z| z * z).sum::<f64>() / COLUMNS as f64;
-            let deviations = variances.map(|variance| (variance + float).sqrt());
-            let mut off: [f64; COLUMNS] = std::array::from_fn(|c| (sums[c] - expected[c]) * step);
-            if let Some(energy) = within(&off, &deviations) {
-                return Row::Fine(energy);
-            }
-            match look_for_wrap(&off, &deviations, modulus, &self.columns) {
-                Found::Single { output, sign } => {
-                    values[output] -= (sign * modulus / step) as f32;
-                    let wrapped = self.columns[output];
-                    off.iter_mut().zip(wrapped).for_each(|(off, r)| *off -= sign * modulus * f64::from(r));
-                    within(&off, &deviations).map_or(Row::Forged, Row::Corrected)
-                }
-                Found::Several => Row::Several,
-                Found::Nothing => Row::Forged,
-            }
-        })
-        .collect()
+            Found::Several => Row::Several,
+            Found::Nothing => Row::Forged,
+        }
     }
 }
 
-/// The mean square of a row's noise over what is expected, if all of it is within the window. Not a number is not.
-fn within(off: &[f64; COLUMNS], deviations: &[f64; COLUMNS]) -> Option<f64> {
-    let mut energy = 0.0;
-    let mut inside = true;
-    for (off, deviation) in off.iter().zip(deviations) {
-        inside &= off.abs() <= WINDOW * deviation;
-        // A matrix of zeros at a step without any rounding has no noise at all.
-        energy += if *deviation > 0.0 { (off / deviation).powi(2) } else { 0.0 };
+/// What an honest row may be off by, in units of the encoded message.
+#[derive(Clone, Copy)]
+struct Noise {
+    variances: [f64; COLUMNS],
+    /// Their reciprocals. A matrix of zeros at a step without any rounding has no noise at all, and no energy either.
+    inverse: [f64; COLUMNS],
+    smallest: f64,
+    modulus: f64,
+}
+
+impl Noise {
+    fn new(variances: [f64; COLUMNS], modulus: f64) -> Self {
+        let inverse = variances.map(|variance| if variance > 0.0 { 1.0 / variance } else { 0.0 });
+        Self { variances, inverse, smallest: variances.iter().copied().fold(f64::INFINITY, f64::min), modulus }
     }
-    inside.then_some(energy / COLUMNS as f64)
+
+    /// The same for a row whose sums have an error of f32.
+    fn with_float(self, step: f64, expected: &[f64; COLUMNS]) -> Self {
+        let square = expected.iter().map(|z| z * z).sum::<f64>() / COLUMNS as f64;
+        let float = (step * FLOAT_ERROR).powi(2) * square;
+        if float <= NEGLIGIBLE * self.smallest {
+            return self;
+        }
+        Self::new(self.variances.map(|variance| variance + float), self.modulus)
+    }
+
+    /// The mean square of a row's noise over what is expected, if all of it is within the window. What is not a number is
+    /// not.
+    fn within(&self, off: &[f64; COLUMNS]) -> Option<f64> {
+        let (mut energy, mut inside) = (0.0, true);
+        for ((off, variance), inverse) in off.iter().zip(&self.variances).zip(&self.inverse) {
+            let square = off * off;
+            inside &= square <= WINDOW * WINDOW * variance;
+            energy += square * inverse;
+        }
+        inside.then_some(energy / COLUMNS as f64)
+    }
 }
 
 /// The verdict on a call: the rows that wrapped more than once, if it is accepted.

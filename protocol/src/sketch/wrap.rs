@@ -18,17 +18,17 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// Looks for what makes a row's sums `off`: each of them near a multiple of `modulus`, as far as noise of `deviations`
+/// Looks for what makes a row's sums `off`: each of them near a multiple of `modulus`, as far as noise of `variances`
 /// allows, and the multiples those of exactly one output. Sixteen numbers of up to 8 name one output of many: two share
 /// all of theirs, up to the sign, with a probability of 2^-63.
 pub(super) fn look_for_wrap(
     off: &[f64; COLUMNS],
-    deviations: &[f64; COLUMNS],
+    variances: &[f64; COLUMNS],
     modulus: f64,
     columns: &[[i8; COLUMNS]],
 ) -> Found {
     let multiples = off.map(|off| (off / modulus).round());
-    let near = |c: usize| (off[c] - multiples[c] * modulus).abs() <= WINDOW * deviations[c];
+    let near = |c: usize| (off[c] - multiples[c] * modulus).powi(2) <= WINDOW * WINDOW * variances[c];
     if !(0..COLUMNS).all(near) {
         return Found::Nothing;
     }
@@ -68,7 +68,7 @@ mod tests {
     fn one_wrap_is_named_and_more_are_noticed() {
         let columns = columns();
         let look =
-            |wraps: &[(usize, f64)], noise| look_for_wrap(&sums(&columns, wraps, noise), &[1e5; COLUMNS], Q, &columns);
+            |wraps: &[(usize, f64)], noise| look_for_wrap(&sums(&columns, wraps, noise), &[1e10; COLUMNS], Q, &columns);
         for sign in [1.0, -1.0] {
             assert_eq!(look(&[(31, sign)], 5e5), Found::Single { output: 31, sign });
         }
