@@ -1,5 +1,5 @@
 //! Honest products pass, forged ones do not, and wraps are told from both.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::sync::Arc;
 

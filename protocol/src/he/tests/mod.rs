@@ -1,5 +1,5 @@
 //! Tests of the scheme as a whole.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod errors;
 mod noise;
