@@ -111,6 +111,10 @@ pub struct Arguments {
     #[arg(long, value_name = "HOW", value_parser = split(), help_heading = "Worker")]
     pub split: Option<Split>,
 
+    /// Worker: serve only this owner, as its peer id says (may be repeated); without one, whoever asks first is served
+    #[arg(long, value_name = "PEERID", help_heading = "Worker")]
+    pub owner: Vec<String>,
+
     /// Worker: stop when standard input closes, for a parent process that must leave no worker behind
     #[arg(long, help_heading = "Worker")]
     pub until_stdin_closes: bool,
@@ -401,6 +405,7 @@ impl Arguments {
         set_some(&mut config.network.identity, &self.identity);
         set(&mut config.worker.gpus, &self.gpus);
         set(&mut config.worker.split, &self.split);
+        config.worker.owners.extend(self.owner.iter().cloned());
         set_some(&mut config.owner.data, &self.data);
         set(&mut config.owner.out, &self.out);
         set(&mut config.owner.backend, &self.backend);
