@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::task::{Context, Poll, Waker};
 
 use actors::transport::WorkerService;
@@ -24,22 +24,28 @@ use libp2p::{Multiaddr, PeerId};
 
 use super::handle::peer_name;
 
-/// Peers whose connections are never refused.
+/// Peers whose connections are never refused, and those whose connections are to be closed.
 #[derive(Default)]
 pub struct Regulars {
     allowed: HashSet<PeerId>,
     service: RwLock<Option<Weak<dyn WorkerService>>>,
+    sent_away: Mutex<Vec<PeerId>>,
 }
 
 impl Regulars {
     /// These, and whoever a service serves.
     pub fn new(allowed: impl IntoIterator<Item = PeerId>) -> Self {
-        Self { allowed: allowed.into_iter().collect(), service: RwLock::default() }
+        Self { allowed: allowed.into_iter().collect(), ..Self::default() }
     }
 
     /// From now on, those too that this service serves.
     pub(super) fn serve(&self, service: &Arc<dyn WorkerService>) {
         *self.service.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::downgrade(service));
+    }
+
+    /// Has a peer's connections closed, with the swarm's next event.
+    pub(super) fn send_away(&self, peer: PeerId) {
+        self.sent_away.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
     }
 
     fn contains(&self, peer: &PeerId) -> bool {
@@ -235,15 +241,14 @@ impl NetworkBehaviour for Gate {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        match self.to_close.pop_front() {
-            Some((peer_id, id)) => {
-                Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) })
-            }
-            None => {
-                self.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
+        if let Some((peer_id, id)) = self.to_close.pop_front() {
+            return Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::One(id) });
         }
+        if let Some(peer_id) = self.regulars.sent_away.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return Poll::Ready(ToSwarm::CloseConnection { peer_id, connection: CloseConnection::All });
+        }
+        self.waker = Some(context.waker().clone());
+        Poll::Pending
     }
 }
 

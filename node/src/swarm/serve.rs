@@ -26,7 +26,7 @@ use super::damper::Damper;
 use super::error::SwarmError;
 use super::handle::{InboundControl, NetworkEvent, SwarmHandle, peer_name};
 use super::io::{Counters, LinkError, read_message, read_planes, write_message};
-use super::streams::{Lane, StreamLimits, StreamPlace, Streams};
+use super::streams::{Lane, StreamLimits, StreamPlace, Streams, Visits};
 use super::tiles::write_tile;
 
 /// Control requests that wait for the service.
@@ -132,7 +132,7 @@ pub async fn serve(
         abort: abort.clone(),
         tasks: tasks.clone(),
     });
-    handle.runtime().spawn(server.clone().accept(incoming, stop.clone()));
+    handle.runtime().spawn(server.clone().accept(handle.clone(), incoming, stop.clone()));
     handle.runtime().spawn(server.clone().watch(handle.events(), stop.clone()));
     handle.runtime().spawn(server.answer(handle.clone(), requests, stop.clone()));
     Ok(Serving { stop, abort, tasks })
@@ -227,7 +227,13 @@ impl Server {
     }
 
     /// Takes streams until told to stop.
-    async fn accept(self: Arc<Self>, mut incoming: libp2p_stream::IncomingStreams, stop: CancellationToken) {
+    async fn accept(
+        self: Arc<Self>,
+        handle: SwarmHandle,
+        mut incoming: libp2p_stream::IncomingStreams,
+        stop: CancellationToken,
+    ) {
+        let mut visits = Visits::new(Instant::now());
         loop {
             let next = tokio::select! {
                 biased;
@@ -235,7 +241,13 @@ impl Server {
                 next = incoming.next() => next,
             };
             let Some((peer, stream)) = next else { break };
-            let Some(place) = self.streams.place(peer, self.service.serves(&peer_name(peer))) else {
+            let has_layers = self.service.serves(&peer_name(peer));
+            if !has_layers && visits.visit(peer, Instant::now()) {
+                tracing::debug!(%peer, "sent away: it opens stream after stream without having layers");
+                handle.regulars().send_away(peer);
+                continue;
+            }
+            let Some(place) = self.streams.place(peer, has_layers) else {
                 self.note_dropped(peer, &"there are too many");
                 continue;
             };

@@ -1,10 +1,13 @@
 //! Places for product streams: those of owners that were assigned layers first.
 //!
 //! An owner with layers has places of its own, which nobody else can take. All others share a few: enough to be told why
-//! they are refused. A stream that has no place is dropped without a word, since a word would take a place, too.
+//! they are refused. A stream that has no place is dropped without a word, since a word would take a place, too. And a
+//! peer that opens stream after stream without having layers is sent away ([`Visits`]): new streams of all peers go
+//! through one narrow door, in which it would stand in the way.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 
@@ -82,6 +85,41 @@ impl Drop for StreamPlace {
     }
 }
 
+/// Streams that a peer without layers may open in a [`VISITS_COUNTED`]: twice those that an owner that has just lost its
+/// layers may have under way, each tried as often as it tries.
+const MOST_VISITS: u32 = 320;
+
+/// Time over which they are counted.
+const VISITS_COUNTED: Duration = Duration::from_secs(60);
+
+/// How often peers without layers opened streams lately.
+#[derive(Debug)]
+pub(super) struct Visits {
+    since: Instant,
+    of_peer: HashMap<PeerId, u32>,
+}
+
+impl Visits {
+    /// None.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, of_peer: HashMap::new() }
+    }
+
+    /// One more stream. Whether its peer is to be sent away; then it begins anew.
+    pub(super) fn visit(&mut self, peer: PeerId, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= VISITS_COUNTED {
+            *self = Self::new(now);
+        }
+        let count = self.of_peer.entry(peer).or_default();
+        *count += 1;
+        let too_often = *count > MOST_VISITS;
+        if too_often {
+            self.of_peer.remove(&peer);
+        }
+        too_often
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -108,5 +146,15 @@ mod tests {
         assert_eq!(take(0, true), own, "it was assigned layers meanwhile");
         held.clear();
         assert!(streams.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn who_comes_again_and_again_is_sent_away() {
+        let (start, busy, quiet) = (Instant::now(), PeerId::random(), PeerId::random());
+        let mut visits = Visits::new(start);
+        assert!((0..MOST_VISITS).all(|_| !visits.visit(busy, start)));
+        assert!(!visits.visit(quiet, start) && visits.visit(busy, start) && !visits.visit(busy, start));
+        let mut slow = (0..10 * MOST_VISITS).map(|i| start + VISITS_COUNTED * i / MOST_VISITS);
+        assert!(slow.all(|now| !visits.visit(quiet, now)));
     }
 }

@@ -13,7 +13,7 @@ const CONTROL: StreamProtocol = StreamProtocol::new("/velum/control/1");
 const PRODUCT: StreamProtocol = StreamProtocol::new("/velum/product/1");
 
 /// A connected peer. Dropping it closes the connection.
-pub struct Hostile {
+pub(super) struct Hostile {
     worker: PeerId,
     streams: libp2p_stream::Control,
     swarm: JoinHandle<()>,
@@ -27,7 +27,7 @@ impl Drop for Hostile {
 
 impl Hostile {
     /// Connects to a worker under a new name.
-    pub async fn connect(address: &Multiaddr) -> anyhow::Result<Self> {
+    pub(super) async fn connect(address: &Multiaddr) -> anyhow::Result<Self> {
         let worker = address.iter().find_map(|part| match part {
             libp2p::multiaddr::Protocol::P2p(peer) => Some(peer),
             _ => None,
@@ -62,12 +62,12 @@ impl Hostile {
     }
 
     /// A stream for a product, on which nothing has been said.
-    pub async fn product(&self) -> anyhow::Result<Stream> {
+    pub(super) async fn product(&self) -> anyhow::Result<Stream> {
         Ok(self.streams.clone().open_stream(self.worker, PRODUCT).await?)
     }
 
     /// Asks and waits for the answer.
-    pub async fn ask(&self, request: &ControlRequest) -> anyhow::Result<ControlReply> {
+    pub(super) async fn ask(&self, request: &ControlRequest) -> anyhow::Result<ControlReply> {
         let mut stream = self.streams.clone().open_stream(self.worker, CONTROL).await?;
         stream.write_all(&encode(request)?).await?;
         stream.close().await?;

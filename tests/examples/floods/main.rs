@@ -41,6 +41,8 @@ const UNFOLDS: Duration = Duration::from_secs(2);
 /// Rows of the honest owner's products, and how many it has in flight.
 const TOKENS: u32 = 64;
 const IN_FLIGHT: usize = 4;
+/// Attackers that no layers are assigned to.
+const STRANGERS: usize = 16;
 /// Rows of the attackers' products.
 const HOSTILE_TOKENS: u32 = 4096;
 
@@ -78,17 +80,22 @@ impl Attack {
             Self::UnreadAnswers => "a second owner asks for 32 products of 4,096 rows and reads no answer",
             Self::AnswersReadByDrops => "the same, and it reads a byte of each in 100 ms",
             Self::TricklingBodies => "a second owner sends 32 bodies, a byte in 100 ms",
-            Self::IdleStreams => "2 strangers with 64 idle streams each, opened anew when dropped",
-            Self::ManyStreams => "2 strangers open streams with noise as fast as they can",
-            Self::Questions => "2 strangers ask for health and offers as fast as they can",
+            Self::IdleStreams => "16 strangers with 16 idle streams each, opened anew when dropped",
+            Self::ManyStreams => "16 strangers open streams with noise as fast as they can",
+            Self::Questions => "16 strangers ask for health and offers as fast as they can",
             Self::SilentSockets => "200 sockets that never shake hands, opened anew when closed",
             Self::IdleConnections => "200 strangers that connect and do nothing",
-            Self::TakingThePlace => "2 strangers ask for the place, as fast as they can",
+            Self::TakingThePlace => "16 strangers ask for the place, as fast as they can",
         }
     }
 
+    /// Whether the attacker is an owner that the worker serves beside the honest one.
+    fn has_layers(self) -> bool {
+        matches!(self, Self::UnreadAnswers | Self::AnswersReadByDrops | Self::TricklingBodies)
+    }
+
     /// Begins it; it goes on until the tasks are dropped.
-    async fn begin(self, scene: &Arc<Scene>) -> anyhow::Result<JoinSet<()>> {
+    async fn begin(self, scene: &Scene) -> anyhow::Result<JoinSet<()>> {
         let mut tasks = JoinSet::new();
         match self {
             Self::Nothing => {}
@@ -96,11 +103,11 @@ impl Attack {
                 let owner = Arc::new(Hostile::connect(&scene.address).await?);
                 scene.assign(&owner).await?;
                 for call in 0..32 {
-                    let (owner, scene) = (Arc::clone(&owner), Arc::clone(scene));
+                    let (owner, inner) = (Arc::clone(&owner), scene.inner);
                     tasks.spawn(async move {
                         loop {
                             // An error means that the worker has had enough of it.
-                            let _ = self.product(&owner, &scene, call).await;
+                            let _ = self.product(&owner, inner, call).await;
                             tokio::time::sleep(Duration::from_millis(50)).await;
                         }
                     });
@@ -131,18 +138,16 @@ impl Attack {
                 }
             }
             Self::IdleStreams | Self::ManyStreams | Self::Questions | Self::TakingThePlace => {
-                let at_once = if matches!(self, Self::IdleStreams) { 64 } else { 8 };
-                for _ in 0..2 {
-                    let stranger = Arc::new(Hostile::connect(&scene.address).await?);
-                    for _ in 0..at_once {
-                        let (stranger, model) = (Arc::clone(&stranger), scene.model);
-                        tasks.spawn(async move {
-                            loop {
-                                let _ = self.disturb(&stranger, model).await;
-                                tokio::task::yield_now().await;
+                for _ in 0..STRANGERS {
+                    let (address, model) = (scene.address.clone(), scene.model);
+                    tasks.spawn(async move {
+                        loop {
+                            if let Ok(stranger) = Hostile::connect(&address).await {
+                                while self.disturb(&stranger, model).await.is_ok() {}
                             }
-                        });
-                    }
+                            tokio::time::sleep(Duration::from_millis(50)).await;
+                        }
+                    });
                 }
             }
         }
@@ -150,12 +155,12 @@ impl Attack {
     }
 
     /// One product of a hostile owner.
-    async fn product(self, owner: &Hostile, scene: &Scene, call: u64) -> anyhow::Result<()> {
+    async fn product(self, owner: &Hostile, inner: usize, call: u64) -> anyhow::Result<()> {
         let header = header(call, HOSTILE_TOKENS);
         let mut stream = owner.product().await?;
         stream.write_all(&encode(&header)?).await?;
         stream.flush().await?;
-        let body = vec![0; header.operand_limbs() * header.rows() * scene.inner];
+        let body = vec![0; header.operand_limbs() * header.rows() * inner];
         if matches!(self, Self::TricklingBodies) {
             for byte in body.chunks(1) {
                 stream.write_all(byte).await?;
@@ -179,10 +184,15 @@ impl Attack {
     async fn disturb(self, stranger: &Hostile, model: ModelDigest) -> anyhow::Result<()> {
         match self {
             Self::IdleStreams => {
-                let mut stream = stranger.product().await?;
-                stream.write_all(&[3]).await?;
-                stream.flush().await?;
-                stream.read_to_end(&mut Vec::new()).await?;
+                let streams = (0..16).map(|_| async {
+                    let mut stream = stranger.product().await?;
+                    stream.write_all(&[3]).await?;
+                    stream.flush().await?;
+                    // Until the worker has had enough of it.
+                    let _ = stream.read_to_end(&mut Vec::new()).await;
+                    anyhow::Ok(())
+                });
+                futures::future::try_join_all(streams).await?;
             }
             Self::ManyStreams => {
                 let mut stream = stranger.product().await?;
@@ -237,10 +247,10 @@ struct Scene {
 }
 
 impl Scene {
-    fn start(folder: &Workspace, model: &Path, digest: ModelDigest, number: usize) -> anyhow::Result<Self> {
-        let key = folder.path(&format!("{number}.key"));
-        // Two places, so that an owner and an attacker are both served.
-        let config = folder.write("worker.toml", "[worker]\nmax_owners = 2\n");
+    fn start(folder: &Workspace, model: &Path, digest: ModelDigest, attack: Attack) -> anyhow::Result<Self> {
+        let key = folder.path(&format!("{attack:?}.key"));
+        let owners = if attack.has_layers() { 2 } else { 1 };
+        let config = folder.write("worker.toml", &format!("[worker]\nmax_owners = {owners}\n"));
         let mut arguments: Vec<std::ffi::OsString> = Vec::new();
         for argument in ["--role", "worker", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0", "--model"] {
             arguments.push(argument.into());
@@ -363,14 +373,14 @@ async fn newcomer(scene: &Scene) -> anyhow::Result<f64> {
     }
 }
 
-async fn measure(scene: Arc<Scene>, attack: Attack) -> anyhow::Result<()> {
-    let owner = Owner::start(&scene).await?;
+async fn measure(scene: &Scene, attack: Attack) -> anyhow::Result<()> {
+    let owner = Owner::start(scene).await?;
     let (before, _) = owner.count().await;
     let peak_before = scene.peak_mib()?;
-    let tasks = attack.begin(&scene).await?;
+    let tasks = attack.begin(scene).await?;
     tokio::time::sleep(UNFOLDS).await;
     let (during, failed) = owner.count().await;
-    let newcomer = newcomer(&scene).await.map_or_else(|error| error.to_string(), |seconds| format!("{seconds:.1}"));
+    let newcomer = newcomer(scene).await.map_or_else(|error| error.to_string(), |seconds| format!("{seconds:.1}"));
     let peak = scene.peak_mib()?;
     drop(tasks);
     let share = 100.0 * during as f64 / before.max(1) as f64;
@@ -394,14 +404,11 @@ fn main() -> anyhow::Result<()> {
         COUNTED.as_secs()
     );
     println!("|---|---|---|---|---|---|---|");
-    for (number, attack) in Attack::ALL.into_iter().enumerate() {
-        let name = format!("{attack:?}");
-        if !wanted.is_empty() && !wanted.contains(&name) {
-            continue;
-        }
-        let scene = Arc::new(Scene::start(&folder, &path, digest, number)?);
+    let is_wanted = |attack: &Attack| wanted.is_empty() || wanted.contains(&format!("{attack:?}"));
+    for attack in Attack::ALL.into_iter().filter(is_wanted) {
+        let scene = Scene::start(&folder, &path, digest, attack)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(measure(scene, attack))?;
+        runtime.block_on(measure(&scene, attack))?;
         runtime.shutdown_background();
     }
     Ok(())

@@ -76,6 +76,30 @@ async fn idle_streams_of_strangers_take_no_place_of_an_owners() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_opens_stream_after_stream_is_sent_away() {
+    let worker = Worker::start(TCP, strict(), ServeConfig::default()).await;
+    let honest = assigned(&worker.handle).await;
+    let stranger = owner_of(&worker.handle, TransportConfig::default()).await.handle().clone();
+    let mut events = stranger.events();
+    let flood = tokio::spawn({
+        let worker = worker.handle.clone();
+        async move {
+            loop {
+                let mut streams = stranger.streams();
+                if let Ok(mut stream) = streams.open_stream(worker.local_peer(), PRODUCT_PROTOCOL).await {
+                    let _ = stream.write_all(b"noise").await;
+                    let _ = stream.close().await;
+                }
+            }
+        }
+    });
+    let lost = async { while !matches!(events.recv().await, Ok(NetworkEvent::PeerLost(_))) {} };
+    tokio::time::timeout(PATIENCE, lost).await.expect("the worker has had enough of it");
+    flood.abort();
+    works(&honest, &worker.name(), INNER, OUTER).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_without_layers_is_told_so() {
     let worker = Worker::start(TCP, strict(), ServeConfig::default()).await;
     let stranger = owner_of(&worker.handle, TransportConfig::default()).await;
