@@ -33,6 +33,9 @@ Examples:
   Serve a model (prints the address that an owner dials):
       node --role worker --model models/SmolLM2-135M-Instruct.Q4_1.gguf
 
+  Serve it to one owner only, by the peer id that it has from its key file (--identity):
+      node --role worker --model models/SmolLM2-135M-Instruct.Q4_1.gguf --owner 12D3KooW...
+
   Fine-tune on your own data with workers found on the local network, or at known addresses:
       node --role owner --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl --out run1
       node --role owner --config configs/owner.toml --peer /ip4/192.0.2.7/tcp/4001
@@ -110,6 +113,10 @@ pub struct Arguments {
     /// them (a single product is done sooner)
     #[arg(long, value_name = "HOW", value_parser = split(), help_heading = "Worker")]
     pub split: Option<Split>,
+
+    /// Worker: serve only this owner, as its peer id says (may be repeated); without one, whoever asks first is served
+    #[arg(long, value_name = "PEERID", help_heading = "Worker")]
+    pub owner: Vec<String>,
 
     /// Worker: stop when standard input closes, for a parent process that must leave no worker behind
     #[arg(long, help_heading = "Worker")]
@@ -401,6 +408,7 @@ impl Arguments {
         set_some(&mut config.network.identity, &self.identity);
         set(&mut config.worker.gpus, &self.gpus);
         set(&mut config.worker.split, &self.split);
+        config.worker.owners.extend(self.owner.iter().cloned());
         set_some(&mut config.owner.data, &self.data);
         set(&mut config.owner.out, &self.out);
         set(&mut config.owner.backend, &self.backend);
@@ -479,6 +487,15 @@ mod tests {
         assert_eq!((config.worker.gpus.as_str(), config.worker.split), ("0,1", Split::Columns));
         let error = parsed("node --role worker --split rows").unwrap_err().to_string();
         assert!(error.contains("layers") && error.contains("columns"), "{error}");
+    }
+
+    #[test]
+    fn a_worker_is_told_whom_to_serve() {
+        let mut config = Config::default();
+        let (one, other) = (libp2p::PeerId::random(), libp2p::PeerId::random());
+        config.worker.owners = vec![one.to_string()];
+        parsed(&format!("node --role worker --owner {other}")).unwrap().apply(&mut config);
+        assert_eq!(config.worker.owners().unwrap(), [one, other]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use actors::trainer::TrainingConfig;
 use actors::worker::Split;
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
-use libp2p::Multiaddr;
+use libp2p::{Multiaddr, PeerId};
 use protocol::quant::PrecisionTarget;
 use serde::{Deserialize, Serialize};
 
@@ -93,13 +93,40 @@ pub struct WorkerConfig {
     pub memory_mib: u64,
     /// Owners served at a time.
     pub max_owners: usize,
+    /// The peer ids of the owners that are served; with none, whoever asks first is, within the limits of this section.
+    pub owners: Vec<String>,
     /// Rows of one product, at most.
     pub max_tokens: u32,
+    /// Memory of the machine for products under way, with their answers, in MiB; each owner has an equal share.
+    pub product_memory_mib: u64,
+}
+
+impl WorkerConfig {
+    /// The owners that are served, parsed.
+    ///
+    /// # Errors
+    /// Names the text that is no peer id.
+    pub fn owners(&self) -> anyhow::Result<Vec<PeerId>> {
+        let parse = |text: &String| {
+            text.parse().with_context(|| {
+                format!("worker.owners (--owner): `{text}` is not a peer id; an owner's is like 12D3KooW...")
+            })
+        };
+        self.owners.iter().map(parse).collect()
+    }
 }
 
 impl Default for WorkerConfig {
     fn default() -> Self {
-        Self { gpus: "none".into(), split: Split::Layers, memory_mib: 0, max_owners: 1, max_tokens: 16_384 }
+        Self {
+            gpus: "none".into(),
+            split: Split::Layers,
+            memory_mib: 0,
+            max_owners: 1,
+            owners: Vec::new(),
+            max_tokens: 16_384,
+            product_memory_mib: 2048,
+        }
     }
 }
 
@@ -170,6 +197,8 @@ impl Config {
         self.gpus()?;
         ensure!(self.worker.max_owners > 0, "worker.max_owners must be at least 1");
         ensure!(self.worker.max_tokens > 0, "worker.max_tokens must be at least 1");
+        ensure!(self.worker.product_memory_mib > 0, "worker.product_memory_mib must be at least 1");
+        self.worker.owners()?;
         ensure!(self.owner.workers > 0, "owner.workers must be at least 1");
         ensure!(self.owner.discovery_seconds > 0, "owner.discovery_seconds must be at least 1");
         for (name, mib) in [("mask_cache_mib", self.owner.mask_cache_mib), ("mask_file_mib", self.owner.mask_file_mib)]
@@ -254,6 +283,8 @@ mod tests {
         assert!(error_of("[worker]\ngpus = 'one'").contains("worker.gpus"));
         let split = error_of("[worker]\nsplit = 'rows'");
         assert!(split.contains("rows") && split.contains("columns") && split.contains("line 2"), "{split}");
+        assert!(error_of("[worker]\nowners = ['me']").contains("worker.owners (--owner): `me`"));
+        assert!(error_of("[worker]\nproduct_memory_mib = 0").contains("worker.product_memory_mib"));
         assert!(error_of("[owner]\nworkers = 0").contains("owner.workers"));
         assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
     }

@@ -31,11 +31,11 @@ pub struct Finished {
     pub stderr: String,
 }
 
-/// The binary that `cargo test` built beside the tests.
+/// The binary that `cargo test` or `cargo build` built beside the tests.
 fn binary() -> PathBuf {
     let mut path = std::env::current_exe().expect("a test knows its own path");
     path.pop();
-    if path.ends_with("deps") {
+    if path.ends_with("deps") || path.ends_with("examples") {
         path.pop();
     }
     let binary = path.join(format!("node{}", std::env::consts::EXE_SUFFIX));

@@ -109,6 +109,23 @@ fn a_taken_port_is_named() {
 }
 
 #[test]
+fn a_second_worker_of_one_identity_is_refused() {
+    let workspace = Workspace::new();
+    let (model, key) = (workspace.model("model"), workspace.path("worker.key"));
+    let mut arguments = vec!["--role", "worker", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"];
+    arguments.extend(["--model", text(&model), "--identity", text(&key)]);
+    let mut first = Node::start(&arguments);
+    first.expect_line("listening on ");
+    let said = refusal(&arguments);
+    assert!(said.contains(text(&key)) && said.contains("in use") && said.contains("--identity"), "{said}");
+    first.interrupt();
+    assert_eq!(first.finish().code, Some(0));
+    // However the first one ended, the identity is free again.
+    let mut second = Node::start(&arguments);
+    second.expect_line("listening on ");
+}
+
+#[test]
 fn no_workers_within_the_time_is_an_error() {
     let run = Run::new();
     let (model, data) = (run.workspace.model("model"), run.workspace.questions("data.jsonl", 10));

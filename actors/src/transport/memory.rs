@@ -10,7 +10,7 @@ use protocol::he::{Planes, ProductTile};
 use protocol::wire::messages::{ControlReply, ControlRequest, Refusal};
 use tokio::sync::mpsc;
 
-use super::{PeerName, ProductRequest, TileStream, Traffic, Transport, TransportError, WorkerService};
+use super::{Answer, PeerName, ProductRequest, TileStream, Traffic, Transport, TransportError, WorkerService};
 
 /// Tiles on their way: a network holds little more.
 const TILES_IN_FLIGHT: usize = 2;
@@ -132,16 +132,16 @@ impl Transport for MemoryTransport {
             return Err(refused(worker, refusal));
         }
 
-        let (inner, outer) =
-            service.admit(&self.owner, &request.header).await.map_err(|refusal| refused(worker, refusal))?;
+        let admitted = service.admit(&self.owner, &request.header).await.map_err(|refusal| refused(worker, refusal))?;
+        let (inner, outer) = (admitted.inner(), admitted.outer());
         if request.body.as_ref().is_some_and(|body| body.columns() != inner) || request.outer != outer {
             let what = format!("its matrix is {inner} × {outer}, the request's is not");
             return Err(TransportError::Protocol { peer: worker.clone(), what });
         }
         lock(&self.state).traffic.up += request.body.as_deref().map_or(0, bytes);
-        let tiles = service.product(&self.owner, request).await.map_err(|refusal| refused(worker, refusal))?;
+        let answer = admitted.begin(request.body).await.map_err(|refusal| refused(worker, refusal))?;
         let (sender, receiver) = mpsc::channel(TILES_IN_FLIGHT);
-        tokio::spawn(carry(tiles, sender, worker.clone(), faults.break_after, Arc::clone(&self.state)));
+        tokio::spawn(carry(answer, sender, worker.clone(), faults.break_after, Arc::clone(&self.state)));
         Ok(receiver)
     }
 
@@ -152,12 +152,13 @@ impl Transport for MemoryTransport {
 
 /// Carries tiles to the owner, until one side ends or the connection breaks.
 async fn carry(
-    mut tiles: TileStream<Refusal>,
+    answer: Answer,
     sender: mpsc::Sender<Result<ProductTile, TransportError>>,
     worker: PeerName,
     break_after: Option<usize>,
     state: Arc<Mutex<State>>,
 ) {
+    let Answer { mut tiles, time: _, place: _place } = answer;
     let mut carried = 0;
     loop {
         if break_after == Some(carried) {

@@ -2,7 +2,9 @@
 
 pub mod memory;
 
+use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::he::{Planes, ProductTile};
@@ -36,7 +38,7 @@ pub struct ProductRequest {
     /// The body, `body_limbs × tokens × inner dimension`, if that is what is multiplied; the worker expands a mask itself.
     pub body: Option<Arc<Planes>>,
     /// Columns of the answer. It does not travel: the owner knows it from the layer table, the worker from
-    /// [`WorkerService::admit`], and tiles are checked against it before anything is allocated for them.
+    /// [`Admitted::outer`], and tiles are checked against it before anything is allocated for them.
     pub outer: usize,
 }
 
@@ -129,10 +131,36 @@ pub trait WorkerService: Send + Sync + 'static {
     /// Answers a small request.
     async fn control(&self, owner: &PeerName, request: ControlRequest) -> ControlReply;
 
-    /// Checks a product's header before its body is read, so that nothing is allocated for a peer that may not
-    /// ask. Returns the inner and outer dimension of the product.
-    async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<(usize, usize), Refusal>;
+    /// Checks a product's header and gives the product a place, for which it may have to wait: both before anything of
+    /// its body is read or room is made for it.
+    async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<Box<dyn Admitted>, Refusal>;
 
-    /// Computes an admitted product.
-    async fn product(&self, owner: &PeerName, request: ProductRequest) -> Result<TileStream<Refusal>, Refusal>;
+    /// Whether a peer was assigned layers. What others ask for may be answered last, or not at all.
+    fn serves(&self, peer: &PeerName) -> bool;
+
+    /// A peer's last connection was closed.
+    async fn left(&self, peer: &PeerName);
+}
+
+/// A product that has its place. Dropping it gives the place back.
+#[async_trait]
+pub trait Admitted: Send {
+    /// Inner dimension of the product: columns of a body.
+    fn inner(&self) -> usize;
+
+    /// Outer dimension: columns of the answer.
+    fn outer(&self) -> usize;
+
+    /// Has it computed, with the body whose header was admitted.
+    async fn begin(self: Box<Self>, body: Option<Arc<Planes>>) -> Result<Answer, Refusal>;
+}
+
+/// A product under way at a worker.
+pub struct Answer {
+    /// Its tiles, in any order.
+    pub tiles: TileStream<Refusal>,
+    /// Time that computing takes at most, generously: after it something is wrong.
+    pub time: Duration,
+    /// The product's place: whoever sends the tiles on keeps it until the last one is sent.
+    pub place: Box<dyn Any + Send + Sync>,
 }

@@ -3,12 +3,12 @@
 //!
 //! A product that waits holds its body and nothing else: masks are expanded when their turn has come. Tiles go into a
 //! channel that has room for a whole answer: a device never waits for a reader, who may need the threads that it works
-//! on. How many answers may be unread is the caller's to bound ([`super::service`]).
+//! on. How many answers may be unread is bounded by the places that their products hold ([`super::place`]).
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use actix::prelude::*;
@@ -16,26 +16,18 @@ use protocol::he::ProductTile;
 use protocol::wire::messages::Refusal;
 use tokio::sync::{mpsc, oneshot};
 
+use super::place::Place;
 use crate::matmul::{Device, DeviceError, HeldMatrix, ProductTask, tile_columns};
 use crate::trace::WORK;
 use crate::transport::TileStream;
 
 /// Messages that may wait for the actor: each is answered in microseconds.
 const MAILBOX: usize = 64;
-/// What a device has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, MessageResponse)]
-pub struct Work {
-    /// Products computed, those broken off included. Of a product's parts only the first counts.
-    pub calls: u64,
-    /// Seconds spent on products and on parts of them.
-    pub busy_seconds: f64,
-}
 
 /// See the module's documentation.
 pub struct MatmulExecutor {
     /// `None` after [`Drain`].
     queue: Option<SyncSender<Job>>,
-    work: Arc<Mutex<Work>>,
     ended: Option<oneshot::Receiver<()>>,
 }
 
@@ -52,14 +44,12 @@ impl MatmulExecutor {
     pub fn new(device: Arc<dyn Device>, waiting: usize) -> std::io::Result<Self> {
         let (queue, jobs) = sync_channel(waiting);
         let (end, ended) = oneshot::channel();
-        let work = Arc::new(Mutex::new(Work::default()));
-        let of_thread = Arc::clone(&work);
         std::thread::Builder::new().name(format!("device {}", device.name())).spawn(move || {
-            serve(&device.name(), &jobs, &of_thread);
+            serve(&device.name(), &jobs);
             // Nobody may be waiting for the end.
             let _ = end.send(());
         })?;
-        Ok(Self { queue: Some(queue), work, ended: Some(ended) })
+        Ok(Self { queue: Some(queue), ended: Some(ended) })
     }
 
     fn enqueue(&mut self, message: Multiply) -> Result<TileStream<Refusal>, Refusal> {
@@ -78,20 +68,15 @@ impl MatmulExecutor {
 }
 
 /// The thread of a device: computes until the queue is closed and empty.
-fn serve(device: &str, jobs: &Receiver<Job>, work: &Mutex<Work>) {
+fn serve(device: &str, jobs: &Receiver<Job>) {
     for job in jobs {
-        if job.tiles.is_closed() {
+        if job.tiles.is_closed() || job.message.place.is_lost() {
             continue;
         }
         let start = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| compute(device, &job)));
         let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Failed("a computation panicked; this is a bug".into())));
-        let seconds = start.elapsed().as_secs_f64();
-        {
-            let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
-            work.calls += u64::from(job.message.counts);
-            work.busy_seconds += seconds;
-        }
+        job.message.place.charge(u64::from(job.message.counts), start.elapsed().as_secs_f64());
         if let Err(refusal) = outcome {
             tracing::error!(device, %refusal, "a product failed");
             // The reader may be gone.
@@ -143,6 +128,8 @@ pub struct Multiply {
     pub task: ProductTask,
     /// Whether it counts as a product: of several parts one does.
     pub counts: bool,
+    /// The product's place, which is held until the product is computed or broken off.
+    pub place: Arc<Place>,
 }
 
 impl Handler<Multiply> for MatmulExecutor {
@@ -150,19 +137,6 @@ impl Handler<Multiply> for MatmulExecutor {
 
     fn handle(&mut self, message: Multiply, _context: &mut Self::Context) -> Self::Result {
         self.enqueue(message)
-    }
-}
-
-/// What has the device done?
-#[derive(Message)]
-#[rtype(result = "Work")]
-pub struct AskWork;
-
-impl Handler<AskWork> for MatmulExecutor {
-    type Result = Work;
-
-    fn handle(&mut self, _message: AskWork, _context: &mut Self::Context) -> Work {
-        *self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

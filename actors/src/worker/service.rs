@@ -6,65 +6,30 @@ use std::time::Duration;
 
 use actix::{Addr, Arbiter, Handler, MailboxError, Message, Supervisor};
 use async_trait::async_trait;
-use protocol::he::{MaskDomain, MaskSeed};
 use protocol::ids::ModelDigest;
 use protocol::ids::{Direction, LinearId};
 use protocol::wire::messages::{
     ControlReply, ControlRequest, DeviceOffer, Operand, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
     WorkerOffer,
 };
-use tokio::sync::{Semaphore, TryAcquireError, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use super::aggregator::{CiphertextAggregator, Combine};
-use super::executor::{AskWork, Drain, MatmulExecutor, Multiply, Work};
-use super::parts::HeldLinear;
-use super::shard_store::{AskProgress, AskRoom, AssignShard, FindMatrix, ReleaseShard, ShardStore, StoreLimits};
+use super::executor::{Drain, MatmulExecutor, Multiply};
+use super::limits::WorkerLimits;
+use super::parts::{HeldLinear, HeldPart};
+use super::place::{Accounts, Backlog, Place};
+use super::product::AdmittedProduct;
+use super::shard_store::{
+    AskProgress, AskRoom, AssignShard, FindMatrix, OwnerLeft, ReleaseShard, RenewLease, ShardStore, StoreAccess,
+    not_allowed,
+};
 use super::source::ShardSource;
 use super::spread::{Site, Split, Spread};
-use super::streams::forward;
 use super::sum::SumShape;
 use crate::heavy::on_rayon;
-use crate::matmul::{Device, DeviceError, Multiplicand, ProductTask, tile_columns};
-use crate::transport::{PeerName, ProductRequest, TileStream, WorkerService};
-
-/// Tiles that wait for a slow reader beside those that the executor holds for it.
-const READY_TILES: usize = 2;
-
-/// What a worker allows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WorkerLimits {
-    /// Memory of this process for matrices, bytes: those of all devices that have no memory of their own.
-    pub memory_bytes: u64,
-    /// Owners served at a time.
-    pub owners: usize,
-    /// How long an idle owner keeps its layers when another one asks for its place.
-    pub lease: Duration,
-    /// Most rows of a body.
-    pub tokens: u32,
-    /// Most bytes of one product: what is multiplied and the answer.
-    pub product_bytes: u64,
-    /// Products that are computed, wait to be, or whose answer is still being read.
-    pub products: usize,
-}
-
-impl Default for WorkerLimits {
-    fn default() -> Self {
-        Self {
-            // The packed blocks of a model of about four billion parameters; who has less says so.
-            memory_bytes: 8 << 30,
-            // One owner keeps all cores busy; a second would only make both slower.
-            owners: 1,
-            // Longer than an owner's pauses (an evaluation, a checkpoint), short enough that a crashed one blocks nobody.
-            lease: Duration::from_secs(120),
-            // Sixteen sequences of 4,096 tokens.
-            tokens: 1 << 16,
-            // 4,096 tokens of the widest product of an 8-billion-parameter Llama at P32, with room to spare.
-            product_bytes: 1 << 30,
-            // Enough for the micro-batches that an owner has in flight.
-            products: 16,
-        }
-    }
-}
+use crate::matmul::{Device, DeviceError, ProductTask, tile_columns};
+use crate::transport::{Admitted, PeerName, TileStream, WorkerService};
 
 /// Why a worker could not start.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +49,13 @@ pub enum StartError {
     Measurement,
 }
 
+/// Every product may take this long, however small: a machine may be busy with something else for a while.
+const LEAST_TIME: Duration = Duration::from_secs(60);
+/// Times slower than measured that a device may be: with another program on it, hot, on a laptop's battery.
+const SLOWER: f64 = 20.0;
+/// Beyond [`LEAST_TIME`], no product may take longer, whatever a device's speed is said to be.
+const MOST_TIME: Duration = Duration::from_secs(3600);
+
 /// One device that serves.
 struct Serving {
     name: String,
@@ -95,12 +67,19 @@ struct Serving {
 pub struct Worker {
     source: Arc<dyn ShardSource>,
     limits: WorkerLimits,
+    accounts: Arc<Accounts>,
+    devices: Arc<Devices>,
+    peak_rss_bytes: fn() -> u64,
+    arbiter: Arbiter,
+}
+
+/// The actors that products go through.
+pub(super) struct Devices {
     store: Addr<ShardStore>,
     devices: Vec<Serving>,
     aggregator: Addr<CiphertextAggregator>,
-    products: Arc<Semaphore>,
-    peak_rss_bytes: fn() -> u64,
-    arbiter: Arbiter,
+    backlog: Arc<Backlog>,
+    stopping: CancellationToken,
 }
 
 impl Worker {
@@ -125,7 +104,9 @@ impl Worker {
         let measure = move || measured.iter().map(|device| site(device.as_ref())).collect::<Result<Vec<Site>, _>>();
         let sites = tokio::task::spawn_blocking(measure).await.map_err(|_| StartError::Measurement)??;
 
-        let executor = |device: &Arc<dyn Device>| MatmulExecutor::new(Arc::clone(device), limits.products);
+        // Products of owners that lost their layers may still stand in the queue beside all that are under way.
+        let waiting = 2 * limits.quota().products * limits.owners.max(1);
+        let executor = |device: &Arc<dyn Device>| MatmulExecutor::new(Arc::clone(device), waiting);
         let executors = devices.iter().map(executor).collect::<std::io::Result<Vec<_>>>()?;
         let arbiter = Arbiter::new();
         let serve = |(executor, site): (MatmulExecutor, &Site)| {
@@ -136,42 +117,36 @@ impl Worker {
         let shape = |group| source.shape(LinearId { layer: 0, group });
         let memory_for = |device: usize, shape| devices[device].memory_for(shape);
         let spread = Spread::new(split, sites, limits.memory_bytes, shape, memory_for);
-        let store = ShardStore::new(
-            Arc::clone(&source),
-            devices,
-            spread,
-            StoreLimits { owners: limits.owners, lease: limits.lease },
-        );
+        let accounts = Arc::new(Accounts::new(limits.quota()));
+        let access =
+            StoreAccess { tenancy: limits.tenancy(), allowed: limits.allowed.clone(), accounts: Arc::clone(&accounts) };
+        let store = ShardStore::new(Arc::clone(&source), devices, spread, access);
         let store = Supervisor::start_in_arbiter(&arbiter.handle(), move |_| store);
         let aggregator = Supervisor::start_in_arbiter(&arbiter.handle(), |_| CiphertextAggregator::default());
-        Ok(Self {
-            source,
-            limits,
-            store,
-            devices: serving,
-            aggregator,
-            products: Arc::new(Semaphore::new(limits.products)),
-            peak_rss_bytes,
-            arbiter,
-        })
+        let (backlog, stopping) = (Arc::default(), CancellationToken::new());
+        let devices = Arc::new(Devices { store, devices: serving, aggregator, backlog, stopping });
+        Ok(Self { source, limits, accounts, devices, peak_rss_bytes, arbiter })
     }
 
     /// Takes no more products, computes those that wait, and ends the actors. Answers that are ready can still be read.
     pub async fn stop(&self) {
-        self.products.close();
+        self.devices.stopping.cancel();
         // An error means that the actor has ended already.
-        for device in &self.devices {
+        for device in &self.devices.devices {
             let _ = device.executor.send(Drain).await;
         }
-        let _ = self.aggregator.send(Drain).await;
+        let _ = self.devices.aggregator.send(Drain).await;
         self.arbiter.stop();
     }
 
-    async fn offer(&self, version: u32) -> Result<ControlReply, Refusal> {
+    async fn offer(&self, owner: &PeerName, version: u32) -> Result<ControlReply, Refusal> {
         if version != PROTOCOL_VERSION {
             return Err(Refusal::Version(PROTOCOL_VERSION));
         }
-        let room = ask(&self.store, AskRoom).await?;
+        if !self.limits.allowed.is_empty() && !self.limits.allowed.contains(owner) {
+            return Err(not_allowed(owner));
+        }
+        let room = ask(&self.devices.store, AskRoom).await?;
         let offer = |(device, memory_bytes): (&Serving, u64)| DeviceOffer {
             name: device.name.clone(),
             memory_bytes,
@@ -182,44 +157,37 @@ impl Worker {
             model: self.source.digest(),
             layers: self.source.layers(),
             room: room.layers,
-            devices: self.devices.iter().zip(room.memory_bytes).map(offer).collect(),
+            devices: self.devices.devices.iter().zip(room.memory_bytes).map(offer).collect(),
         }))
     }
 
     async fn assign(&self, owner: &PeerName, model: ModelDigest, layers: Range<u16>) -> Result<ControlReply, Refusal> {
-        ask(&self.store, AssignShard { owner: owner.clone(), model, layers }).await??;
+        ask(&self.devices.store, AssignShard { owner: owner.clone(), model, layers }).await??;
         Ok(ControlReply::Assigned)
     }
 
     async fn health(&self, owner: &PeerName) -> Result<ControlReply, Refusal> {
-        let progress = ask(&self.store, AskProgress(owner.clone())).await?;
-        let mut work = Work::default();
-        for device in &self.devices {
-            let Work { calls, busy_seconds } = ask(&device.executor, AskWork).await?;
-            work.calls += calls;
-            work.busy_seconds += busy_seconds;
-        }
+        let progress = ask(&self.devices.store, AskProgress(owner.clone())).await?;
+        // Who has no layers learns nothing of what others have done here.
+        let account = self.accounts.of(owner);
+        let work = account.as_ref().map(|account| account.work()).unwrap_or_default();
         Ok(ControlReply::Health(WorkerHealth {
             layers: progress.layers,
             loaded: progress.loaded,
             failure: progress.failure,
             calls: work.calls,
             busy_seconds: work.busy_seconds,
-            peak_rss_bytes: (self.peak_rss_bytes)(),
+            peak_rss_bytes: account.map_or(0, |_| (self.peak_rss_bytes)()),
         }))
     }
 
     async fn release(&self, owner: &PeerName) -> Result<ControlReply, Refusal> {
-        ask(&self.store, ReleaseShard(owner.clone())).await?;
+        ask(&self.devices.store, ReleaseShard(owner.clone())).await?;
         Ok(ControlReply::Released)
     }
 
-    async fn matrix(&self, owner: &PeerName, linear: LinearId) -> Result<Arc<HeldLinear>, Refusal> {
-        ask(&self.store, FindMatrix { owner: owner.clone(), linear }).await?
-    }
-
-    /// Everything about a header that can be refused without knowing its body.
-    async fn admitted(&self, owner: &PeerName, header: &ProductHeader) -> Result<Arc<HeldLinear>, Refusal> {
+    /// Everything about a header that can be refused without knowing its body; the served matrix, and the product's bytes.
+    async fn checked(&self, owner: &PeerName, header: &ProductHeader) -> Result<(Arc<HeldLinear>, u64), Refusal> {
         if header.version != PROTOCOL_VERSION {
             return Err(Refusal::Version(PROTOCOL_VERSION));
         }
@@ -232,20 +200,42 @@ impl Worker {
             let limit = self.limits.tokens;
             return Err(Refusal::Malformed(format!("{tokens} rows, where 1 to {limit} are allowed")));
         }
-        let weights = self.matrix(owner, header.product.linear).await?;
+        let find = FindMatrix { owner: owner.clone(), linear: header.product.linear };
+        let weights = ask(&self.devices.store, find).await??;
         let (bytes, limit) = (product_bytes(header, &weights), self.limits.product_bytes);
         if bytes > limit {
             return Err(Refusal::Capacity(format!("a product of {bytes} bytes, where {limit} are allowed")));
         }
-        Ok(weights)
+        Ok((weights, bytes))
+    }
+}
+
+impl Devices {
+    /// Takes a product in: its owner's lease begins anew, and what it asks for counts from now on. Returns the time that
+    /// it takes the devices at most.
+    pub(super) async fn take_in(
+        &self,
+        owner: &PeerName,
+        place: &Place,
+        weights: &HeldLinear,
+        operations: u64,
+    ) -> Result<Duration, Refusal> {
+        if self.stopping.is_cancelled() {
+            return Err(Refusal::Capacity("it is shutting down".into()));
+        }
+        ask(&self.store, RenewLease(owner.clone())).await??;
+        let speed = |part: &HeldPart| self.devices[part.device].macs_per_second;
+        let slowest = weights.parts().iter().map(speed).fold(f64::INFINITY, f64::min);
+        Ok(time_of(place.begin(operations), slowest))
     }
 
     /// Has the devices that hold a matrix compute their parts of a product, and puts these together: side by side
     /// forward, added up backward. Each stream comes with the first output column of its tiles.
-    async fn multiply(
+    pub(super) async fn multiply(
         &self,
         weights: Arc<HeldLinear>,
         task: ProductTask,
+        place: &Arc<Place>,
     ) -> Result<Vec<(usize, TileStream<Refusal>)>, Refusal> {
         let ProductTask { direction, limbs, output_limbs, .. } = task;
         let (rows, (_, outer)) = (task.rows.count(), weights.shape().along(direction));
@@ -258,7 +248,8 @@ impl Worker {
         };
         let mut parts = Vec::with_capacity(tasks.len());
         for (number, (part, task)) in weights.parts().iter().zip(tasks).enumerate() {
-            let multiply = Multiply { weights: Arc::clone(&part.matrix), task, counts: number == 0 };
+            let (weights, place) = (Arc::clone(&part.matrix), Arc::clone(place));
+            let multiply = Multiply { weights, task, counts: number == 0, place };
             // Where a device refuses, the streams of the others are dropped, which breaks their parts off.
             let tiles = ask(&self.devices[part.device].executor, multiply).await??;
             parts.push((part.columns.start, tiles));
@@ -311,6 +302,12 @@ fn product_bytes(header: &ProductHeader, weights: &HeldLinear) -> u64 {
     whole.saturating_add(of_parts)
 }
 
+/// Time that so many multiply-accumulates take at most at this speed, which was measured on an idle machine.
+fn time_of(operations: u64, macs_per_second: f64) -> Duration {
+    let seconds = SLOWER * operations as f64 / macs_per_second;
+    LEAST_TIME + Duration::try_from_secs_f64(seconds).unwrap_or(MOST_TIME).min(MOST_TIME)
+}
+
 /// Asks an actor; one that is gone or overwhelmed is a refusal, not a panic.
 async fn ask<A, M>(actor: &Addr<A>, message: M) -> Result<M::Result, Refusal>
 where
@@ -329,7 +326,7 @@ where
 impl WorkerService for Worker {
     async fn control(&self, owner: &PeerName, request: ControlRequest) -> ControlReply {
         let reply = match request {
-            ControlRequest::Offer { version } => self.offer(version).await,
+            ControlRequest::Offer { version } => self.offer(owner, version).await,
             ControlRequest::Assign { model, layers } => self.assign(owner, model, layers).await,
             ControlRequest::Health => self.health(owner).await,
             ControlRequest::Release => self.release(owner).await,
@@ -337,40 +334,35 @@ impl WorkerService for Worker {
         reply.unwrap_or_else(ControlReply::Refused)
     }
 
-    async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<(usize, usize), Refusal> {
-        let weights = self.admitted(owner, header).await?;
-        Ok(weights.shape().along(header.product.direction))
+    async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<Box<dyn Admitted>, Refusal> {
+        let (weights, bytes) = self.checked(owner, header).await?;
+        let account = self.accounts.of(owner);
+        let account = account.ok_or_else(|| Refusal::Layers("this owner any more".into()))?;
+        let place = account.place(bytes, &self.devices.backlog).await?;
+        let (devices, owner) = (Arc::clone(&self.devices), owner.clone());
+        Ok(Box::new(AdmittedProduct::new(devices, owner, header.clone(), weights, place)))
     }
 
-    async fn product(&self, owner: &PeerName, request: ProductRequest) -> Result<TileStream<Refusal>, Refusal> {
-        let weights = self.admitted(owner, &request.header).await?;
-        let (inner, _) = weights.shape().along(request.header.product.direction);
-        if !request.is_consistent(inner) {
-            return Err(Refusal::Malformed("the body is not what its header says".into()));
+    fn serves(&self, peer: &PeerName) -> bool {
+        self.accounts.of(peer).is_some()
+    }
+
+    async fn left(&self, peer: &PeerName) {
+        // An actor that is gone keeps no place.
+        let _ = self.devices.store.send(OwnerLeft(peer.clone())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_products_time_follows_from_its_work_and_has_bounds() {
+        assert_eq!(time_of(3_000_000_000, 1e9), Duration::from_secs(120));
+        assert_eq!(time_of(0, 1e9), LEAST_TIME);
+        for speed in [0.0, -1.0, f64::NAN, 1e-300] {
+            assert_eq!(time_of(u64::MAX, speed), LEAST_TIME + MOST_TIME, "{speed}");
         }
-        let ProductRequest { header, body, .. } = request;
-        let (limbs, output_limbs) = (header.operand_limbs(), header.answer_limbs());
-        let ProductHeader { product, precision, .. } = header;
-        let rows = match (header.operand, body) {
-            (Operand::Body { .. }, Some(body)) => Multiplicand::Body(body),
-            (Operand::Masks { seed }, _) => Multiplicand::Masks {
-                seed: MaskSeed::from_bytes(seed),
-                domain: MaskDomain { set: precision.set, product },
-                first_feature: 0,
-            },
-            (Operand::Body { .. }, None) => return Err(Refusal::Malformed("a body product without a body".into())),
-        };
-        let place = Arc::clone(&self.products).try_acquire_owned().map_err(|error| {
-            let limit = self.limits.products;
-            match error {
-                TryAcquireError::Closed => Refusal::Capacity("it is shutting down".into()),
-                TryAcquireError::NoPermits => Refusal::Busy(format!("it takes {limit} products at a time")),
-            }
-        })?;
-        let parts =
-            self.multiply(weights, ProductTask { direction: product.direction, limbs, output_limbs, rows }).await?;
-        let (sender, stream) = mpsc::channel(READY_TILES);
-        tokio::spawn(forward(parts, sender, place));
-        Ok(stream)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! An owner's layers go through three states: *wanted* (assigned, in the queue), *loading* (one matrix at a time, on a
 //! thread that may block), *loaded*. Matrices that no owner wants any more are dropped at once; a load that ends after
-//! that is thrown away. Owners share what they both want.
+//! that is thrown away. Owners share what they both want. Who may keep layers is decided by [`super::tenants`].
 //!
 //! Where layers lie is decided when they are assigned ([`super::spread`]), before anything is loaded: layers for which a
 //! device has no memory are refused. What another owner has stays where it is.
@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::prelude::*;
 use protocol::ids::ModelDigest;
@@ -19,21 +19,24 @@ use protocol::ids::{Group, LinearId};
 use protocol::wire::messages::Refusal;
 
 use super::parts::HeldLinear;
+use super::place::Accounts;
 use super::source::{ShardSource, SourceError};
 use super::spread::{Part, Place, Spread};
+use super::tenants::{Full, TenancyLimits, Tenants};
 use crate::matmul::Device;
 use crate::transport::PeerName;
 
 /// Messages that may wait for the store: each is answered in microseconds.
 const MAILBOX: usize = 256;
 
-/// What a store may hold, and for whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreLimits {
-    /// Owners at a time.
-    pub owners: usize,
-    /// How long an owner's layers are kept for it after its last sign of life, when another owner wants the place.
-    pub lease: Duration,
+/// For whom a store holds layers.
+pub struct StoreAccess {
+    /// Owners at a time, and how long they keep their layers when another owner wants them.
+    pub tenancy: TenancyLimits,
+    /// The owners that may ask; nobody means anybody.
+    pub allowed: BTreeSet<PeerName>,
+    /// The accounts of those that have layers, which the store opens and closes.
+    pub accounts: Arc<Accounts>,
 }
 
 /// See the module's documentation.
@@ -41,8 +44,9 @@ pub struct ShardStore {
     source: Arc<dyn ShardSource>,
     devices: Arc<[Arc<dyn Device>]>,
     spread: Spread,
-    limits: StoreLimits,
-    owners: BTreeMap<PeerName, Share>,
+    allowed: BTreeSet<PeerName>,
+    accounts: Arc<Accounts>,
+    tenants: Tenants,
     /// Of every wanted layer.
     places: BTreeMap<u16, Place>,
     loaded: BTreeMap<LinearId, Loaded>,
@@ -63,26 +67,22 @@ struct Loaded {
     held: Arc<HeldLinear>,
 }
 
-/// What one owner was assigned.
-struct Share {
-    layers: Range<u16>,
-    seen: Instant,
-}
-
 impl ShardStore {
     /// An empty store over devices, on which layers lie as `spread` says.
     pub fn new(
         source: Arc<dyn ShardSource>,
         devices: Arc<[Arc<dyn Device>]>,
         spread: Spread,
-        limits: StoreLimits,
+        access: StoreAccess,
     ) -> Self {
+        let StoreAccess { tenancy, allowed, accounts } = access;
         Self {
             source,
             devices,
             spread,
-            limits,
-            owners: BTreeMap::new(),
+            allowed,
+            accounts,
+            tenants: Tenants::new(tenancy),
             places: BTreeMap::new(),
             loaded: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -91,10 +91,13 @@ impl ShardStore {
     }
 
     fn wanted(&self) -> BTreeSet<u16> {
-        self.owners.values().flat_map(|share| share.layers.clone()).collect()
+        self.tenants.iter().flat_map(|(_, layers)| layers).collect()
     }
 
-    fn assign(&mut self, owner: PeerName, model: ModelDigest, layers: Range<u16>) -> Result<(), Refusal> {
+    fn assign(&mut self, owner: PeerName, model: ModelDigest, layers: Range<u16>, now: Instant) -> Result<(), Refusal> {
+        if !self.allowed.is_empty() && !self.allowed.contains(&owner) {
+            return Err(not_allowed(&owner));
+        }
         if model != self.source.digest() {
             return Err(Refusal::Model(self.source.digest()));
         }
@@ -105,19 +108,13 @@ impl ShardStore {
             let (start, end, count) = (layers.start, layers.end, self.source.layers());
             return Err(Refusal::Layers(format!("layers {start}..{end} of a model of {count} layers")));
         }
-        let others = self.owners.iter().filter(|(name, _)| **name != owner);
-        let lease = self.limits.lease;
-        let mut idle: Vec<_> = others.clone().filter(|(_, share)| share.seen.elapsed() >= lease).collect();
-        idle.sort_by_key(|(_, share)| share.seen);
-        let surplus = (others.count() + 1).saturating_sub(self.limits.owners);
-        if surplus > idle.len() {
-            let limit = self.limits.owners;
-            return Err(Refusal::Capacity(format!("it serves {limit} owner(s) already, and none of them is idle")));
-        }
-        let displaced: BTreeSet<PeerName> = idle.into_iter().take(surplus).map(|(name, _)| name.clone()).collect();
+        let displaced = self.tenants.displaced_by(&owner, now).map_err(|Full { wait }| {
+            let seconds = wait.as_secs() + 1;
+            Refusal::Capacity(format!("all its places are taken by other owners, for another {seconds} s at least"))
+        })?;
 
-        let staying = self.owners.iter().filter(|(name, _)| **name != owner && !displaced.contains(*name));
-        let others: BTreeSet<u16> = staying.flat_map(|(_, share)| share.layers.clone()).collect();
+        let staying = self.tenants.iter().filter(|(name, _)| **name != owner && !displaced.contains(*name));
+        let others: BTreeSet<u16> = staying.flat_map(|(_, layers)| layers).collect();
         let mut places = self.places.clone();
         places.retain(|layer, _| others.contains(layer));
         let fresh: Vec<u16> = layers.clone().filter(|layer| !places.contains_key(layer)).collect();
@@ -125,17 +122,31 @@ impl ShardStore {
         places.extend(fresh);
         for name in displaced {
             tracing::info!(owner = %name, "an idle owner's layers are given up");
-            self.owners.remove(&name);
+            self.tenants.remove(&name);
+            self.accounts.close(&name);
         }
         tracing::info!(%owner, start = layers.start, end = layers.end, "layers assigned");
         self.failed.retain(|linear, _| !layers.contains(&linear.layer));
         if let Some(loading) = &mut self.loading {
             loading.asked_anew |= layers.contains(&loading.linear.layer);
         }
-        self.owners.insert(owner, Share { layers, seen: Instant::now() });
+        self.accounts.open(owner.clone());
+        self.tenants.assign(owner, layers, now);
         self.places = places;
         self.forget_unwanted();
+        self.note_loaded(now);
         Ok(())
+    }
+
+    /// Tells the book of owners whose layers are loaded.
+    fn note_loaded(&mut self, now: Instant) {
+        let of_owner = |(name, layers): (&PeerName, Range<u16>)| self.is_loaded(layers).then(|| name.clone());
+        let loaded: Vec<PeerName> = self.tenants.iter().filter_map(of_owner).collect();
+        loaded.iter().for_each(|name| self.tenants.loaded(name, now));
+    }
+
+    fn is_loaded(&self, mut layers: Range<u16>) -> bool {
+        layers.all(|layer| matrices_of(layer).all(|linear| self.loaded.contains_key(&linear)))
     }
 
     fn forget_unwanted(&mut self) {
@@ -177,32 +188,37 @@ impl ShardStore {
                 }
             }
             store.forget_unwanted();
+            store.note_loaded(Instant::now());
             store.advance(context);
         }));
     }
 
-    fn progress(&mut self, owner: &PeerName) -> Progress {
-        let Some(share) = self.owners.get_mut(owner) else { return Progress::default() };
-        share.seen = Instant::now();
-        let layers = share.layers.clone();
-        let is_loaded = |&layer: &u16| matrices_of(layer).all(|linear| self.loaded.contains_key(&linear));
+    fn progress(&self, owner: &PeerName) -> Progress {
+        let Some(layers) = self.tenants.layers(owner) else { return Progress::default() };
+        let is_loaded = |&layer: &u16| self.is_loaded(layer..layer + 1);
         let loaded = layers.clone().filter(is_loaded).count() as u16;
         let failure = self.failed.iter().find(|(linear, _)| layers.contains(&linear.layer));
         Progress { layers, loaded, failure: failure.map(|(_, error)| error.to_string()) }
     }
 
-    fn find(&mut self, owner: &PeerName, linear: LinearId) -> Result<Arc<HeldLinear>, Refusal> {
-        let share = self.owners.get_mut(owner).filter(|share| share.layers.contains(&linear.layer));
-        let Some(share) = share else {
+    fn find(&self, owner: &PeerName, linear: LinearId) -> Result<Arc<HeldLinear>, Refusal> {
+        let layers = self.tenants.layers(owner);
+        if !layers.is_some_and(|layers| layers.contains(&linear.layer)) {
             return Err(Refusal::Layers(format!("{linear}: it is not assigned to this owner")));
-        };
-        share.seen = Instant::now();
+        }
         if let Some(error) = self.failed.get(&linear) {
             return Err(Refusal::Failed(error.to_string()));
         }
         let held = self.loaded.get(&linear).map(|loaded| Arc::clone(&loaded.held));
         held.ok_or_else(|| Refusal::Layers(format!("{linear} yet: it is still loading")))
     }
+}
+
+/// What an owner is told that is not on the list.
+pub(super) fn not_allowed(owner: &PeerName) -> Refusal {
+    Refusal::Capacity(format!(
+        "it serves only owners that it was told of; if it is yours, add {owner} to worker.owners (--owner) there"
+    ))
 }
 
 fn matrices_of(layer: u16) -> impl Iterator<Item = LinearId> {
@@ -254,7 +270,7 @@ impl Handler<AssignShard> for ShardStore {
     type Result = Result<(), Refusal>;
 
     fn handle(&mut self, message: AssignShard, context: &mut Self::Context) -> Self::Result {
-        let assigned = self.assign(message.owner, message.model, message.layers);
+        let assigned = self.assign(message.owner, message.model, message.layers, Instant::now());
         self.advance(context);
         assigned
     }
@@ -269,8 +285,37 @@ impl Handler<ReleaseShard> for ShardStore {
     type Result = ();
 
     fn handle(&mut self, ReleaseShard(owner): ReleaseShard, _context: &mut Self::Context) {
-        self.owners.remove(&owner);
+        self.tenants.remove(&owner);
+        self.accounts.close(&owner);
         self.forget_unwanted();
+    }
+}
+
+/// An owner asked for a product and sent what is multiplied: its time begins anew. A refusal where its layers have been
+/// given up meanwhile.
+#[derive(Message)]
+#[rtype(result = "Result<(), Refusal>")]
+pub struct RenewLease(pub PeerName);
+
+impl Handler<RenewLease> for ShardStore {
+    type Result = Result<(), Refusal>;
+
+    fn handle(&mut self, RenewLease(owner): RenewLease, _context: &mut Self::Context) -> Self::Result {
+        let used = self.tenants.used(&owner, Instant::now());
+        used.then_some(()).ok_or_else(|| Refusal::Layers("this owner any more".into()))
+    }
+}
+
+/// An owner's last connection was closed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct OwnerLeft(pub PeerName);
+
+impl Handler<OwnerLeft> for ShardStore {
+    type Result = ();
+
+    fn handle(&mut self, OwnerLeft(owner): OwnerLeft, _context: &mut Self::Context) {
+        self.tenants.absent(&owner, Instant::now());
     }
 }
 

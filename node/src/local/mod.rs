@@ -4,7 +4,8 @@
 //! 2. Start the owner with these addresses.
 //! 3. Stop the workers when it has ended.
 //!
-//! The workers are told the model and nothing else: data and adapters are arguments of the owner alone.
+//! The workers are told the model and their own settings, and nothing else: data and adapters are arguments of the owner
+//! alone.
 
 mod worker;
 
@@ -15,7 +16,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, WorkerConfig};
 use crate::trace;
 use worker::WorkerProcess;
 
@@ -47,10 +48,14 @@ impl LocalRun {
         };
         let mut workers = Vec::new();
         if config.owner.backend == BackendChoice::Encrypted {
+            // The owner is a process of this run, under a name that it makes when it starts.
+            let worker = WorkerConfig { owners: Vec::new(), ..config.worker.clone() };
+            let settings = Config { worker, ..Config::default() };
+            let settings = write(&out, "worker.toml", &toml::to_string(&settings)?)?;
             say(format!("starting {} workers", config.owner.workers));
             // One after the other: each measures its speed when it starts, and two at a time would measure each other.
             for number in 1..=config.owner.workers {
-                let mut worker = WorkerProcess::start(number, &model, &config.worker.gpus, &out, trace.as_deref())?;
+                let mut worker = WorkerProcess::start(number, &model, &settings, &out, trace.as_deref())?;
                 let address = worker.address().await?;
                 say(format!("  worker {number}: {address}"));
                 config.network.peers.push(address);

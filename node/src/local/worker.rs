@@ -26,11 +26,11 @@ pub(super) struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts worker `number`; its log and its key file go to `out`.
+    /// Starts worker `number` with a file of settings; its log and its key file go to `out`.
     pub(super) fn start(
         number: usize,
         model: &Path,
-        gpus: &str,
+        settings: &Path,
         out: &Path,
         trace: Option<&Path>,
     ) -> anyhow::Result<Self> {
@@ -43,7 +43,8 @@ impl WorkerProcess {
         let mut child = command
             .args(["--role", "worker", "--no-mdns", "--until-stdin-closes"])
             .args(["--listen", "/ip4/127.0.0.1/tcp/0"])
-            .args(["--gpus", gpus])
+            .arg("--config")
+            .arg(settings)
             .arg("--model")
             .arg(model)
             .arg("--identity")

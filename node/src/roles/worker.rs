@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use actors::matmul::devices::{self, GpuRequest};
 use actors::matmul::{CpuDevice, Device, best_kernel};
+use actors::transport::PeerName;
 use actors::worker::{ModelSource, ShardSource as _, Worker, WorkerLimits};
 use anyhow::Context as _;
 use protocol::model::Model;
@@ -14,15 +15,13 @@ use super::stop::StopSignals;
 use crate::config::Config;
 use crate::folders;
 use crate::report;
-use crate::swarm::{Identity, PeerId, ServeConfig, SwarmConfig, SwarmHandle, SwarmRole, serve};
+use crate::swarm::{Identity, IdentityLock, PeerId, Regulars, ServeConfig, SwarmConfig, SwarmHandle, SwarmRole, serve};
 
 /// What a worker prints before each address at which it can be dialed.
 pub const LISTENING: &str = "listening on ";
 
 /// Time that products under way have to end when the worker is told to stop.
 const GRACE: Duration = Duration::from_secs(10);
-/// Memory left to everything but layers where the configuration sets no limit, bytes: products and their answers.
-const SPARED_BYTES: u64 = 2 << 30;
 
 /// Runs a worker until Ctrl-C, SIGTERM, or, if asked for, the end of its standard input.
 ///
@@ -39,7 +38,7 @@ pub async fn run(config: Config, until_stdin_closes: bool) -> anyhow::Result<()>
     let digest = source.digest();
     let limits = limits(&config)?;
     // The port is taken before anything slow is done with it: a mistake shows at once.
-    let swarm = start_swarm(&config).await?;
+    let (swarm, _lock) = start_swarm(&config).await?;
     let split = config.worker.split;
     let worker = Worker::start(Arc::new(source), devices, split, limits, report::peak_rss_bytes).await?;
     let worker = Arc::new(worker);
@@ -67,32 +66,38 @@ fn devices(requested: &GpuRequest) -> anyhow::Result<Vec<Arc<dyn Device>>> {
 
 /// What the worker allows, as configured.
 fn limits(config: &Config) -> anyhow::Result<WorkerLimits> {
+    let product_memory_bytes = config.worker.product_memory_mib.saturating_mul(1 << 20);
     let memory_bytes = match config.worker.memory_mib {
         0 => report::available_memory_bytes()
             .context("this system does not say how much memory is free: set worker.memory_mib")?
-            .saturating_sub(SPARED_BYTES),
+            .saturating_sub(product_memory_bytes),
         mib => mib.saturating_mul(1 << 20),
     };
     Ok(WorkerLimits {
         memory_bytes,
         owners: config.worker.max_owners,
+        allowed: config.worker.owners()?.iter().map(|peer| PeerName::from(peer.to_base58().as_str())).collect(),
+        product_memory_bytes,
         tokens: config.worker.max_tokens,
         ..WorkerLimits::default()
     })
 }
 
-async fn start_swarm(config: &Config) -> anyhow::Result<SwarmHandle> {
+/// The swarm, and the lock of its identity.
+async fn start_swarm(config: &Config) -> anyhow::Result<(SwarmHandle, IdentityLock)> {
     let path = match &config.network.identity {
         Some(path) => path.clone(),
         None => folders::configuration()?.join("worker.key"),
     };
+    let lock = IdentityLock::take(&path)?;
     let (listen, dial) = config.network.addresses()?;
     let mut swarm = SwarmConfig::new(Identity::load_or_create(&path)?, SwarmRole::Worker);
     swarm.listen = listen;
     swarm.dial = dial;
     swarm.mdns = config.network.mdns;
     swarm.kademlia = true;
-    Ok(SwarmHandle::start(swarm).await?)
+    swarm.regulars = Arc::new(Regulars::new(config.worker.owners()?));
+    Ok((SwarmHandle::start(swarm).await?, lock))
 }
 
 /// Prints who this worker is, what it serves, and where it can be dialed.

@@ -14,6 +14,7 @@ use libp2p::{Swarm, SwarmBuilder, identify, kad, mdns, noise, ping, tcp, yamux};
 use super::codec::ControlCodec;
 use super::config::SwarmRole;
 use super::error::SwarmError;
+use super::gate::Gate;
 use super::io::Counters;
 use super::{CONTROL_PROTOCOL, KADEMLIA_PROTOCOL};
 
@@ -26,18 +27,13 @@ pub(super) const CONTROL_TIME_OUT: Duration = Duration::from_secs(30);
 /// Control requests of one connection that are answered at the same time.
 const CONTROL_STREAMS: usize = 16;
 
-/// Connections that strangers may open: each costs a task and buffers.
-const MAX_INCOMING: u32 = 256;
-
-/// Handshakes of strangers at the same time.
-const MAX_PENDING_INCOMING: u32 = 64;
-
 /// Connections to one peer: one per transport and direction.
 const MAX_PER_PEER: u32 = 8;
 
 /// Everything that runs on a connection.
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
+    gate: Gate,
     limits: connection_limits::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -52,10 +48,11 @@ pub(super) struct Parts {
     pub(super) role: SwarmRole,
     pub(super) mdns: bool,
     pub(super) kademlia: bool,
+    pub(super) gate: Gate,
 }
 
 /// A swarm over TCP (Noise, Yamux) and QUIC that does not listen yet.
-pub(super) fn build(keypair: Keypair, parts: &Parts, counters: Arc<Counters>) -> Result<Swarm<Behaviour>, SwarmError> {
+pub(super) fn build(keypair: Keypair, parts: Parts, counters: Arc<Counters>) -> Result<Swarm<Behaviour>, SwarmError> {
     let setup = |part: &'static str| move |why: String| SwarmError::Setup { part, why };
     let mdns = if parts.mdns {
         let peer = keypair.public().to_peer_id();
@@ -64,6 +61,7 @@ pub(super) fn build(keypair: Keypair, parts: &Parts, counters: Arc<Counters>) ->
     } else {
         None
     };
+    let handshake = parts.role.handshake_time_out();
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
@@ -74,21 +72,19 @@ pub(super) fn build(keypair: Keypair, parts: &Parts, counters: Arc<Counters>) ->
         .with_behaviour(|keypair| behaviour(keypair, parts, mdns, counters))
         .map_err(|error| setup("the protocols")(error.to_string()))?
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_CONNECTION))
+        .with_connection_timeout(handshake)
         .build();
     Ok(swarm)
 }
 
 fn behaviour(
     keypair: &Keypair,
-    parts: &Parts,
+    parts: Parts,
     mdns: Option<mdns::tokio::Behaviour>,
     counters: Arc<Counters>,
 ) -> Behaviour {
     let peer = keypair.public().to_peer_id();
-    let limits = ConnectionLimits::default()
-        .with_max_established_incoming(Some(MAX_INCOMING))
-        .with_max_pending_incoming(Some(MAX_PENDING_INCOMING))
-        .with_max_established_per_peer(Some(MAX_PER_PEER));
+    let limits = ConnectionLimits::default().with_max_established_per_peer(Some(MAX_PER_PEER));
     let identify = identify::Config::new("/velum/1".into(), keypair.public()).with_agent_version(parts.role.agent());
     let kademlia = parts.kademlia.then(|| {
         let mut kademlia =
@@ -103,6 +99,7 @@ fn behaviour(
         .with_request_timeout(CONTROL_TIME_OUT)
         .with_max_concurrent_streams(CONTROL_STREAMS);
     Behaviour {
+        gate: parts.gate,
         limits: connection_limits::Behaviour::new(limits),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),

@@ -1,7 +1,11 @@
 //! What a swarm is started with.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use libp2p::Multiaddr;
 
+use super::gate::{GateLimits, Regulars};
 use super::identity::Identity;
 
 /// Which side of the protocol a node is on.
@@ -22,6 +26,15 @@ impl SwarmRole {
         };
         format!("velum/{} ({role})", env!("CARGO_PKG_VERSION"))
     }
+
+    /// Limit for a handshake. A worker is dialed by strangers, who may leave it waiting; an owner dials, perhaps over a
+    /// slow link.
+    pub(super) fn handshake_time_out(self) -> Duration {
+        match self {
+            Self::Owner => Duration::from_secs(10),
+            Self::Worker => Duration::from_secs(5),
+        }
+    }
 }
 
 /// Settings of a swarm.
@@ -38,11 +51,24 @@ pub struct SwarmConfig {
     pub mdns: bool,
     /// Whether to take part in the DHT, where workers announce their model.
     pub kademlia: bool,
+    /// Peers whose connections are never refused.
+    pub regulars: Arc<Regulars>,
+    /// What comes in at a time of all others.
+    pub gate: GateLimits,
 }
 
 impl SwarmConfig {
     /// A swarm that listens nowhere, dials nobody and announces nothing.
     pub fn new(identity: Identity, role: SwarmRole) -> Self {
-        Self { identity, role, listen: Vec::new(), dial: Vec::new(), mdns: false, kademlia: false }
+        Self {
+            identity,
+            role,
+            listen: Vec::new(),
+            dial: Vec::new(),
+            mdns: false,
+            kademlia: false,
+            regulars: Arc::default(),
+            gate: GateLimits::default(),
+        }
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::SwarmConfig;
 use super::error::SwarmError;
+use super::gate::Regulars;
 use super::io::Counters;
 use super::task;
 
@@ -88,6 +89,7 @@ struct Shared {
     events: broadcast::Sender<NetworkEvent>,
     streams: libp2p_stream::Control,
     counters: Arc<Counters>,
+    regulars: Arc<Regulars>,
     runtime: Handle,
     stop: CancellationToken,
 }
@@ -102,11 +104,13 @@ impl SwarmHandle {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (events, _) = broadcast::channel(EVENTS);
         let (counters, stop) = (Arc::new(Counters::default()), CancellationToken::new());
+        let regulars = Arc::clone(&config.regulars);
         let started = task::start(config, inbox, events.clone(), counters.clone(), stop.clone()).await?;
         let runtime = Handle::current();
         runtime.spawn(started.task.run());
         let (peer, listening, streams) = (started.peer, started.listening, started.streams);
-        Ok(Self { shared: Arc::new(Shared { peer, listening, commands, events, streams, counters, runtime, stop }) })
+        let shared = Shared { peer, listening, commands, events, streams, counters, regulars, runtime, stop };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The node's own name.
@@ -206,6 +210,11 @@ impl SwarmHandle {
     /// The byte counters.
     pub(super) fn counters(&self) -> Arc<Counters> {
         self.shared.counters.clone()
+    }
+
+    /// Peers whose connections are never refused.
+    pub(super) fn regulars(&self) -> &Regulars {
+        &self.shared.regulars
     }
 
     /// Cancelled when the swarm ends.

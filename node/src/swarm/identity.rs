@@ -3,7 +3,7 @@
 //! The file holds libp2p's protobuf encoding of the key. It is written beside its place and linked there whole, so
 //! that it is never seen half-written, with mode 0600 from its first byte, and never replaces another key.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,36 @@ const MAX_KEY_BYTES: u64 = 1024;
 
 /// A node's key pair. Its secret half is not printed, and erased when dropped.
 pub struct Identity(Keypair);
+
+/// The right to use an identity file, which one process at a time has. The system takes it back when the process ends,
+/// however it ends.
+#[derive(Debug)]
+pub struct IdentityLock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+
+impl IdentityLock {
+    /// Takes the lock that lies beside an identity file, which need not exist yet.
+    ///
+    /// # Errors
+    /// [`IdentityError::InUse`] if another process has it; [`IdentityError::File`].
+    pub fn take(identity: &Path) -> Result<Self, IdentityError> {
+        let mut path = identity.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let failed = |source| IdentityError::File { action: "lock", path: path.clone(), source };
+        std::fs::create_dir_all(folder_of(&path)).map_err(failed)?;
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(IdentityError::InUse { path: identity.into() }),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+}
+
+/// The folder that a file lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
 
 /// Why there is no identity.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +60,15 @@ pub enum IdentityError {
         path: PathBuf,
         /// What the system says.
         source: std::io::Error,
+    },
+    /// Another process is this peer already: two of one name would each get some of what is meant for the other.
+    #[error(
+        "the identity {path} is in use by another process: stop that one, or give this one a name of its own with \
+         --identity FILE"
+    )]
+    InUse {
+        /// The identity file.
+        path: PathBuf,
     },
     /// Others may read or write the file.
     #[error("the identity file {path} has mode {mode:04o}, so others may use this node's name: run `chmod 600 {path}`")]
@@ -99,7 +138,7 @@ impl Identity {
         let identity = Self::ephemeral();
         let encoded = identity.0.to_protobuf_encoding().map_err(|error| failed(std::io::Error::other(error)))?;
         let encoded = Zeroizing::new(encoded);
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(path);
         std::fs::create_dir_all(folder).map_err(failed)?;
         // A temporary file is created with mode 0600 on Unix.
         let mut file = tempfile::Builder::new().prefix(".identity").tempfile_in(folder).map_err(failed)?;
@@ -148,6 +187,19 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
         assert_eq!(Identity::load_or_create(&path).unwrap().peer_id(), made);
+    }
+
+    #[test]
+    fn one_process_at_a_time_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys/identity");
+        let lock = IdentityLock::take(&path).unwrap();
+        let error = IdentityLock::take(&path).unwrap_err();
+        assert!(matches!(error, IdentityError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        IdentityLock::take(&folder.path().join("another")).unwrap();
+        drop(lock);
+        IdentityLock::take(&path).unwrap();
     }
 
     #[test]

@@ -15,8 +15,10 @@
 mod behaviour;
 mod codec;
 mod config;
+mod damper;
 mod discover;
 mod error;
+mod gate;
 mod handle;
 mod identity;
 mod io;
@@ -24,14 +26,16 @@ mod listen;
 mod owner;
 mod redial;
 mod serve;
+mod streams;
 mod task;
 mod tiles;
 
 pub use config::{SwarmConfig, SwarmRole};
 pub use discover::{Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, RejectedPeer, discover};
 pub use error::SwarmError;
+pub use gate::{GateLimits, Regulars};
 pub use handle::{KnownPeer, NetworkEvent, SwarmHandle};
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, IdentityLock};
 pub use libp2p::{Multiaddr, PeerId};
 pub use owner::{Libp2pTransport, TransportConfig};
 pub use serve::{ServeConfig, Serving, serve};

@@ -1,30 +1,32 @@
 //! A worker's side: a [`WorkerService`] on the network.
 //!
-//! Everything is bounded: control requests and streams at the same time, streams of one peer, and the bytes of all
-//! bodies together, for which a stream waits before it reads. A header is admitted by the service before its body is
-//! read. While tiles are computed and written the stream is watched: when the owner goes away, the product is dropped.
-//! A peer that sends something else loses its stream, and the log says why.
+//! Everything is bounded: control requests at the same time, streams ([`super::streams`]), and how long each part of a
+//! product may take. A product is admitted by its header: the service gives it its place, the memory of its answer
+//! included, before anything of its body is read, and the place goes with it to its last byte. While tiles are computed
+//! and written the stream is watched: when the owner goes away, the product is dropped. A peer that sends something else
+//! loses its stream, and the log says why, in few lines.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use actors::transport::{ProductRequest, TileStream, WorkerService};
+use actors::transport::{Answer, TileStream, WorkerService};
 use futures::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use futures::{AsyncReadExt, StreamExt};
 use libp2p::{PeerId, Stream};
 use protocol::wire::messages::{ControlReply, ControlRequest, PROTOCOL_VERSION, ProductHeader, ProductReply, Refusal};
 use protocol::wire::{FrameError, PlanesShape, TileLedger, encode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::PRODUCT_PROTOCOL;
 use super::behaviour::CONTROL_TIME_OUT;
+use super::damper::Damper;
 use super::error::SwarmError;
-use super::handle::{InboundControl, SwarmHandle, peer_name};
+use super::handle::{InboundControl, NetworkEvent, SwarmHandle, peer_name};
 use super::io::{Counters, LinkError, read_message, read_planes, write_message};
+use super::streams::{Lane, StreamLimits, StreamPlace, Streams, Visits};
 use super::tiles::write_tile;
 
 /// Control requests that wait for the service.
@@ -36,35 +38,44 @@ const CONTROL_AT_ONCE: usize = 16;
 /// Limits of a worker's side.
 #[derive(Clone, Copy, Debug)]
 pub struct ServeConfig {
-    /// Product streams at the same time.
-    pub max_streams: usize,
-    /// Product streams of one peer at the same time.
-    pub max_streams_per_peer: usize,
+    /// Product streams at the same time of one owner that has layers.
+    pub streams_per_owner: usize,
+    /// Product streams at the same time of one other peer.
+    pub streams_per_stranger: usize,
+    /// Product streams at the same time of all other peers.
+    pub stranger_streams: usize,
     /// Largest body of a product.
     pub max_body_bytes: usize,
-    /// Bodies of all products together.
-    pub memory_bytes: usize,
     /// Largest tile that is sent.
     pub max_tile_bytes: usize,
-    /// For a product's header to arrive.
+    /// For an owner's header to arrive.
     pub header: Duration,
+    /// For another peer's.
+    pub stranger_header: Duration,
     /// For each 256 KiB that are received or sent.
     pub stall: Duration,
-    /// For other bodies to make room.
-    pub room: Duration,
+    /// For a whole body or answer, however small.
+    pub slack: Duration,
+    /// Bytes a second that a whole body or answer must keep up beyond that.
+    pub least_rate: u64,
 }
 
 impl Default for ServeConfig {
     fn default() -> Self {
         Self {
-            max_streams: 64,
-            max_streams_per_peer: 32,
+            // Twice the products that a worker takes at a time, so that the next are there when it is done.
+            streams_per_owner: 32,
+            // To be told why a product is refused, no more.
+            streams_per_stranger: 2,
+            stranger_streams: 8,
             max_body_bytes: 1 << 30,
-            memory_bytes: 2 << 30,
             max_tile_bytes: 512 << 20,
             header: Duration::from_secs(10),
+            stranger_header: Duration::from_secs(3),
             stall: Duration::from_secs(60),
-            room: Duration::from_secs(45),
+            slack: Duration::from_secs(30),
+            // Sixteen products at a time over a link of 4 Mbit/s.
+            least_rate: 32 << 10,
         }
     }
 }
@@ -106,32 +117,34 @@ pub async fn serve(
     let incoming = handle.streams().accept(PRODUCT_PROTOCOL).map_err(|_| SwarmError::AlreadyServing)?;
     let (sender, requests) = mpsc::channel(WAITING_CONTROL);
     handle.take_control(sender).await?;
+    handle.regulars().serve(&service);
     let (stop, abort, tasks) = (handle.stop().child_token(), handle.stop().child_token(), TaskTracker::new());
     let server = Arc::new(Server {
         service,
         config,
         counters: handle.counters(),
-        memory: Arc::new(Semaphore::new(mebibytes(config.memory_bytes))),
-        streams: Mutex::new(HashMap::new()),
+        streams: Streams::new(StreamLimits {
+            of_owner: config.streams_per_owner,
+            of_stranger: config.streams_per_stranger,
+            of_strangers: config.stranger_streams,
+        }),
+        dropped: Mutex::default(),
         abort: abort.clone(),
         tasks: tasks.clone(),
     });
-    handle.runtime().spawn(server.clone().accept(incoming, stop.clone()));
+    handle.runtime().spawn(server.clone().accept(handle.clone(), incoming, stop.clone()));
+    handle.runtime().spawn(server.clone().watch(handle.events(), stop.clone()));
     handle.runtime().spawn(server.answer(handle.clone(), requests, stop.clone()));
     Ok(Serving { stop, abort, tasks })
-}
-
-/// Bytes as permits of the memory semaphore, rounded up.
-fn mebibytes(bytes: usize) -> usize {
-    bytes.div_ceil(1 << 20).min(Semaphore::MAX_PERMITS)
 }
 
 struct Server {
     service: Arc<dyn WorkerService>,
     config: ServeConfig,
     counters: Arc<Counters>,
-    memory: Arc<Semaphore>,
-    streams: Mutex<HashMap<PeerId, usize>>,
+    streams: Arc<Streams>,
+    /// Of lines about streams that were dropped.
+    dropped: Mutex<Damper>,
     abort: CancellationToken,
     tasks: TaskTracker,
 }
@@ -147,29 +160,13 @@ enum Ended {
     OwnerGone,
     #[error("bytes came behind the body")]
     Trailing,
+    #[error("{0} took longer than {1:?}")]
+    Slow(&'static str, Duration),
 }
 
 impl From<Refusal> for Ended {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
-    }
-}
-
-/// A place among the streams of a peer, given back when dropped.
-struct Place {
-    server: Arc<Server>,
-    peer: PeerId,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut streams = self.server.streams.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(count) = streams.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                streams.remove(&self.peer);
-            }
-        }
     }
 }
 
@@ -212,8 +209,31 @@ impl Server {
         encode(&reply).map_or_else(|error| refused(error.to_string()), |_| reply)
     }
 
+    /// Tells the service who left, until told to stop.
+    async fn watch(self: Arc<Self>, mut events: broadcast::Receiver<NetworkEvent>, stop: CancellationToken) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                event = events.recv() => event,
+            };
+            match event {
+                Ok(NetworkEvent::PeerLost(peer)) => self.service.left(&peer_name(peer)).await,
+                // Whoever's leaving was missed keeps its place until its lease is over.
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => break,
+            }
+        }
+    }
+
     /// Takes streams until told to stop.
-    async fn accept(self: Arc<Self>, mut incoming: libp2p_stream::IncomingStreams, stop: CancellationToken) {
+    async fn accept(
+        self: Arc<Self>,
+        handle: SwarmHandle,
+        mut incoming: libp2p_stream::IncomingStreams,
+        stop: CancellationToken,
+    ) {
+        let mut visits = Visits::new(Instant::now());
         loop {
             let next = tokio::select! {
                 biased;
@@ -221,50 +241,59 @@ impl Server {
                 next = incoming.next() => next,
             };
             let Some((peer, stream)) = next else { break };
-            let place = self.place(peer);
+            let has_layers = self.service.serves(&peer_name(peer));
+            if !has_layers && visits.visit(peer, Instant::now()) {
+                tracing::debug!(%peer, "sent away: it opens stream after stream without having layers");
+                handle.regulars().send_away(peer);
+                continue;
+            }
+            let Some(place) = self.streams.place(peer, has_layers) else {
+                self.note_dropped(peer, &"there are too many");
+                continue;
+            };
             let server = self.clone();
             self.tasks.spawn(async move {
                 tokio::select! {
                     () = server.abort.cancelled() => {}
-                    () = server.stream(peer, stream, place) => {}
+                    () = server.stream(peer, stream, &place) => {}
                 }
+                drop(place);
             });
         }
     }
 
-    /// A place for one more stream of a peer.
-    fn place(self: &Arc<Self>, peer: PeerId) -> Result<Place, Refusal> {
-        let mut streams = self.streams.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if streams.values().sum::<usize>() >= self.config.max_streams {
-            return Err(Refusal::Busy("too many products at the same time".into()));
+    /// Says that a stream was dropped, if that was not said just now.
+    fn note_dropped(&self, peer: PeerId, why: &dyn std::fmt::Display) {
+        let pass = self.dropped.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now());
+        match pass {
+            Some(others) => tracing::warn!(%peer, %why, others, "a product stream was dropped, and others before it"),
+            None => tracing::debug!(%peer, %why, "a product stream was dropped"),
         }
-        let count = streams.entry(peer).or_default();
-        if *count >= self.config.max_streams_per_peer {
-            return Err(Refusal::Busy("too many products of this owner at the same time".into()));
-        }
-        *count += 1;
-        Ok(Place { server: self.clone(), peer })
     }
 
     /// One product stream from its first byte to its last.
-    async fn stream(&self, peer: PeerId, stream: Stream, place: Result<Place, Refusal>) {
+    async fn stream(&self, peer: PeerId, stream: Stream, place: &StreamPlace) {
         let (mut reader, mut writer) = stream.split();
-        let outcome = match &place {
-            Ok(_) => self.product(peer, &mut reader, &mut writer).await,
-            Err(refusal) => Err(refusal.clone().into()),
+        let patience = match place.lane {
+            Lane::Owner | Lane::Surplus => self.config.header,
+            Lane::Stranger => self.config.stranger_header,
+        };
+        let outcome = match place.lane {
+            Lane::Surplus => Err(Refusal::Busy("too many products of this owner at the same time".into()).into()),
+            Lane::Owner | Lane::Stranger => self.product(peer, &mut reader, &mut writer, patience).await,
         };
         match outcome {
             Ok(()) => {}
             Err(Ended::OwnerGone) => tracing::debug!(%peer, "an owner dropped a product"),
             Err(Ended::Link(LinkError::Frame(FrameError::Version { theirs }))) => {
-                tracing::warn!(%peer, theirs, "a product of another protocol version was refused");
-                self.refuse(Refusal::Version(PROTOCOL_VERSION), &mut reader, &mut writer).await;
+                self.note_dropped(peer, &format!("it speaks protocol version {theirs}"));
+                self.refuse(Refusal::Version(PROTOCOL_VERSION), &mut reader, &mut writer, patience).await;
             }
             Err(Ended::Refused(refusal)) => {
                 tracing::debug!(%peer, %refusal, "a product was refused");
-                self.refuse(refusal, &mut reader, &mut writer).await;
+                self.refuse(refusal, &mut reader, &mut writer, patience).await;
             }
-            Err(error) => return tracing::warn!(%peer, %error, "a product stream was dropped"),
+            Err(error) => return self.note_dropped(peer, &error),
         }
         let closed = timeout(self.config.stall, writer.close()).await;
         tracing::trace!(%peer, ?closed, "a product stream ended");
@@ -275,48 +304,50 @@ impl Server {
         peer: PeerId,
         reader: &mut ReadHalf<Stream>,
         writer: &mut WriteHalf<Stream>,
+        patience: Duration,
     ) -> Result<(), Ended> {
         let (config, owner) = (&self.config, peer_name(peer));
-        let header: ProductHeader = timeout(config.header, read_message(reader, &self.counters))
+        let header: ProductHeader = timeout(patience, read_message(reader, &self.counters))
             .await
-            .map_err(|_| LinkError::TimedOut("received", config.header))??;
+            .map_err(|_| LinkError::TimedOut("received", patience))??;
         if header.version != PROTOCOL_VERSION {
             return Err(Refusal::Version(PROTOCOL_VERSION).into());
         }
-        let (inner, outer) = self.service.admit(&owner, &header).await?;
-        let shape = PlanesShape::of_body(&header, inner, config.max_body_bytes.min(config.memory_bytes))
+        let admitted = self.service.admit(&owner, &header).await?;
+        let outer = admitted.outer();
+        let shape = PlanesShape::of_body(&header, admitted.inner(), config.max_body_bytes)
             .map_err(|error| Refusal::Malformed(error.to_string()))?;
-        let room = self.room(shape.map_or(0, PlanesShape::bytes)).await?;
         let body = match shape {
-            Some(shape) => Some(Arc::new(read_planes(reader, shape, config.stall, &self.counters).await?)),
+            Some(shape) => {
+                let limit = self.time_of(shape.bytes() as u64);
+                let read = timeout(limit, read_planes(reader, shape, config.stall, &self.counters)).await;
+                Some(Arc::new(read.map_err(|_| Ended::Slow("the body", limit))??))
+            }
             None => None,
         };
 
         let mut ledger = TileLedger::new(&header, outer, config.max_tile_bytes);
-        let request = ProductRequest { header, body, outer };
+        let bytes = (header.answer_limbs() as u64).saturating_mul(header.rows() as u64).saturating_mul(outer as u64);
         let mut extra = [0];
         let sent = async {
-            let tiles = self.service.product(&owner, request).await?;
-            self.send_tiles(tiles, &mut ledger, writer).await
+            // The place is kept until the last tile is sent, or the stream is dropped.
+            let Answer { tiles, time, place: _place } = admitted.begin(body).await?;
+            let limit = time.saturating_add(self.time_of(bytes));
+            let sent = timeout(limit, self.send_tiles(tiles, &mut ledger, writer)).await;
+            sent.map_err(|_| Ended::Slow("the answer", limit))?
         };
-        let outcome = tokio::select! {
+        tokio::select! {
             outcome = sent => outcome,
             read = reader.read(&mut extra) => match read {
                 Ok(0) | Err(_) => Err(Ended::OwnerGone),
                 Ok(_) => Err(Ended::Trailing),
             },
-        };
-        drop(room);
-        outcome
+        }
     }
 
-    /// Waits until a body of so many bytes has room.
-    async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Ended> {
-        let permits = u32::try_from(mebibytes(bytes)).unwrap_or(u32::MAX);
-        match timeout(self.config.room, self.memory.clone().acquire_many_owned(permits)).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Refusal::Busy("no memory for another product".into()).into()),
-        }
+    /// Time for so many bytes to be received or sent.
+    fn time_of(&self, bytes: u64) -> Duration {
+        self.config.slack.saturating_add(Duration::from_secs(bytes / self.config.least_rate.max(1)))
     }
 
     async fn send_tiles(
@@ -343,7 +374,13 @@ impl Server {
 
     /// Says why, and reads on for a moment: a stream that is dropped with unread bytes is reset, and a reset may
     /// overtake the refusal.
-    async fn refuse(&self, refusal: Refusal, reader: &mut ReadHalf<Stream>, writer: &mut WriteHalf<Stream>) {
+    async fn refuse(
+        &self,
+        refusal: Refusal,
+        reader: &mut ReadHalf<Stream>,
+        writer: &mut WriteHalf<Stream>,
+        patience: Duration,
+    ) {
         let said = async {
             let reply = ProductReply::Refused(refusal);
             let reply = match encode(&reply) {
@@ -355,7 +392,7 @@ impl Server {
             futures::io::copy(reader, &mut futures::io::sink()).await?;
             Ok::<_, LinkError>(())
         };
-        if let Err(error) = timeout(self.config.header, said).await {
+        if let Err(error) = timeout(patience, said).await {
             tracing::debug!(%error, "a refusal was cut short");
         }
     }

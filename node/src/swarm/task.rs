@@ -13,12 +13,15 @@ use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns};
 use protocol::wire::messages::{ControlReply, ControlRequest, Refusal};
+use protocol::wire::printable;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::behaviour::{Behaviour, BehaviourEvent, Parts, build};
 use super::config::SwarmConfig;
+use super::damper::Damper;
 use super::error::SwarmError;
+use super::gate::Gate;
 use super::handle::{Command, InboundControl, KnownPeer, NetworkEvent, peer_name};
 use super::io::Counters;
 use super::redial::{Redial, peer_of};
@@ -61,6 +64,8 @@ pub(super) struct Task {
     pending: HashMap<OutboundRequestId, oneshot::Sender<Result<ControlReply, TransportError>>>,
     service: Option<mpsc::Sender<InboundControl>>,
     redial: Redial,
+    /// Of lines about connections and requests of strangers that were dropped.
+    dropped: Damper,
 }
 
 /// Builds the swarm and waits until it listens everywhere.
@@ -72,16 +77,18 @@ pub(super) async fn start(
     stop: CancellationToken,
 ) -> Result<Started, SwarmError> {
     let peer = config.identity.peer_id();
-    let parts = Parts { role: config.role, mdns: config.mdns, kademlia: config.kademlia };
+    let gate = Gate::new(config.gate, config.regulars);
+    let parts = Parts { role: config.role, mdns: config.mdns, kademlia: config.kademlia, gate };
     // All before the first is bound: a node's own IPv4 listener would stand in the way of its IPv6 one.
     for address in &config.listen {
         listen::probe(address).map_err(|error| refused(address, &error))?;
     }
-    let swarm = build(config.identity.into_keypair(), &parts, counters)?;
+    let swarm = build(config.identity.into_keypair(), parts, counters)?;
     let streams = swarm.behaviour().product.new_control();
     let redial = Redial::new(config.dial, Instant::now());
     let (peers, pending) = (HashMap::new(), HashMap::new());
-    let mut task = Task { swarm, inbox, events, stop, peers, pending, service: None, redial };
+    let mut task =
+        Task { swarm, inbox, events, stop, peers, pending, service: None, redial, dropped: Damper::default() };
     let listening = task.listen(&config.listen).await?;
     let listening = listening.into_iter().map(|address| address.with(Protocol::P2p(peer))).collect();
     Ok(Started { task, peer, listening, streams })
@@ -223,9 +230,11 @@ impl Task {
                 }
             }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
-                tracing::warn!(from = %send_back_addr, %error, "an incoming connection was dropped");
+                self.note_dropped("incoming connection", &send_back_addr, &error);
             }
-            SwarmEvent::ListenerError { error, .. } => tracing::warn!(%error, "a listener met an error"),
+            SwarmEvent::ListenerError { listener_id, error } => {
+                self.note_dropped("connection of a listener", &listener_id, &error);
+            }
             SwarmEvent::ListenerClosed { addresses, reason, .. } => {
                 tracing::error!(?addresses, ?reason, "a listener was closed");
             }
@@ -250,7 +259,7 @@ impl Task {
                 }
             }
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
-                tracing::debug!(%peer_id, agent = info.agent_version, "a peer identified itself");
+                tracing::debug!(%peer_id, agent = printable(&info.agent_version), "a peer identified itself");
                 if info.protocols.contains(&KADEMLIA_PROTOCOL)
                     && let Some(kademlia) = self.swarm.behaviour_mut().kademlia.as_mut()
                 {
@@ -294,7 +303,7 @@ impl Task {
                 self.answer(request_id, Err(error));
             }
             request_response::Event::InboundFailure { peer, error, .. } => {
-                tracing::warn!(%peer, %error, "a control request was dropped");
+                self.note_dropped("control request", &peer, &error);
             }
             request_response::Event::ResponseSent { .. } => {}
         }
@@ -364,6 +373,14 @@ impl Task {
     fn lost(&mut self, peer: PeerId) {
         if self.peers.get_mut(&peer).is_some_and(|known| std::mem::take(&mut known.announced)) {
             self.tell(NetworkEvent::PeerLost(peer));
+        }
+    }
+
+    /// Says that something of a stranger's was dropped, if that was not said just now.
+    fn note_dropped(&mut self, what: &str, from: &dyn std::fmt::Display, why: &dyn std::fmt::Display) {
+        match self.dropped.pass(Instant::now()) {
+            Some(others) => tracing::warn!(what, %from, %why, others, "dropped, and others before it"),
+            None => tracing::debug!(what, %from, %why, "dropped"),
         }
     }
 

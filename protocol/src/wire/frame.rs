@@ -13,7 +13,8 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::messages::{ControlReply, ControlRequest, Operand, PROTOCOL_VERSION, ProductHeader, ProductReply};
+use super::messages::{ControlReply, ControlRequest, Operand, PROTOCOL_VERSION, ProductHeader, ProductReply, Refusal};
+use super::text::make_printable;
 
 /// Bytes before a payload: version and length.
 pub const PREFIX_BYTES: usize = 8;
@@ -25,6 +26,10 @@ pub const MAX_PAYLOAD_BYTES: usize = 16 * 1024;
 /// Bincode stops by itself at the same limit, so that a length inside of a payload cannot ask for more either.
 const BINCODE: Configuration<LittleEndian, Varint, Limit<MAX_PAYLOAD_BYTES>> =
     bincode::config::standard().with_limit::<MAX_PAYLOAD_BYTES>();
+
+/// Largest speed that a device is believed to have, multiply-accumulates a second: some ten times the fastest that there
+/// are. What a peer says of itself goes into sums and shares, of which a larger number would take all.
+pub const MOST_MACS_PER_SECOND: f64 = 1e16;
 
 /// Why bytes are not a message, or a message cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +83,10 @@ pub trait Message: Serialize + DeserializeOwned {
     /// # Errors
     /// In words, the first thing that is wrong.
     fn check(&self) -> Result<(), &'static str>;
+
+    /// Makes harmless what a peer may say as it likes: texts, which somebody will print, and amounts that are compared
+    /// with others'. [`decode`] does so, that nobody behind it has to remember.
+    fn sanitise(&mut self) {}
 }
 
 /// The whole frame of a message: prefix and payload.
@@ -119,12 +128,13 @@ pub fn decode<M: Message>(payload: &[u8]) -> Result<M, FrameError> {
     if payload.len() > MAX_PAYLOAD_BYTES {
         return Err(FrameError::TooLong { length: payload.len() });
     }
-    let (message, used): (M, usize) = bincode::serde::decode_from_slice(payload, BINCODE)
+    let (mut message, used): (M, usize) = bincode::serde::decode_from_slice(payload, BINCODE)
         .map_err(|error| FrameError::Malformed { expected: M::NAME, why: error.to_string() })?;
     if used != payload.len() {
         return Err(FrameError::Trailing { expected: M::NAME, count: payload.len() - used });
     }
     message.check().map_err(|why| FrameError::Contradiction { expected: M::NAME, why })?;
+    message.sanitise();
     Ok(message)
 }
 
@@ -150,8 +160,8 @@ impl Message for ControlReply {
     fn check(&self) -> Result<(), &'static str> {
         match self {
             Self::Offer(offer) => {
-                let speeds = offer.devices.iter().map(|device| device.macs_per_second);
-                require(speeds.into_iter().all(is_amount), "the speed of a device is no amount")
+                let mut speeds = offer.devices.iter().map(|device| device.macs_per_second);
+                require(speeds.all(|speed| is_amount(speed) && speed > 0.0), "the speed of a device is no speed")
             }
             Self::Health(health) => {
                 require(health.layers.start <= health.layers.end, "its layers end before they begin")?;
@@ -159,6 +169,20 @@ impl Message for ControlReply {
                 require(is_amount(health.busy_seconds), "its seconds are no amount")
             }
             Self::Assigned | Self::Released | Self::Refused(_) => Ok(()),
+        }
+    }
+
+    fn sanitise(&mut self) {
+        match self {
+            Self::Offer(offer) => {
+                for device in &mut offer.devices {
+                    make_printable(&mut device.name);
+                    device.macs_per_second = device.macs_per_second.min(MOST_MACS_PER_SECOND);
+                }
+            }
+            Self::Health(health) => health.failure.iter_mut().for_each(make_printable),
+            Self::Refused(refusal) => sanitise_refusal(refusal),
+            Self::Assigned | Self::Released => {}
         }
     }
 }
@@ -180,6 +204,24 @@ impl Message for ProductReply {
             Self::Tile(tile) => require(tile.columns > 0, "a tile without columns"),
             Self::Refused(_) => Ok(()),
         }
+    }
+
+    fn sanitise(&mut self) {
+        match self {
+            Self::Tile(_) => {}
+            Self::Refused(refusal) => sanitise_refusal(refusal),
+        }
+    }
+}
+
+fn sanitise_refusal(refusal: &mut Refusal) {
+    match refusal {
+        Refusal::Version(_) | Refusal::Model(_) => {}
+        Refusal::Layers(text)
+        | Refusal::Capacity(text)
+        | Refusal::Malformed(text)
+        | Refusal::Failed(text)
+        | Refusal::Busy(text) => make_printable(text),
     }
 }
 

@@ -8,10 +8,12 @@
 pub mod frame;
 pub mod messages;
 pub mod shape;
+pub mod text;
 pub mod tiles;
 
 pub use frame::{FrameError, MAX_PAYLOAD_BYTES, Message, PREFIX_BYTES, decode, encode, payload_length};
 pub use shape::{PlanesShape, ShapeError};
+pub use text::printable;
 pub use tiles::{TileError, TileLedger, TileShape};
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 
+use super::frame::MOST_MACS_PER_SECOND;
 use super::messages::*;
 use super::*;
 use crate::he::{ParameterSet, Planes, Precision, ProductTile};
@@ -121,14 +122,69 @@ fn trailing_bytes_and_contradictions_are_refused() {
         assert!(refused(encode(&ProductHeader { precision, ..header() })), "{precision:?}");
     }
     assert!(refused(encode(&ProductReply::Tile(TileHeader { call: 1, first_column: 0, columns: 0 }))));
-    let device = DeviceOffer { name: String::new(), memory_bytes: 0, macs_per_second: f64::NAN };
-    let offer = WorkerOffer { version: 1, model: DIGEST, layers: 1, room: 1, devices: vec![device] };
-    assert!(refused(encode(&ControlReply::Offer(offer))));
+    for speed in [f64::NAN, f64::INFINITY, -1.0, 0.0] {
+        assert!(refused(encode(&offer_of("", speed))), "{speed}");
+    }
     // The same through decoding: `Assign` of layers 9..3.
     let mut backwards = vec![1];
     backwards.extend([0; 32]);
     backwards.extend([9, 3]);
     assert!(matches!(decode::<ControlRequest>(&backwards), Err(FrameError::Contradiction { .. })));
+}
+
+fn offer_of(name: &str, macs_per_second: f64) -> ControlReply {
+    let device = DeviceOffer { name: name.into(), memory_bytes: 0, macs_per_second };
+    ControlReply::Offer(WorkerOffer { version: 1, model: DIGEST, layers: 1, room: 1, devices: vec![device] })
+}
+
+/// What is decoded of what a peer sends.
+fn received<M: Message>(message: &M) -> M {
+    decode(&encode(message).unwrap()[PREFIX_BYTES..]).unwrap()
+}
+
+#[test]
+fn what_a_peer_says_of_itself_is_harmless_when_it_is_decoded() {
+    let (evil, shown) = ("\u{1b}[2Jall is well\n", "\u{fffd}[2Jall is well\u{fffd}");
+    assert_eq!(received(&offer_of(evil, 1e300)), offer_of(shown, MOST_MACS_PER_SECOND));
+    assert_eq!(received(&offer_of("gpu", 2e13)), offer_of("gpu", 2e13));
+    let health = |failure: &str| {
+        ControlReply::Health(WorkerHealth {
+            layers: 0..1,
+            loaded: 0,
+            failure: Some(failure.into()),
+            calls: 0,
+            busy_seconds: 0.0,
+            peak_rss_bytes: 0,
+        })
+    };
+    assert_eq!(received(&health(evil)), health(shown));
+    for refusal in [Refusal::Layers, Refusal::Capacity, Refusal::Malformed, Refusal::Failed, Refusal::Busy] {
+        let (said, heard) = (refusal(evil.into()), refusal(shown.into()));
+        assert_eq!(received(&ControlReply::Refused(said.clone())), ControlReply::Refused(heard.clone()));
+        assert_eq!(received(&ProductReply::Refused(said)), ProductReply::Refused(heard));
+    }
+    let long = ControlReply::Refused(Refusal::Failed("x".repeat(10_000)));
+    assert_eq!(received(&long), ControlReply::Refused(Refusal::Failed("x".repeat(300))));
+}
+
+#[test]
+fn an_answer_in_crumbs_is_refused() {
+    let header = ProductHeader { operand: Operand::Body { tokens: 5 }, ..header() };
+    let tile = |first_column, columns| TileHeader { call: 300, first_column, columns };
+    let outer = 1000;
+    let mut ledger = TileLedger::new(&header, outer, 1 << 20);
+    // Tiles of 64 columns, and so many more as a worker may need.
+    let most = 16 + 16;
+    for column in 0..most {
+        ledger.accept(&tile(column, 1)).unwrap();
+    }
+    let refused = ledger.accept(&tile(most, 1));
+    assert_eq!(refused, Err(TileError::TooMany { limit: most as usize, outer }));
+    let mut honest = TileLedger::new(&header, outer, 1 << 20);
+    for first in (0..outer as u32).step_by(64) {
+        honest.accept(&tile(first, 64.min(1000 - first))).unwrap();
+    }
+    assert_eq!(honest.left(), 0);
 }
 
 #[test]
@@ -180,7 +236,8 @@ fn a_worker_announces_only_tiles_of_the_products_shape() {
 }
 
 fn text() -> impl Strategy<Value = String> {
-    ".{0,200}"
+    // What is not printable does not come back as it was said.
+    "[^\\p{C}\\p{Z}]{0,200}"
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {
@@ -209,11 +266,8 @@ fn request() -> impl Strategy<Value = ControlRequest> {
 }
 
 fn reply() -> impl Strategy<Value = ControlReply> {
-    let device = (text(), any::<u64>(), 0.0..1e18).prop_map(|(name, memory_bytes, macs_per_second)| DeviceOffer {
-        name,
-        memory_bytes,
-        macs_per_second,
-    });
+    let device = (text(), any::<u64>(), f64::MIN_POSITIVE..1e16)
+        .prop_map(|(name, memory_bytes, macs_per_second)| DeviceOffer { name, memory_bytes, macs_per_second });
     let offer = (any::<u32>(), any::<[u8; 32]>(), any::<(u16, u16)>(), prop::collection::vec(device, 0..8)).prop_map(
         |(version, digest, (layers, room), devices)| WorkerOffer {
             version,

@@ -5,6 +5,13 @@ use super::messages::{ProductHeader, TileHeader};
 use super::shape::{PlanesShape, ShapeError};
 use crate::he::{Planes, ProductTile};
 
+/// Columns that a tile has at least, on average over an answer: a narrower one costs its receiver more in headers and in
+/// beginning anew than in columns. Every device of a worker cuts its answers at multiples of this.
+const TILE_COLUMNS: usize = 64;
+
+/// Tiles that an answer may have beyond that, so that workers may cut theirs as they like where it costs nobody much.
+const SPARE_TILES: usize = 16;
+
 /// Why a tile is not part of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -30,6 +37,14 @@ pub enum TileError {
     /// A column came before.
     #[error("column {0} came twice")]
     Twice(usize),
+    /// An answer in crumbs, each of which costs the receiver as much as a whole tile.
+    #[error("more than {limit} tiles in an answer of {outer} columns")]
+    TooMany {
+        /// Tiles that this answer may have.
+        limit: usize,
+        /// Columns of the product.
+        outer: usize,
+    },
     /// It is larger than allowed.
     #[error("a tile too large: {0}")]
     TooLarge(#[from] ShapeError),
@@ -63,6 +78,13 @@ pub struct TileLedger {
     limit: usize,
     came: Vec<bool>,
     left: usize,
+    /// Tiles that may still come.
+    tiles: usize,
+}
+
+/// Tiles that an answer of so many columns may have.
+fn most_tiles(outer: usize) -> usize {
+    outer.div_ceil(TILE_COLUMNS) + SPARE_TILES
 }
 
 impl TileLedger {
@@ -75,6 +97,7 @@ impl TileLedger {
             limit,
             came: vec![false; outer],
             left: outer,
+            tiles: most_tiles(outer),
         }
     }
 
@@ -94,7 +117,11 @@ impl TileLedger {
         if let Some(twice) = (first..end).find(|&column| self.came[column]) {
             return Err(TileError::Twice(twice));
         }
+        if self.tiles == 0 {
+            return Err(TileError::TooMany { limit: most_tiles(outer), outer });
+        }
         let planes = PlanesShape::new(self.limbs, self.rows, columns, self.limit)?;
+        self.tiles -= 1;
         self.came[first..end].fill(true);
         self.left -= columns;
         Ok(TileShape { first_column: first, planes })

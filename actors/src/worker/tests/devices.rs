@@ -201,7 +201,7 @@ async fn a_cut_product_is_charged_for_its_parts() {
         let net = start_on(Arc::<Synthetic>::default(), devices.clone(), Split::Columns, limits).await;
         net.loaded(0..1).await;
         let admitted = net.worker.admit(&"owner".into(), &request.header).await;
-        assert_eq!(admitted.is_ok(), enough, "{admitted:?}");
+        assert_eq!(admitted.is_ok(), enough, "{:?}", admitted.err());
     }
 }
 

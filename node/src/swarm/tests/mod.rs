@@ -2,15 +2,17 @@
 #![allow(clippy::unwrap_used)]
 
 mod discovery;
+mod floods;
 mod hostile_owner;
 mod hostile_worker;
 mod products;
 mod starting;
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use actors::transport::{PeerName, ProductRequest, TileStream, Transport, WorkerService};
+use actors::transport::{Admitted, Answer, PeerName, ProductRequest, TileStream, Transport, WorkerService};
 use async_trait::async_trait;
 use protocol::he::{ParameterSet, Planes, Precision, ProductTile};
 use protocol::ids::{Direction, Group, LinearId, ModelDigest};
@@ -35,13 +37,16 @@ struct FakeService {
     tile_columns: usize,
     /// Waits so long before the first tile.
     delay: Duration,
+    /// Whether peers must be assigned layers before they are served.
+    assigns: bool,
+    assigned: Mutex<HashSet<PeerName>>,
 }
 
 impl FakeService {
     fn new(inner: usize, outer: usize, tile_columns: usize) -> Self {
         let device = DeviceOffer { name: "fake".into(), memory_bytes: 1, macs_per_second: 1.0 };
         let offer = WorkerOffer { version: PROTOCOL_VERSION, model: DIGEST, layers: 4, room: 4, devices: vec![device] };
-        Self { offer, inner, outer, tile_columns, delay: Duration::ZERO }
+        Self { offer, inner, outer, tile_columns, delay: Duration::ZERO, assigns: false, assigned: Mutex::default() }
     }
 }
 
@@ -63,31 +68,62 @@ fn fake_tile(request: &ProductRequest, first_column: usize, columns: usize) -> P
 
 #[async_trait]
 impl WorkerService for FakeService {
-    async fn control(&self, _: &PeerName, request: ControlRequest) -> ControlReply {
+    async fn control(&self, owner: &PeerName, request: ControlRequest) -> ControlReply {
         match request {
             ControlRequest::Offer { .. } => ControlReply::Offer(self.offer.clone()),
             ControlRequest::Assign { model, .. } if model != self.offer.model => {
                 ControlReply::Refused(Refusal::Model(self.offer.model))
             }
-            ControlRequest::Assign { .. } => ControlReply::Assigned,
+            ControlRequest::Assign { .. } => {
+                self.assigned.lock().unwrap().insert(owner.clone());
+                ControlReply::Assigned
+            }
             // An answer that no frame holds.
             ControlRequest::Health => ControlReply::Refused(Refusal::Failed("x".repeat(1 << 20))),
             ControlRequest::Release => ControlReply::Released,
         }
     }
 
-    async fn admit(&self, _: &PeerName, header: &ProductHeader) -> Result<(usize, usize), Refusal> {
-        if header.product.linear.layer >= self.offer.layers {
+    async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<Box<dyn Admitted>, Refusal> {
+        if !self.serves(owner) || header.product.linear.layer >= self.offer.layers {
             return Err(Refusal::Layers(header.product.linear.to_string()));
         }
-        Ok((self.inner, self.outer))
+        let Self { inner, outer, tile_columns, delay, .. } = *self;
+        Ok(Box::new(FakeProduct { header: header.clone(), inner, outer, tile_columns, delay }))
     }
 
-    async fn product(&self, _: &PeerName, request: ProductRequest) -> Result<TileStream<Refusal>, Refusal> {
-        tokio::time::sleep(self.delay).await;
+    fn serves(&self, peer: &PeerName) -> bool {
+        !self.assigns || self.assigned.lock().unwrap().contains(peer)
+    }
+
+    async fn left(&self, _: &PeerName) {}
+}
+
+struct FakeProduct {
+    header: ProductHeader,
+    inner: usize,
+    outer: usize,
+    tile_columns: usize,
+    delay: Duration,
+}
+
+#[async_trait]
+impl Admitted for FakeProduct {
+    fn inner(&self) -> usize {
+        self.inner
+    }
+
+    fn outer(&self) -> usize {
+        self.outer
+    }
+
+    async fn begin(self: Box<Self>, body: Option<Arc<Planes>>) -> Result<Answer, Refusal> {
+        let Self { header, outer, tile_columns, delay, .. } = *self;
+        let request = ProductRequest { header, body, outer };
+        tokio::time::sleep(delay).await;
         let (sender, tiles) = mpsc::channel(1);
-        for first in (0..self.outer).step_by(self.tile_columns) {
-            let columns = self.tile_columns.min(self.outer - first);
+        for first in (0..outer).step_by(tile_columns) {
+            let columns = tile_columns.min(outer - first);
             if first == 0 {
                 sender.try_send(Ok(fake_tile(&request, first, columns))).unwrap();
                 continue;
@@ -98,7 +134,7 @@ impl WorkerService for FakeService {
                 let _ = sender.send(Ok(fake_tile(&request, first, columns))).await;
             });
         }
-        Ok(tiles)
+        Ok(Answer { tiles, time: PATIENCE, place: Box::new(()) })
     }
 }
 

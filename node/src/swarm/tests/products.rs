@@ -97,7 +97,7 @@ async fn many_products_at_once_and_a_slow_reader() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn products_beyond_the_limit_are_refused_and_the_others_served() {
-    let config = ServeConfig { max_streams_per_peer: 2, ..ServeConfig::default() };
+    let config = ServeConfig { streams_per_owner: 2, ..ServeConfig::default() };
     let mut service = FakeService::new(16, 8, 8);
     service.delay = Duration::from_millis(500);
     let worker = Worker::start(TCP, service, config).await;
@@ -117,13 +117,12 @@ async fn products_beyond_the_limit_are_refused_and_the_others_served() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_wait_for_room() {
-    let config = ServeConfig { memory_bytes: 1 << 20, ..ServeConfig::default() };
+async fn a_body_beyond_the_limit_is_refused_by_its_header() {
+    let config = ServeConfig { max_body_bytes: 1 << 20, ..ServeConfig::default() };
     let worker = Worker::start(TCP, FakeService::new(1000, 8, 8), config).await;
     let transport = owner_of(&worker.handle, TransportConfig::default()).await;
     let name = worker.name();
-    futures::future::join_all((0..8).map(|_| works(&transport, &name, 1000, 8))).await;
-    // One body that is larger than all the room there is.
+    works(&transport, &name, 1000, 8).await;
     let request = request(1, 300, 1000, 8);
     let tiles = transport.product(&name, request.clone()).await.unwrap();
     let error = receive(&request, tiles).await.unwrap_err();
@@ -139,17 +138,34 @@ impl WorkerService for Endless {
         ControlReply::Released
     }
 
-    async fn admit(&self, _: &PeerName, _: &ProductHeader) -> Result<(usize, usize), Refusal> {
-        Ok((16, 8))
+    async fn admit(&self, _: &PeerName, _: &ProductHeader) -> Result<Box<dyn Admitted>, Refusal> {
+        Ok(Box::new(Self(self.0.clone())))
     }
 
-    async fn product(&self, _: &PeerName, _: ProductRequest) -> Result<TileStream<Refusal>, Refusal> {
-        let ((sender, tiles), ended) = (mpsc::channel(1), self.0.clone());
+    fn serves(&self, _: &PeerName) -> bool {
+        true
+    }
+
+    async fn left(&self, _: &PeerName) {}
+}
+
+#[async_trait]
+impl Admitted for Endless {
+    fn inner(&self) -> usize {
+        16
+    }
+
+    fn outer(&self) -> usize {
+        8
+    }
+
+    async fn begin(self: Box<Self>, _: Option<Arc<Planes>>) -> Result<Answer, Refusal> {
+        let ((sender, tiles), ended) = (mpsc::channel(1), self.0);
         tokio::spawn(async move {
             sender.closed().await;
             ended.send(()).await.unwrap();
         });
-        Ok(tiles)
+        Ok(Answer { tiles, time: PATIENCE, place: Box::new(()) })
     }
 }
 
