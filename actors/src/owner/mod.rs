@@ -14,6 +14,7 @@
 pub mod assignment;
 pub mod backend;
 pub mod clock;
+pub mod fleet;
 pub mod keys;
 pub mod mask_file;
 pub mod masks;
