@@ -90,7 +90,10 @@ impl Fleet {
     /// was not sent to, if there are any.
     pub(crate) fn route(&self, product: ProductId, except: &[PeerName]) -> Option<&PeerName> {
         let serves = |(_, member): &&(PeerName, Member)| member.serves(product.linear.layer);
-        let done = |member: &Member| f64::from(member.in_flight + 1) / member.speed.measured().unwrap_or(1.0);
+        // Who was not measured is as fast as the fastest, so that it will be.
+        let measured = self.members.iter().filter_map(|(_, member)| member.speed.measured());
+        let fastest = measured.fold(f64::MIN_POSITIVE, f64::max);
+        let done = |member: &Member| f64::from(member.in_flight + 1) / member.speed.measured().unwrap_or(fastest);
         let stays = |member: &Member| member.target.contains(&product.linear.layer);
         let holders = || self.members.iter().filter(serves).filter(|(peer, _)| !except.contains(peer));
         let best = holders().min_by(|(_, a), (_, b)| stays(b).cmp(&stays(a)).then(done(a).total_cmp(&done(b))));
