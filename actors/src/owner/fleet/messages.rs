@@ -38,8 +38,10 @@ pub(crate) enum Failure {
     /// Its answer is no answer.
     Garbled,
     /// Its product of a body is not the product.
+    #[cfg_attr(not(test), allow(dead_code, reason = "judged as soon as products are verified"))]
     BodyRefuted,
     /// Its product of a mask is not the product: no honest worker makes that mistake.
+    #[cfg_attr(not(test), allow(dead_code, reason = "judged as soon as products are verified"))]
     MaskRefuted,
 }
 

@@ -21,7 +21,6 @@ mod speed;
 mod tests;
 mod verdict;
 
-use std::ops::Range;
 use std::time::Duration;
 
 use protocol::ids::ProductId;
@@ -281,7 +280,9 @@ impl Fleet {
         let back = !member.is_here();
         if back {
             member.presence = Presence::Here;
-            commands.push(Command::Say(format!("{peer} is back")));
+            if !member.served.is_empty() {
+                commands.push(Command::Say(format!("{peer} is back")));
+            }
         }
         let mut changed = back;
         if let Some(beside) = beside {

@@ -1,6 +1,7 @@
 //! Random histories against workers that are simulated: what holds after every event, and what holds when all is calm.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use proptest::prelude::*;
 use protocol::ids::{Direction, Group, LinearId};

@@ -11,7 +11,9 @@ pub(super) fn leave(peer: &PeerName, member: &mut Member, why: &str, now: Now, c
         return false;
     }
     member.leave(now);
-    commands.push(Command::Say(format!("{peer} is gone ({why}): its layers go to others until it is back")));
+    if !member.assigned.is_empty() {
+        commands.push(Command::Say(format!("{peer} is gone ({why}): its layers go to others until it is back")));
+    }
     true
 }
 

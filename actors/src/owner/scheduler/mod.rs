@@ -174,6 +174,10 @@ impl Handler<AssignLayers> for LayerScheduler {
             shell.begin(Fleet::new(layers, settings), model);
             candidates.into_iter().for_each(|candidate| shell.offered(candidate));
             shell.tell(Event::Begin);
+            // Nobody has failed yet: workers that are too small now are too small.
+            if let Some(short) = shell.ask(|fleet| fleet.short_of_memory().cloned()).flatten() {
+                return Err(ScheduleError::Memory(short));
+            }
             shell.all_served().await?;
             let records = shell.ask(Fleet::records).unwrap_or_default().into_iter();
             let serving = records.filter(|record| !record.assigned.is_empty());

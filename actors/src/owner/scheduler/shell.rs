@@ -107,14 +107,13 @@ impl Shell {
     /// Waits until every layer is served.
     ///
     /// # Errors
-    /// When the workers are too small, or the patience is over.
+    /// When the patience is over.
     pub(super) async fn all_served(&self) -> Result<(), ScheduleError> {
         let mut changed = self.changes();
         loop {
-            let ready = self.ask(|fleet| match (fleet.short_of_memory(), fleet.given_up()) {
-                (Some(short), _) => Err(ScheduleError::Memory(short.clone())),
-                (_, Some(why)) => Err(ScheduleError::LostWorkers(why.to_owned())),
-                _ => Ok(fleet.serves_all()),
+            let ready = self.ask(|fleet| match fleet.given_up() {
+                Some(why) => Err(ScheduleError::LostWorkers(why.to_owned())),
+                None => Ok(fleet.serves_all()),
             });
             if ready.ok_or(ScheduleError::NotBegun)?? {
                 return Ok(());
