@@ -27,16 +27,14 @@ struct Ban {
 
 /// The list and its file.
 pub(super) struct Bans {
-    path: PathBuf,
+    /// Where the environment names no configuration folder, nothing is kept.
+    path: Option<PathBuf>,
 }
 
 impl Bans {
     /// This user's bans.
-    ///
-    /// # Errors
-    /// When the environment names no configuration folder.
-    pub(super) fn of_user() -> anyhow::Result<Self> {
-        Ok(Self { path: folders::configuration()?.join(FILE) })
+    pub(super) fn of_user() -> Self {
+        Self { path: folders::configuration().ok().map(|folder| folder.join(FILE)) }
     }
 
     /// Every banned worker, with what it did and how to lift the ban.
@@ -44,10 +42,9 @@ impl Bans {
     /// # Errors
     /// When the file cannot be read or understood.
     pub(super) fn read(&self) -> anyhow::Result<HashMap<PeerName, String>> {
-        let path = self.path.display();
-        let bans = read(&self.path)?.into_iter();
-        let named = bans.map(|ban| {
-            let why = format!("it is banned: {}; to allow it again, remove it from {path}", ban.why);
+        let Some(path) = &self.path else { return Ok(HashMap::new()) };
+        let named = read(path)?.into_iter().map(|ban| {
+            let why = format!("it is banned: {}; to allow it again, remove it from {}", ban.why, path.display());
             (PeerName::from(ban.peer.as_str()), why)
         });
         Ok(named.collect())
@@ -56,21 +53,22 @@ impl Bans {
     /// Adds a worker, whose ban other runs heed from then on.
     ///
     /// # Errors
-    /// When the file cannot be read or written.
+    /// When the file cannot be read or written, or there is no place for it.
     pub(super) fn add(&self, peer: &PeerName, why: &str) -> anyhow::Result<()> {
+        let path = self.path.as_ref().context("neither XDG_CONFIG_HOME nor HOME names a folder for it")?;
         // What another run wrote meanwhile is kept.
-        let mut bans = read(&self.path)?;
+        let mut bans = read(path)?;
         if bans.iter().any(|ban| *ban.peer == *peer.0) {
             return Ok(());
         }
         let when = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         bans.push(Ban { peer: peer.to_string(), when, why: why.to_owned() });
-        if let Some(folder) = self.path.parent() {
+        if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
         }
         let mut json = serde_json::to_vec_pretty(&bans).context("the list of bans")?;
         json.push(b'\n');
-        write_atomically(&self.path, &json)
+        write_atomically(path, &json)
     }
 }
 
@@ -93,7 +91,8 @@ mod tests {
     #[test]
     fn bans_are_kept_and_a_damaged_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let bans = Bans { path: folder.path().join("velum").join(FILE) };
+        let path = folder.path().join("velum").join(FILE);
+        let bans = Bans { path: Some(path.clone()) };
         assert!(bans.read().unwrap().is_empty());
         let (one, two) = (PeerName::from("one"), PeerName::from("two"));
         bans.add(&one, "its products are wrong").unwrap();
@@ -102,7 +101,7 @@ mod tests {
         let read = bans.read().unwrap();
         assert_eq!(read.len(), 2);
         assert!(read[&one].contains("its products are wrong") && read[&one].contains("bans.json"), "{read:?}");
-        fs::write(&bans.path, "[{").unwrap();
+        fs::write(&path, "[{").unwrap();
         let error = format!("{:#}", bans.read().unwrap_err());
         assert!(error.contains("bans.json") && error.contains("remove"), "{error}");
     }

@@ -59,7 +59,7 @@ impl Cluster {
         digest: ModelDigest,
         progress: &Progress,
     ) -> anyhow::Result<Self> {
-        let bans = Bans::of_user()?;
+        let bans = Bans::of_user();
         let query = query(config, digest, &bans)?;
         let swarm = start_swarm(config).await?;
         let transport = Libp2pTransport::new(swarm.clone(), TransportConfig::default());
