@@ -67,6 +67,8 @@ enum Mood {
     Hangs,
     /// Its answers lack columns.
     Short,
+    /// It says for ever that it loads its layers.
+    Loads,
 }
 
 fn columns_of(planes: &Planes, columns: std::ops::Range<usize>) -> Planes {
@@ -134,7 +136,8 @@ impl Transport for Workers {
             }
             ControlRequest::Health => {
                 let layers = assigned.get(worker).cloned().unwrap_or_default();
-                let loaded = layers.len() as u16;
+                let loads = self.moods.lock().unwrap().get(worker) == Some(&Mood::Loads);
+                let loaded = if loads { 0 } else { layers.len() as u16 };
                 ControlReply::Health(WorkerHealth {
                     layers,
                     loaded,
@@ -257,6 +260,20 @@ async fn cluster_with(
     room: MaskRoom,
     settings: FleetSettings,
 ) -> (Cluster, Vec<scheduler::Assignment>, mpsc::Receiver<Notice>) {
+    let (cluster, said) = unassigned(room);
+    let assignments = cluster.actors.scheduler.send(assign(speeds, settings)).await.unwrap().unwrap();
+    (cluster, assignments, said)
+}
+
+/// Asks for all layers at workers of these speeds.
+fn assign(speeds: &[f64], settings: FleetSettings) -> AssignLayers {
+    let candidate = |(number, &speed): (usize, &f64)| Candidate { peer: name(number), offer: offer(speed) };
+    let candidates = speeds.iter().enumerate().map(candidate).collect();
+    AssignLayers { model: ModelDigest([0; 32]), layers: LAYERS, candidates, settings }
+}
+
+/// The owner's actors before any layer is assigned; and what will be said.
+fn unassigned(room: MaskRoom) -> (Cluster, mpsc::Receiver<Notice>) {
     let mut workers = Workers { tile: 16, ..Workers::default() };
     let mut weights = HashMap::new();
     let mut metas: Vec<(LinearId, LinearMeta)> = Vec::new();
@@ -272,12 +289,8 @@ async fn cluster_with(
     let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
     let (notices, said) = mpsc::channel(256);
     let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), room, Some(notices)).unwrap();
-    let candidate = |(number, &speed): (usize, &f64)| Candidate { peer: name(number), offer: offer(speed) };
-    let candidates = speeds.iter().enumerate().map(candidate).collect();
-    let assign = AssignLayers { model: ModelDigest([0; 32]), layers: LAYERS, candidates, settings };
-    let assignments = actors.scheduler.send(assign).await.unwrap().unwrap();
     let backend = EncryptedBackend::new(actors.scheduler.clone(), transport);
-    (Cluster { workers, weights, actors, backend }, assignments, said)
+    (Cluster { workers, weights, actors, backend }, said)
 }
 
 /// The backend blocks, so that it is called from a thread as the trainer does.

@@ -169,7 +169,9 @@ impl Drop for Hold {
 fn query(config: &Config, model: ModelDigest, bans: &Bans) -> anyhow::Result<DiscoveryQuery> {
     let admission = Admission { allowed: config.owner.allowed()?, banned: bans.read()? };
     let time_out = Duration::from_secs(config.owner.discovery_seconds);
-    Ok(DiscoveryQuery { model, admission, wanted: config.owner.workers, time_out })
+    // No more will come than may.
+    let most = admission.allowed.as_ref().map_or(usize::MAX, |allowed| allowed.len());
+    Ok(DiscoveryQuery { model, admission, wanted: config.owner.workers.min(most), time_out })
 }
 
 /// Looks for workers during the run.

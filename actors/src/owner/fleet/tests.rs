@@ -422,7 +422,7 @@ fn the_second_lie_bans_and_a_false_product_of_a_mask_at_once() {
         assert!(world.banned.is_empty());
         world.settle(10);
         world.tell(lie());
-        assert_eq!(world.banned, [liar.clone()]);
+        assert_eq!(world.banned, std::slice::from_ref(&liar));
         world.settle(3);
         assert!(world.fleet.serves_all());
         world.join(world.number(&liar));
@@ -460,6 +460,21 @@ fn products_that_fail_of_one_cause_count_once() {
     assert!(!world.fleet.serves_all(), "it answers, and no product comes back: it rests");
     world.settle(20);
     assert!(world.fleet.serves_all(), "and is tried again");
+}
+
+#[test]
+fn a_worker_that_says_that_it_serves_and_does_not_rests() {
+    let mut world = World::calm(&[LAYERS, LAYERS], 1, seconds(600));
+    let liar = world.fleet.route(product(1), &[]).cloned().unwrap();
+    for _ in 0..3 {
+        assert_eq!(world.fleet.route(product(1), &[]), Some(&liar), "it says that it has loaded all");
+        let (layer, failure) = (1, Failure::NotServing);
+        world.tell(Event::Failed { peer: liar.clone(), layer, failure, why: "not mine".into() });
+        world.wait(seconds(1));
+        world.answer(world.number(&liar));
+    }
+    world.settle(2);
+    assert_ne!(world.fleet.route(product(1), &[]), Some(&liar));
 }
 
 #[test]

@@ -52,17 +52,16 @@ pub(super) fn failed(
 ) -> bool {
     let ban = match failure {
         Failure::Busy => return false,
-        Failure::NotServing => {
-            let changed = member.held.remove(&layer);
-            (member.loading_since, member.ask_at) = (member.loading_since.or(Some(now)), Some(now));
-            return changed;
-        }
-        Failure::Away | Failure::Unable => {
+        Failure::Away | Failure::Unable | Failure::NotServing => {
+            let lacks = failure == Failure::NotServing && member.held.remove(&layer);
+            if lacks {
+                member.loading_since = member.loading_since.or(Some(now));
+            }
             // Whether it still answers is worth knowing. What fails until that is known has failed of the same cause.
             let known = member.is_busy() || member.ask_at.is_some();
             member.ask_at = member.ask_at.or(Some(now));
             if known || !member.is_here() || !member.failed() {
-                return false;
+                return lacks;
             }
             commands.push(Command::Say(format!("{peer} failed several times in a row ({why}): it rests for a while")));
             release(peer, member, commands);

@@ -123,3 +123,33 @@ fn a_worker_whose_answers_are_none_is_banned_and_its_work_is_done_by_another() {
         cluster.actors.stop();
     });
 }
+
+#[test]
+fn workers_that_still_load_are_released_when_the_run_ends_before_it_begins() {
+    actix::System::new().block_on(async {
+        let (cluster, mut said) = unassigned(MaskRoom::memory(usize::MAX));
+        (0..2).for_each(|number| cluster.workers.feel(number, Some(Mood::Loads)));
+        let assigned = cluster.actors.scheduler.send(assign(&[1.0, 1.0], FleetSettings::default()));
+        let released = async {
+            until(&mut said, |notice| matches!(notice, Notice::Loading { loaded: 0, .. })).await;
+            assert!(!cluster.workers.assigned.lock().unwrap().is_empty());
+            cluster.actors.scheduler.send(ReleaseLayers).await.unwrap();
+        };
+        let (assigned, ()) = tokio::join!(assigned, released);
+        assert!(matches!(assigned.unwrap(), Err(scheduler::ScheduleError::NotBegun)));
+        assert!(cluster.workers.assigned.lock().unwrap().is_empty());
+        cluster.actors.stop();
+    });
+}
+
+#[test]
+fn workers_that_are_too_small_are_named() {
+    actix::System::new().block_on(async {
+        let (cluster, _said) = unassigned(MaskRoom::memory(usize::MAX));
+        let mut small = assign(&[1.0], FleetSettings::default());
+        small.candidates[0].offer.room = LAYERS - 1;
+        let error = cluster.actors.scheduler.send(small).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("can hold 2 of the model's 3 layers"), "{error}");
+        cluster.actors.stop();
+    });
+}
