@@ -28,12 +28,43 @@ pub trait LinearBackend: Send + Sync + 'static {
     }
 }
 
-/// Why a product could not be had.
+/// A product could not be had.
 #[derive(Debug, thiserror::Error)]
 #[error("{product}: {why}")]
 pub struct BackendError {
     /// What was asked for.
     pub product: ProductId,
     /// What happened.
-    pub why: String,
+    pub why: BackendFailure,
+}
+
+impl BackendError {
+    /// Whether there are no workers to go on with: nothing is wrong with the run, which can be resumed when there are.
+    pub fn is_lost_workers(&self) -> bool {
+        matches!(self.why, BackendFailure::LostWorkers(_))
+    }
+}
+
+/// Why a product could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendFailure {
+    /// No worker is left, and none came back in time.
+    #[error("{0}")]
+    LostWorkers(String),
+    /// Rows that cannot be encrypted, such as those with a value that is not finite: training went wrong before.
+    #[error("{0}")]
+    Rows(String),
+    /// A worker refuses this product, and no other serves it.
+    #[error("{0}")]
+    Refused(String),
+    /// Something failed on the owner's own side.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl<T: Into<String>> From<T> for BackendFailure {
+    fn from(why: T) -> Self {
+        Self::Internal(why.into())
+    }
 }

@@ -142,6 +142,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", help_heading = "Owner and demo")]
     pub workers: Option<usize>,
 
+    /// Owner: only this worker may serve, and those named beside it, by their peer ids (may be repeated)
+    #[arg(long, value_name = "PEERID", help_heading = "Owner and demo")]
+    pub worker: Vec<String>,
+
     /// Seed of adapters, data order and dropout
     #[arg(long, value_name = "N", help_heading = "Owner and demo")]
     pub seed: Option<u64>,
@@ -413,6 +417,7 @@ impl Arguments {
         set(&mut config.owner.out, &self.out);
         set(&mut config.owner.backend, &self.backend);
         set(&mut config.owner.workers, &self.workers);
+        config.owner.allowed.extend(self.worker.iter().cloned());
         if let Some(steps) = self.steps {
             config.training.steps = steps;
             // A run made shorter by the flag warms up no longer than it lasts.

@@ -1,11 +1,13 @@
 //! Configuration: one TOML file for every role, every key with a default, checked as a whole before anything runs.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use actors::data::DataOptions;
 use actors::matmul::devices::GpuRequest;
 use actors::trainer::TrainingConfig;
+use actors::transport::PeerName;
 use actors::worker::Split;
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
@@ -154,6 +156,12 @@ pub struct OwnerConfig {
     pub workers: usize,
     /// Seconds to look for them. When they are over, the run begins with those that were found, if there are any.
     pub discovery_seconds: u64,
+    /// Peer ids of the only workers that may serve; empty lets anybody.
+    pub allowed: Vec<String>,
+    /// Workers that are to serve each layer, where there are enough.
+    pub replicas: u16,
+    /// Seconds that a run waits for a layer that no worker serves, before it ends.
+    pub patience_seconds: u64,
     /// Memory for the products of the masks, in MiB.
     pub mask_cache_mib: u64,
     /// Room on the disk of the user's cache folder for those that do not fit, in MiB, of which at most half of what is free
@@ -169,11 +177,32 @@ impl Default for OwnerConfig {
             backend: BackendChoice::Encrypted,
             workers: 1,
             discovery_seconds: 60,
+            allowed: Vec::new(),
+            replicas: 1,
+            // A worker that is rebooted, or a link that is down for some minutes.
+            patience_seconds: 600,
             // All of a model of 135 million parameters.
             mask_cache_mib: 1024,
             // With it, all of a model of eight billion.
             mask_file_mib: 16 << 10,
         }
+    }
+}
+
+impl OwnerConfig {
+    /// The workers that may serve; `None` is anybody.
+    ///
+    /// # Errors
+    /// Names the text that is no peer id.
+    pub fn allowed(&self) -> anyhow::Result<Option<HashSet<PeerName>>> {
+        let peer = |text: &String| match text.parse::<PeerId>() {
+            Ok(peer) => Ok(PeerName::from(peer.to_base58().as_str())),
+            Err(_) => bail!(
+                "owner.allowed (--worker): `{text}` is not a peer id; a worker prints its own after /p2p/ in its address"
+            ),
+        };
+        let allowed = self.allowed.iter().map(peer).collect::<anyhow::Result<HashSet<_>>>()?;
+        Ok((!allowed.is_empty()).then_some(allowed))
     }
 }
 
@@ -201,6 +230,9 @@ impl Config {
         self.worker.owners()?;
         ensure!(self.owner.workers > 0, "owner.workers must be at least 1");
         ensure!(self.owner.discovery_seconds > 0, "owner.discovery_seconds must be at least 1");
+        ensure!((1..=16).contains(&self.owner.replicas), "owner.replicas must be from 1 (no replicas) to 16");
+        ensure!(self.owner.patience_seconds > 0, "owner.patience_seconds must be at least 1");
+        self.owner.allowed()?;
         for (name, mib) in [("mask_cache_mib", self.owner.mask_cache_mib), ("mask_file_mib", self.owner.mask_file_mib)]
         {
             ensure!(mib <= 1 << 24, "owner.{name} must be at most 16777216 (16 TiB)");
@@ -286,6 +318,9 @@ mod tests {
         assert!(error_of("[worker]\nowners = ['me']").contains("worker.owners (--owner): `me`"));
         assert!(error_of("[worker]\nproduct_memory_mib = 0").contains("worker.product_memory_mib"));
         assert!(error_of("[owner]\nworkers = 0").contains("owner.workers"));
+        assert!(error_of("[owner]\nreplicas = 0").contains("owner.replicas"));
+        assert!(error_of("[owner]\npatience_seconds = 0").contains("owner.patience_seconds"));
+        assert!(error_of("[owner]\nallowed = ['me']").contains("owner.allowed (--worker): `me`"));
         assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
     }
 

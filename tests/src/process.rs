@@ -1,7 +1,7 @@
 //! A `node` process under test.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Node {
     child: Child,
     stdout: Receiver<String>,
+    /// Its log, as it is written; the thread returns all of it.
+    log: Receiver<String>,
     stderr: Option<JoinHandle<String>>,
     seen: Vec<String>,
 }
@@ -64,14 +66,22 @@ impl Node {
                 }
             }
         });
-        let mut err = child.stderr.take().expect("standard error is piped");
+        let mut err = BufReader::new(child.stderr.take().expect("standard error is piped"));
+        let (sender, log) = mpsc::channel();
         let stderr = thread::spawn(move || {
-            let mut text = Vec::new();
+            let mut text = String::new();
+            let mut line = Vec::new();
             // A process that dies in the middle of a line still leaves what it wrote before.
-            let _ = err.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            while err.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+                let said = String::from_utf8_lossy(&line).into_owned();
+                text.push_str(&said);
+                // Nobody may wait for it.
+                let _ = sender.send(said);
+                line.clear();
+            }
+            text
         });
-        Self { child, stdout, stderr: Some(stderr), seen: Vec::new() }
+        Self { child, stdout, log, stderr: Some(stderr), seen: Vec::new() }
     }
 
     /// Waits for a line of standard output that begins with `prefix`; returns the rest of it.
@@ -94,9 +104,33 @@ impl Node {
         }
     }
 
+    /// Waits for a line of standard error that has `text` in it.
+    ///
+    /// # Panics
+    /// When the process ends without it, or takes too long.
+    pub fn expect_log(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = Vec::new();
+        loop {
+            match self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(text) => return line,
+                Ok(line) => seen.push(line),
+                Err(_) => panic!("no line with `{text}` in the log: {seen:#?}"),
+            }
+        }
+    }
+
     /// Sends SIGINT, as Ctrl-C does.
     pub fn interrupt(&self) {
-        let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        self.signal("INT");
+    }
+
+    /// Sends a signal by its name, such as `STOP`.
+    ///
+    /// # Panics
+    /// When the process cannot be sent signals.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(status.expect("kill runs").success(), "the process takes signals");
     }
 

@@ -30,7 +30,7 @@ impl PlainBackend {
 
 impl LinearBackend for PlainBackend {
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
-        let fail = |why: String| BackendError { product, why };
+        let fail = |why: String| BackendError { product, why: why.into() };
         let (shape, weights) =
             self.matrices.get(&product.linear).ok_or_else(|| fail("the model has no such layer".into()))?;
         let (inner, outer) = shape.along(product.direction);

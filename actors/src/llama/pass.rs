@@ -113,7 +113,7 @@ impl<'a> Pass<'a> {
         let out = self.llama.backend.apply(linear.along(direction), rows, self.tokens)?;
         if out.len() != self.tokens * outer {
             let why = format!("the backend returned {} values for {} × {outer}", out.len(), self.tokens);
-            return Err(BackendError { product: linear.along(direction), why });
+            return Err(BackendError { product: linear.along(direction), why: why.into() });
         }
         Ok(out)
     }

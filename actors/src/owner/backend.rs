@@ -5,10 +5,12 @@ use std::sync::Arc;
 use actix::Addr;
 use protocol::ids::ProductId;
 
-use super::scheduler::{Apply, LayerScheduler};
-use crate::backend::{BackendError, LinearBackend};
+use super::keys::KeyError;
+use super::masks::MaskError;
+use super::scheduler::{Apply, LayerScheduler, ScheduleError};
+use crate::backend::{BackendError, BackendFailure, LinearBackend};
 use crate::buffer::Buffer;
-use crate::transport::{Traffic, Transport};
+use crate::transport::{Traffic, Transport, TransportError};
 
 /// Computes products by asking the layer scheduler and waiting for its answer.
 pub struct EncryptedBackend {
@@ -25,14 +27,30 @@ impl EncryptedBackend {
 
 impl LinearBackend for EncryptedBackend {
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
-        let failed = |why: String| BackendError { product, why };
         let request = Apply { product, rows, tokens };
-        futures::executor::block_on(self.scheduler.send(request))
-            .map_err(|error| failed(format!("the layer scheduler is gone ({error})")))?
-            .map_err(|error| failed(error.to_string()))
+        let answer = futures::executor::block_on(self.scheduler.send(request));
+        let why = match answer {
+            Ok(Ok(rows)) => return Ok(rows),
+            Ok(Err(error)) => failure(&error),
+            Err(error) => BackendFailure::Internal(format!("the layer scheduler is gone ({error})")),
+        };
+        Err(BackendError { product, why })
     }
 
     fn traffic(&self) -> Traffic {
         self.transport.traffic()
+    }
+}
+
+/// What a failed product means for the run.
+fn failure(error: &ScheduleError) -> BackendFailure {
+    let why = error.to_string();
+    match error {
+        ScheduleError::LostWorkers(_) => BackendFailure::LostWorkers(why),
+        ScheduleError::Key(KeyError::Encode(_)) => BackendFailure::Rows(why),
+        ScheduleError::Transport(TransportError::Refused { .. })
+        | ScheduleError::Masks(MaskError::Transport(TransportError::Refused { .. }))
+        | ScheduleError::Key(KeyError::Transport(TransportError::Refused { .. })) => BackendFailure::Refused(why),
+        _ => BackendFailure::Internal(why),
     }
 }

@@ -164,6 +164,10 @@ impl KeyManager {
 
 impl Actor for KeyManager {
     type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(2 * TICKETS_OUT);
+    }
 }
 
 impl Supervised for KeyManager {}

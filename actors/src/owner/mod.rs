@@ -5,15 +5,17 @@
 //! 1. [`backend::EncryptedBackend`] takes rows from a thread of the trainer and asks the scheduler;
 //! 2. [`scheduler::LayerScheduler`] has them encrypted by [`keys::KeyManager`], which keeps the ticket; the product of
 //!    the mask is kept by [`masks`] since the matrix was first used;
-//! 3. the scheduler sends the ciphertext to the worker that holds the layer, over the transport;
+//! 3. the scheduler sends the ciphertext to the worker that the [`fleet`] names, over the transport, and again, encrypted
+//!    anew, where that fails;
 //! 4. the answer's tiles go to the key manager as they arrive, and decrypted rows go back to the trainer.
 //!
 //! What the owner must know of each served matrix (scales, norms, the planned precision) is in
-//! [`table::LayerTable`]; which worker gets which layers is decided by the pure functions of [`assignment`].
+//! [`table::LayerTable`]; who serves what, over time, is decided by the state machine of [`fleet`].
 
 pub mod assignment;
 pub mod backend;
 pub mod clock;
+pub mod fleet;
 pub mod keys;
 pub mod mask_file;
 pub mod masks;
@@ -40,6 +42,8 @@ pub use table::LayerTable;
 
 use mask_file::MaskRoom;
 use masks::MaskCache;
+use scheduler::{Notice, ScheduleParts};
+use tokio::sync::mpsc;
 
 /// The operating system gave no random bytes.
 #[derive(Debug, thiserror::Error)]
@@ -57,20 +61,27 @@ pub struct OwnerActors {
 
 impl OwnerActors {
     /// Starts a key manager and a scheduler under supervision, with a fresh seed for the masks of the run, whose
-    /// products are kept where there is `room`. Call it inside an actix system.
+    /// products are kept where there is `room`; what happens to the workers is told to `notices`. Call it inside an actix
+    /// system.
     ///
     /// # Errors
     /// When the operating system gives no random bytes.
-    pub fn start(table: Arc<LayerTable>, transport: Arc<dyn Transport>, room: MaskRoom) -> Result<Self, NoRandomness> {
+    pub fn start(
+        table: Arc<LayerTable>,
+        transport: Arc<dyn Transport>,
+        room: MaskRoom,
+        notices: Option<mpsc::Sender<Notice>>,
+    ) -> Result<Self, NoRandomness> {
         let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| NoRandomness(error.to_string()))?;
         let seed = MaskSeed::generate(&mut rng);
         let clock = Arc::new(PhaseClock::default());
         let arbiters = [Arbiter::new(), Arbiter::new()];
         let (of_masks, of_keys) = (Arc::clone(&clock), Arc::clone(&clock));
         let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), of_masks, room));
+        let of_scheduler = Arc::clone(&table);
         let keys = Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(seed, table, of_keys));
-        let scheduler =
-            Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(transport, keys, masks));
+        let parts = ScheduleParts { transport, keys, masks, table: of_scheduler, notices };
+        let scheduler = Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(parts));
         Ok(Self { scheduler, clock, arbiters })
     }
 

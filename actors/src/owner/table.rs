@@ -107,6 +107,8 @@ impl TableEntry {
 /// The served matrices of a model.
 pub struct LayerTable {
     entries: HashMap<LinearId, TableEntry>,
+    /// Where checks can be drawn from anew.
+    model: Option<Arc<Model>>,
 }
 
 impl LayerTable {
@@ -121,7 +123,7 @@ impl LayerTable {
         let entry = |(linear, matrix, meta): (LinearId, Int8Matrix, LinearMeta)| {
             Ok((linear, TableEntry::new(linear, &matrix, &meta, target)?))
         };
-        Ok(Self { entries: matrices.into_iter().map(entry).collect::<Result<_, TableError>>()? })
+        Ok(Self { entries: matrices.into_iter().map(entry).collect::<Result<_, TableError>>()?, model: None })
     }
 
     /// The table of a model, computed matrix by matrix; `progress` is told how many of how many are done. Blocks.
@@ -129,7 +131,7 @@ impl LayerTable {
     /// # Errors
     /// When the weights cannot be read or quantised, or there is no randomness.
     pub fn of_model(
-        model: &Model,
+        model: &Arc<Model>,
         target: &PrecisionTarget,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, TableError> {
@@ -141,15 +143,17 @@ impl LayerTable {
             entries.insert(linear, TableEntry::new(linear, &matrix, &meta, target)?);
         }
         progress(linears.len(), linears.len());
-        Ok(Self { entries })
+        Ok(Self { entries, model: Some(Arc::clone(model)) })
     }
 
     /// Draws the checks of some layers anew, as is due when a worker that served them was caught. Products that are under
-    /// way are checked with the ones that they were sealed with. Blocks.
+    /// way are checked with the ones that they were sealed with. A table that was not made of a model has nothing to draw
+    /// them from, and keeps those that it has. Blocks.
     ///
     /// # Errors
     /// When the weights cannot be read, or there is no randomness; checks that were not drawn anew stay.
-    pub fn redraw(&self, model: &Model, layers: Range<u16>) -> Result<(), TableError> {
+    pub fn redraw(&self, layers: Range<u16>) -> Result<(), TableError> {
+        let Some(model) = &self.model else { return Ok(()) };
         for (&linear, entry) in self.entries.iter().filter(|(linear, _)| layers.contains(&linear.layer)) {
             let (matrix, _) = served(model, linear)?;
             entry.set_checks(Checks::draw(&matrix.values, matrix.shape)?);
@@ -200,7 +204,7 @@ mod tests {
     fn the_table_of_a_model_has_every_matrix_and_its_checks_can_be_drawn_anew() {
         let folder = tempfile::tempdir().unwrap();
         SyntheticLlama::tiny(1).write_folder(folder.path().join("model"), StoredAs::F32).unwrap();
-        let model = Model::open(folder.path().join("model")).unwrap();
+        let model = Arc::new(Model::open(folder.path().join("model")).unwrap());
         let mut computed = 0;
         let table = LayerTable::of_model(&model, &PrecisionTarget::default(), |done, _| computed = done).unwrap();
         assert_eq!((table.len(), computed), (8, 8));
@@ -209,7 +213,7 @@ mod tests {
             .linears()
             .map(|linear| (linear, table.entry(linear).unwrap().checks(Direction::Forward)))
             .collect();
-        table.redraw(&model, 1..2).unwrap();
+        table.redraw(1..2).unwrap();
         for linear in model.config().linears() {
             let entry = table.entry(linear).unwrap();
             let after = entry.checks(Direction::Forward);

@@ -1,5 +1,6 @@
 //! The owner's actors against workers that compute with the scheme's reference semantics.
 
+mod faults;
 mod workers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -18,10 +19,11 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
 
+use super::fleet::{FleetSettings, Presence};
 use super::mask_file::{MaskFile, MaskRoom};
-use super::scheduler::{AskHealth, AssignLayers, Candidate, ReleaseLayers};
+use super::scheduler::{AskHealth, AssignLayers, Candidate, Notice, ReleaseLayers};
 use super::*;
-use crate::backend::LinearBackend as _;
+use crate::backend::{BackendFailure, LinearBackend as _};
 use crate::buffer::Buffer;
 use crate::transport::{PeerName, ProductRequest, TileStream, Traffic, TransportError};
 
@@ -44,12 +46,29 @@ struct Workers {
     matrices: HashMap<LinearId, Vec<i8>>,
     assigned: Mutex<HashMap<PeerName, std::ops::Range<u16>>>,
     sent: Mutex<Vec<ProductRequest>>,
+    /// To whom, in the same order.
+    sent_to: Mutex<Vec<PeerName>>,
     /// How the next products fail, if they do.
     faults: Mutex<VecDeque<Option<Fault>>>,
     /// Columns of a tile.
     tile: usize,
-    /// They say for ever that they load, and do not.
-    stalled: bool,
+    /// Streams of answers that never come.
+    hanging: Mutex<Vec<mpsc::Sender<Result<ProductTile, TransportError>>>>,
+    /// What is wrong with a worker, until it is well again.
+    moods: Mutex<HashMap<PeerName, Mood>>,
+}
+
+/// What is wrong with a worker.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    /// Nobody is there.
+    Down,
+    /// It takes products and never answers; it says that it does well.
+    Hangs,
+    /// Its answers lack columns.
+    Short,
+    /// It says for ever that it loads its layers.
+    Loads,
 }
 
 fn columns_of(planes: &Planes, columns: std::ops::Range<usize>) -> Planes {
@@ -62,7 +81,40 @@ fn columns_of(planes: &Planes, columns: std::ops::Range<usize>) -> Planes {
     part
 }
 
+fn name(number: usize) -> PeerName {
+    PeerName::from(format!("worker {number}").as_str())
+}
+
+fn offer(speed: f64) -> WorkerOffer {
+    WorkerOffer {
+        version: PROTOCOL_VERSION,
+        model: ModelDigest([0; 32]),
+        layers: LAYERS,
+        room: LAYERS,
+        devices: vec![DeviceOffer { name: "cpu".into(), memory_bytes: 1 << 30, macs_per_second: speed }],
+    }
+}
+
 impl Workers {
+    fn mood(&self, worker: &PeerName) -> Option<Mood> {
+        self.moods.lock().unwrap().get(worker).copied()
+    }
+
+    fn feel(&self, number: usize, mood: Option<Mood>) {
+        let mut moods = self.moods.lock().unwrap();
+        match mood {
+            Some(mood) => moods.insert(name(number), mood),
+            None => moods.remove(&name(number)),
+        };
+    }
+
+    /// Bodies that were sent to a worker.
+    fn bodies_at(&self, number: usize) -> usize {
+        let peers = self.sent_to.lock().unwrap();
+        let sent = self.sent.lock().unwrap();
+        peers.iter().zip(sent.iter()).filter(|(peer, sent)| **peer == name(number) && sent.body.is_some()).count()
+    }
+
     /// What was sent, in order.
     fn asked(&self) -> Vec<&'static str> {
         let kind = |request: &ProductRequest| if request.body.is_some() { "body" } else { "mask" };
@@ -73,6 +125,9 @@ impl Workers {
 #[async_trait]
 impl Transport for Workers {
     async fn control(&self, worker: &PeerName, request: ControlRequest) -> Result<ControlReply, TransportError> {
+        if self.mood(worker) == Some(Mood::Down) {
+            return Err(TransportError::Unreachable { peer: worker.clone(), what: "it is down".into() });
+        }
         let mut assigned = self.assigned.lock().unwrap();
         Ok(match request {
             ControlRequest::Assign { layers, .. } => {
@@ -81,7 +136,8 @@ impl Transport for Workers {
             }
             ControlRequest::Health => {
                 let layers = assigned.get(worker).cloned().unwrap_or_default();
-                let loaded = if self.stalled { 0 } else { layers.len() as u16 };
+                let loads = self.moods.lock().unwrap().get(worker) == Some(&Mood::Loads);
+                let loaded = if loads { 0 } else { layers.len() as u16 };
                 ControlReply::Health(WorkerHealth {
                     layers,
                     loaded,
@@ -95,7 +151,10 @@ impl Transport for Workers {
                 assigned.remove(worker);
                 ControlReply::Released
             }
-            ControlRequest::Offer { .. } => panic!("nobody asks for offers here"),
+            ControlRequest::Offer { .. } => {
+                let held = assigned.get(worker).map_or(0, |layers| layers.len() as u16);
+                ControlReply::Offer(WorkerOffer { room: LAYERS - held, ..offer(1.0) })
+            }
         })
     }
 
@@ -104,9 +163,24 @@ impl Transport for Workers {
         worker: &PeerName,
         request: ProductRequest,
     ) -> Result<TileStream<TransportError>, TransportError> {
-        self.sent.lock().unwrap().push(request.clone());
+        {
+            // Both at once, so that they stay in the same order.
+            let mut peers = self.sent_to.lock().unwrap();
+            self.sent.lock().unwrap().push(request.clone());
+            peers.push(worker.clone());
+        }
         let header = request.header;
         let peer = worker.clone();
+        let mood = self.mood(worker);
+        match mood {
+            Some(Mood::Down) => return Err(TransportError::Unreachable { peer, what: "it is down".into() }),
+            Some(Mood::Hangs) => {
+                let (sender, receiver) = mpsc::channel(1);
+                self.hanging.lock().unwrap().push(sender);
+                return Ok(receiver);
+            }
+            _ => {}
+        }
         let fault = self.faults.lock().unwrap().pop_front().flatten();
         let busy = || TransportError::Refused { peer: peer.clone(), refusal: Refusal::Busy("a test".into()) };
         match fault {
@@ -140,7 +214,8 @@ impl Transport for Workers {
         };
         let (sender, receiver) = mpsc::channel(64);
         let outer = answer.rows.columns();
-        for first_column in (0..outer).step_by(self.tile).rev() {
+        let missing = if mood == Some(Mood::Short) { self.tile } else { 0 };
+        for first_column in (missing..outer).step_by(self.tile).rev() {
             let rows = columns_of(&answer.rows, first_column..outer.min(first_column + self.tile));
             sender.try_send(Ok(ProductTile { first_column, rows })).unwrap();
         }
@@ -175,6 +250,30 @@ async fn cluster(speeds: &[f64]) -> (Cluster, Vec<scheduler::Assignment>) {
 
 /// The same with so much room for the products of masks.
 async fn cluster_keeping(speeds: &[f64], room: MaskRoom) -> (Cluster, Vec<scheduler::Assignment>) {
+    let (cluster, assignments, _) = cluster_with(speeds, room, FleetSettings::default()).await;
+    (cluster, assignments)
+}
+
+/// The same with such a fleet; and what is said.
+async fn cluster_with(
+    speeds: &[f64],
+    room: MaskRoom,
+    settings: FleetSettings,
+) -> (Cluster, Vec<scheduler::Assignment>, mpsc::Receiver<Notice>) {
+    let (cluster, said) = unassigned(room);
+    let assignments = cluster.actors.scheduler.send(assign(speeds, settings)).await.unwrap().unwrap();
+    (cluster, assignments, said)
+}
+
+/// Asks for all layers at workers of these speeds.
+fn assign(speeds: &[f64], settings: FleetSettings) -> AssignLayers {
+    let candidate = |(number, &speed): (usize, &f64)| Candidate { peer: name(number), offer: offer(speed) };
+    let candidates = speeds.iter().enumerate().map(candidate).collect();
+    AssignLayers { model: ModelDigest([0; 32]), layers: LAYERS, candidates, settings }
+}
+
+/// The owner's actors before any layer is assigned; and what will be said.
+fn unassigned(room: MaskRoom) -> (Cluster, mpsc::Receiver<Notice>) {
     let mut workers = Workers { tile: 16, ..Workers::default() };
     let mut weights = HashMap::new();
     let mut matrices = Vec::new();
@@ -188,23 +287,10 @@ async fn cluster_keeping(speeds: &[f64], room: MaskRoom) -> (Cluster, Vec<schedu
     let workers = Arc::new(workers);
     let table = LayerTable::new(matrices, &PrecisionTarget::default()).unwrap();
     let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
-    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), room).unwrap();
-    let candidates = speeds.iter().enumerate().map(|(number, &speed)| Candidate {
-        peer: PeerName::from(format!("worker {number}").as_str()),
-        offer: WorkerOffer {
-            version: PROTOCOL_VERSION,
-            model: ModelDigest([0; 32]),
-            layers: LAYERS,
-            room: LAYERS,
-            devices: vec![DeviceOffer { name: "cpu".into(), memory_bytes: 1 << 30, macs_per_second: speed }],
-        },
-    });
-    let (progress, _listener) = mpsc::channel(16);
-    let assign =
-        AssignLayers { model: ModelDigest([0; 32]), layers: LAYERS, candidates: candidates.collect(), progress };
-    let assignments = actors.scheduler.send(assign).await.unwrap().unwrap();
+    let (notices, said) = mpsc::channel(256);
+    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), room, Some(notices)).unwrap();
     let backend = EncryptedBackend::new(actors.scheduler.clone(), transport);
-    (Cluster { workers, weights, actors, backend }, assignments)
+    (Cluster { workers, weights, actors, backend }, said)
 }
 
 /// The backend blocks, so that it is called from a thread as the trainer does.
@@ -267,7 +353,7 @@ fn products_come_back_both_ways_through_the_worker_that_has_the_layer() {
         assert_eq!((times.products, times.mask_products), (6, 6));
         assert!(times.encrypt_seconds > 0.0 && times.decrypt_seconds > 0.0);
         let health = cluster.actors.scheduler.send(AskHealth).await.unwrap();
-        assert!(health.iter().all(|(_, health)| health.as_ref().is_ok_and(|health| health.busy_seconds == 0.5)));
+        assert!(health.iter().all(|record| record.health.as_ref().is_some_and(|health| health.busy_seconds == 0.5)));
         cluster.actors.scheduler.send(ReleaseLayers).await.unwrap();
         assert!(cluster.workers.assigned.lock().unwrap().is_empty());
         cluster.actors.stop();
@@ -275,7 +361,7 @@ fn products_come_back_both_ways_through_the_worker_that_has_the_layer() {
 }
 
 #[test]
-fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
+fn a_retry_is_encrypted_anew_and_the_owners_own_mistake_is_not_retried() {
     actix::System::new().block_on(async {
         let (cluster, _) = cluster(&[1.0]).await;
         let linear = LinearId { layer: 0, group: Group::O };
@@ -296,17 +382,19 @@ fn a_retry_is_encrypted_anew_and_a_refusal_is_not_retried() {
                 assert_ne!(one.body, other.body, "no byte of a ciphertext is used twice");
             }
         }
+        // A worker that lost its layers, such as one that was started anew, is given them again.
         cluster.workers.assigned.lock().unwrap().clear();
         let (cluster, result) = apply(cluster, linear, Direction::Forward, rows.clone(), 2).await;
-        assert!(result.unwrap_err().why.contains("does not serve layer 0 o"));
-        assert_eq!(cluster.workers.sent.lock().unwrap().len(), 6);
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(cluster.workers.sent.lock().unwrap().len(), 7);
         let unknown = LinearId { layer: 9, group: Group::O };
         let (cluster, result) = apply(cluster, unknown, Direction::Forward, rows.clone(), 2).await;
-        assert!(result.unwrap_err().why.contains("no worker serves layer 9 o"));
+        assert!(result.unwrap_err().to_string().contains("no worker serves layer 9 o"));
         let mut bad = rows;
         bad[0] = f32::NAN;
         let (cluster, result) = apply(cluster, linear, Direction::Forward, bad, 2).await;
-        assert!(result.unwrap_err().why.contains("row 0"), "rows that cannot be encoded are named");
+        let error = result.unwrap_err();
+        assert!(matches!(&error.why, BackendFailure::Rows(why) if why.contains("row 0")), "{error}");
         cluster.actors.stop();
     });
 }
@@ -360,17 +448,6 @@ fn the_product_of_a_mask_is_asked_for_once_if_there_is_room_for_it() {
             cluster.actors.stop();
         }
     });
-}
-
-#[tokio::test]
-async fn a_worker_that_never_loads_is_given_up() {
-    let workers = Workers { stalled: true, ..Workers::default() };
-    let peer = PeerName::from("sleeper");
-    let assignment = scheduler::Assignment { peer, layers: 0..2, device: "cpu".into() };
-    let (progress, _listener) = mpsc::channel(16);
-    let patience = Duration::from_millis(50);
-    let given_up = scheduler::load(&workers, ModelDigest([0; 32]), &assignment, &progress, patience).await;
-    assert!(given_up.unwrap_err().to_string().contains("sleeper could not load its layers: 0 of 2"));
 }
 
 #[test]

@@ -199,8 +199,8 @@ fn lines(figures: &StepFigures) -> Vec<String> {
         format!("  owner             {} of memory at its peak", HumanBytes(figures.owner_peak_rss_bytes)),
     ];
     lines.extend(figures.workers.iter().map(|worker| {
-        let peak = HumanBytes(worker.peak_rss_bytes);
-        format!("  worker            layers {:?}, busy {:.1} s, {peak} at its peak", worker.layers, worker.busy_seconds)
+        let (peak, busy) = (HumanBytes(worker.peak_rss_bytes.unwrap_or(0)), worker.busy_seconds.unwrap_or(0.0));
+        format!("  worker            layers {:?}, busy {busy:.1} s, {peak} at its peak", worker.layers)
     }));
     lines
 }

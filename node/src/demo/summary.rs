@@ -40,15 +40,12 @@ fn lines(report: &Report, out: &Path) -> Vec<String> {
     ));
     lines.push(format!("  owner             {} of memory at its peak", HumanBytes(report.owner_peak_rss_bytes)));
     for worker in &report.workers {
-        lines.push(format!(
-            "  {}  layers {} to {}, {} products in {:.1} s, {} at its peak",
-            worker.peer_id,
-            worker.layers.start,
-            worker.layers.end.saturating_sub(1),
-            worker.calls,
-            worker.busy_seconds,
-            HumanBytes(worker.peak_rss_bytes)
-        ));
+        let known = match (worker.busy_seconds, worker.peak_rss_bytes) {
+            (Some(busy), Some(peak)) => format!(" in {busy:.1} s, {} at its peak", HumanBytes(peak)),
+            _ => format!("; {}", worker.state),
+        };
+        let (id, first, last) = (&worker.peer_id, worker.layers.start, worker.layers.end.saturating_sub(1));
+        lines.push(format!("  {id}  layers {first} to {last}, {} products{known}", worker.calls));
     }
     let path = |name: &str| out.join(name).display().to_string();
     lines.push(format!("  results           {}, {}, {}", path("adapter"), path(PLOT_FILE), path(REPORT_FILE)));

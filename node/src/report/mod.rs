@@ -111,12 +111,14 @@ pub struct WorkerReport {
     pub layers: Range<u16>,
     /// The device that computed, as the worker names it.
     pub device: String,
-    /// Products that it served.
+    /// Products of it that the owner used.
     pub calls: u64,
-    /// Seconds that it spent in products, as it says itself.
-    pub busy_seconds: f64,
-    /// Its process's largest resident memory in bytes, as it says itself.
-    pub peak_rss_bytes: u64,
+    /// Seconds that it spent in products, as it says itself; `None` if it did not answer any more.
+    pub busy_seconds: Option<f64>,
+    /// Its process's largest resident memory in bytes, as it says itself; `None` if it did not answer any more.
+    pub peak_rss_bytes: Option<u64>,
+    /// What became of it: `serving`, `gone`, or `banned: ` and why.
+    pub state: String,
 }
 
 impl Report {

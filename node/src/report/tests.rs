@@ -30,8 +30,9 @@ fn report() -> Report {
             layers: 0..10,
             device: "cpu (avx2)".into(),
             calls: 12,
-            busy_seconds: 0.5,
-            peak_rss_bytes: 1 << 30,
+            busy_seconds: Some(0.5),
+            peak_rss_bytes: Some(1 << 30),
+            state: "serving".into(),
         }],
         owner_peak_rss_bytes: 1 << 31,
         owner_cpu_seconds: 6.5,
@@ -56,7 +57,7 @@ fn json_has_the_documented_fields() {
     assert_eq!(json["seed"], u64::MAX);
     let worker = &json["workers"][0];
     assert_eq!(worker["layers"], serde_json::json!({"start": 0, "end": 10}));
-    for field in ["peer_id", "device", "calls", "busy_seconds", "peak_rss_bytes"] {
+    for field in ["peer_id", "device", "calls", "busy_seconds", "peak_rss_bytes", "state"] {
         assert!(!worker[field].is_null(), "{field}");
     }
     for field in ["velum_version", "model", "model_digest", "backend", "owner_peak_rss_bytes", "owner_cpu_seconds"] {

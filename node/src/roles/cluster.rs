@@ -1,38 +1,50 @@
-//! The owner's side of the network: workers found, layers assigned, actors running.
+//! The owner's side of the network: workers found before the run and during it, layers assigned, actors running.
+//!
+//! Whatever ends a run, its workers are told that they are no longer needed: [`Cluster::stop`] does it where the run comes
+//! to its end, and a guard where it does not, such as at an error or Ctrl-C while workers load their layers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix::Addr;
 use actors::backend::LinearBackend;
+use actors::owner::fleet::FleetSettings;
 use actors::owner::mask_file::{MaskFile, MaskRoom};
-use actors::owner::scheduler::{AskHealth, AssignLayers, Assignment, Candidate, LoadingProgress, ReleaseLayers};
+use actors::owner::scheduler::{
+    AskHealth, AssignLayers, Assignment, Candidate, LayerScheduler, Notice, ReleaseLayers, WorkerLost, WorkerOffered,
+    WorkerRecord,
+};
 use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseTimes};
 use actors::transport::Transport;
 use anyhow::{Context as _, bail};
 use protocol::he::ParameterSet;
 use protocol::ids::ModelDigest;
 use protocol::model::Model;
-use protocol::wire::messages::WorkerHealth;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
+use super::bans::Bans;
 use super::progress::Progress;
 use crate::config::{Config, OwnerConfig};
 use crate::swarm::{
-    Discovery, DiscoveryEvent, DiscoveryQuery, Identity, Libp2pTransport, SwarmConfig, SwarmHandle, SwarmRole,
-    TransportConfig, discover,
+    Admission, Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, Identity, Libp2pTransport, SwarmConfig,
+    SwarmHandle, SwarmRole, TransportConfig, discover, keep_looking,
 };
 use crate::{disk, folders};
 
-/// Loading reports that may wait to be shown.
-const LOADING_REPORTS: usize = 64;
+/// Notices that may wait to be shown: beyond that, the log has them.
+const NOTICES: usize = 256;
 
 /// Workers that hold all layers, and the actors that talk to them.
 pub(super) struct Cluster {
-    swarm: SwarmHandle,
     transport: Arc<dyn Transport>,
+    /// Releases the workers, unless [`Self::stop`] has.
+    hold: Hold,
     actors: OwnerActors,
     parameter_sets: Vec<ParameterSet>,
+    /// What goes on beside the run: looking for workers, heeding what the fleet says. Ends with the cluster.
+    _beside: JoinSet<()>,
 }
 
 impl Cluster {
@@ -40,13 +52,15 @@ impl Cluster {
     ///
     /// # Errors
     /// When an address cannot be listened on, no worker with this model is found in time, the workers found are too
-    /// small, or one of them fails to load its layers.
+    /// small, or they do not load their layers as long as the owner's patience lasts.
     pub(super) async fn build(
         config: &Config,
         model: &Arc<Model>,
         digest: ModelDigest,
         progress: &Progress,
     ) -> anyhow::Result<Self> {
+        let bans = Bans::of_user();
+        let query = query(config, digest, &bans)?;
         let swarm = start_swarm(config).await?;
         let transport = Libp2pTransport::new(swarm.clone(), TransportConfig::default());
         // The table takes a while: it is computed while workers are being looked for.
@@ -54,26 +68,41 @@ impl Cluster {
             let (model, target) = (Arc::clone(model), config.encryption);
             move || LayerTable::of_model(&model, &target, |_, _| {})
         });
-        let candidates = find_workers(config, &transport, digest, progress).await?;
+        let candidates = find_workers(&query, &transport, progress).await?;
         progress.status("reading the model's layers");
         let table = table.await.context("reading the model's layers")??;
         let parameter_sets = table.parameter_sets();
-        let transport: Arc<dyn Transport> = Arc::new(transport);
-        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), mask_room(&config.owner))?;
-        let (reports, loading) = mpsc::channel(LOADING_REPORTS);
+        let network: Arc<dyn Transport> = Arc::new(transport.clone());
+        let (notices, mut said) = mpsc::channel(NOTICES);
+        let room = mask_room(&config.owner);
+        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&network), room, Some(notices))?;
+        let hold = Hold { scheduler: actors.scheduler.clone(), swarm, released: false };
         let assign = AssignLayers {
             model: digest,
             layers: u16::try_from(model.config().layers).context("a model has fewer than 65,536 layers")?,
             candidates,
-            progress: reports,
+            settings: FleetSettings {
+                replicas: config.owner.replicas,
+                patience: Duration::from_secs(config.owner.patience_seconds),
+                banned: query.admission.banned.keys().cloned().collect(),
+            },
         };
-        let (assigned, ()) = tokio::join!(actors.scheduler.send(assign), show_loading(loading, progress));
-        let assignments = assigned.context("the layer scheduler is gone")??;
-        for Assignment { peer, layers, device } in &assignments {
+        let mut beside = JoinSet::new();
+        let assigned = tokio::select! {
+            // The layers are asked for before anybody else may offer.
+            biased;
+            assigned = actors.scheduler.send(assign) => assigned,
+            () = async {
+                beside.spawn(look(transport, query, actors.scheduler.clone()));
+                show(&mut said, progress, &bans).await;
+            } => bail!("the layer scheduler is gone"),
+        };
+        for Assignment { peer, layers, device } in &assigned.context("the layer scheduler is gone")?? {
             let device = printable(device);
             progress.note(&format!("{peer} serves layers {} to {} on {device}", layers.start, layers.end - 1));
         }
-        Ok(Self { swarm, transport, actors, parameter_sets })
+        beside.spawn(heed(said, bans));
+        Ok(Self { transport: network, hold, actors, parameter_sets, _beside: beside })
     }
 
     /// Where the trainer gets its products.
@@ -91,37 +120,114 @@ impl Cluster {
         self.actors.clock.read()
     }
 
-    /// What each worker did so far; a worker that does not answer did nothing that is known.
-    pub(super) async fn health(&self) -> anyhow::Result<Vec<(Assignment, WorkerHealth)>> {
-        let asked = self.actors.scheduler.send(AskHealth).await.context("the layer scheduler is gone")?;
-        let known = asked.into_iter().map(|(assignment, health)| {
-            let health = health.unwrap_or_else(|error| {
-                tracing::warn!(peer = %assignment.peer, %error, "a worker does not say what it did");
-                WorkerHealth {
-                    layers: assignment.layers.clone(),
-                    loaded: 0,
-                    failure: Some(error.to_string()),
-                    calls: 0,
-                    busy_seconds: 0.0,
-                    peak_rss_bytes: 0,
-                }
-            });
-            (assignment, health)
-        });
-        Ok(known.collect())
+    /// What each worker that ever served did so far.
+    pub(super) async fn health(&self) -> anyhow::Result<Vec<WorkerRecord>> {
+        self.actors.scheduler.send(AskHealth).await.context("the layer scheduler is gone")
     }
 
     /// Releases the workers and ends actors and swarm.
     pub(super) async fn stop(self) {
-        if self.actors.scheduler.send(ReleaseLayers).await.is_err() {
-            tracing::debug!("the layer scheduler ended before it released its workers");
-        }
+        let Self { mut hold, actors, .. } = self;
+        hold.release().await;
         // Waiting for the actors' threads blocks.
-        let stopped = tokio::task::spawn_blocking(move || self.actors.stop()).await;
+        let stopped = tokio::task::spawn_blocking(move || actors.stop()).await;
         if stopped.is_err() {
             tracing::warn!("the owner's actors did not end by themselves");
         }
+    }
+}
+
+/// The hold that an owner has on workers: letting it go releases them, and ends the swarm.
+struct Hold {
+    scheduler: Addr<LayerScheduler>,
+    swarm: SwarmHandle,
+    released: bool,
+}
+
+impl Hold {
+    async fn release(&mut self) {
+        self.released = true;
+        if self.scheduler.send(ReleaseLayers).await.is_err() {
+            tracing::debug!("the layer scheduler ended before it released its workers");
+        }
         self.swarm.shut_down();
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.released {
+            // The process may be about to end, so that this waits; scheduler and swarm have threads of their own, and
+            // the scheduler waits for no worker longer than some seconds.
+            futures::executor::block_on(self.release());
+        }
+    }
+}
+
+/// Who is looked for.
+fn query(config: &Config, model: ModelDigest, bans: &Bans) -> anyhow::Result<DiscoveryQuery> {
+    let admission = Admission { allowed: config.owner.allowed()?, banned: bans.read()? };
+    let time_out = Duration::from_secs(config.owner.discovery_seconds);
+    // No more will come than may.
+    let most = admission.allowed.as_ref().map_or(usize::MAX, |allowed| allowed.len());
+    Ok(DiscoveryQuery { model, admission, wanted: config.owner.workers.min(most), time_out })
+}
+
+/// Looks for workers during the run.
+async fn look(transport: Libp2pTransport, query: DiscoveryQuery, scheduler: Addr<LayerScheduler>) {
+    let ended = keep_looking(&transport, &query, |event| {
+        let told = match event {
+            DiscoveryEvent::Found(worker) => scheduler.try_send(WorkerOffered(candidate(worker.clone()))).is_ok(),
+            DiscoveryEvent::Lost(peer) => scheduler.try_send(WorkerLost(peer.clone())).is_ok(),
+            DiscoveryEvent::Rejected(peer) => {
+                tracing::info!("{}: {}", peer.peer, printable(&peer.why));
+                true
+            }
+        };
+        if !told {
+            tracing::debug!("the layer scheduler has no time to hear of a worker, or is gone");
+        }
+    })
+    .await;
+    tracing::debug!(%ended, "nobody looks for workers any more");
+}
+
+fn candidate(FoundWorker { peer, offer }: FoundWorker) -> Candidate {
+    Candidate { peer, offer }
+}
+
+/// Shows what the fleet says before the run, for as long as it says something.
+async fn show(said: &mut mpsc::Receiver<Notice>, progress: &Progress, bans: &Bans) {
+    let mut loaded_by = HashMap::new();
+    while let Some(notice) = said.recv().await {
+        match notice {
+            Notice::Say(text) => progress.note(&printable(&text)),
+            Notice::Loading { peer, loaded, .. } => {
+                loaded_by.insert(peer, loaded);
+                let sum: u32 = loaded_by.values().map(|&layers| u32::from(layers)).sum();
+                progress.status(format!("workers have loaded {sum} layers"));
+            }
+            banned @ Notice::Banned { .. } => keep(banned, bans),
+        }
+    }
+}
+
+/// Logs what the fleet says during the run, and keeps its bans.
+async fn heed(mut said: mpsc::Receiver<Notice>, bans: Bans) {
+    while let Some(notice) = said.recv().await {
+        match notice {
+            Notice::Say(text) => tracing::info!("{}", printable(&text)),
+            Notice::Loading { peer, loaded, of } => tracing::debug!(%peer, loaded, of, "a worker loads its layers"),
+            banned @ Notice::Banned { .. } => keep(banned, &bans),
+        }
+    }
+}
+
+fn keep(notice: Notice, bans: &Bans) {
+    if let Notice::Banned { peer, why } = notice
+        && let Err(error) = bans.add(&peer, &printable(&why))
+    {
+        tracing::error!(%peer, "its ban holds for this run only: {error:#}");
     }
 }
 
@@ -160,34 +266,33 @@ async fn start_swarm(config: &Config) -> anyhow::Result<SwarmHandle> {
 
 /// Workers with this model: as many as are wanted, or those that were found in time.
 async fn find_workers(
-    config: &Config,
+    query: &DiscoveryQuery,
     transport: &Libp2pTransport,
-    model: ModelDigest,
     progress: &Progress,
 ) -> anyhow::Result<Vec<Candidate>> {
-    let (wanted, seconds) = (config.owner.workers, config.owner.discovery_seconds);
+    let (wanted, time_out) = (query.wanted, query.time_out);
     progress.status(format!("looking for {wanted} workers"));
-    let query = DiscoveryQuery { model, wanted, time_out: Duration::from_secs(seconds) };
     let found = discover(transport, query, |event| match event {
         DiscoveryEvent::Found(worker) => {
             let devices: Vec<_> = worker.offer.devices.iter().map(|device| printable(&device.name)).collect();
             progress.note(&format!("found {} ({})", worker.peer, devices.join(" and ")));
         }
         DiscoveryEvent::Rejected(peer) => progress.note(&format!("{}: {}", peer.peer, printable(&peer.why))),
+        DiscoveryEvent::Lost(peer) => tracing::debug!(%peer, "a connection was lost while workers are looked for"),
     })
     .await?;
     if found.workers.is_empty() {
-        bail!(nobody(config, model, &found));
+        bail!(nobody(query, &found));
     }
     if found.workers.len() < wanted {
-        tracing::warn!("{} of {wanted} workers found within {seconds} s: going on with these", found.workers.len());
+        tracing::warn!("{} of {wanted} workers found within {time_out:?}: going on with these", found.workers.len());
     }
-    Ok(found.workers.into_iter().map(|worker| Candidate { peer: worker.peer, offer: worker.offer }).collect())
+    Ok(found.workers.into_iter().map(candidate).collect())
 }
 
 /// Why nobody can be trained with, and what to do.
-fn nobody(config: &Config, model: ModelDigest, found: &Discovery) -> String {
-    let seconds = config.owner.discovery_seconds;
+fn nobody(query: &DiscoveryQuery, found: &Discovery) -> String {
+    let (model, seconds) = (query.model, query.time_out.as_secs());
     let mut text = format!("no worker that serves model {model} was found within {seconds} s");
     for rejected in &found.rejected {
         text.push_str(&format!("\n  {}: {}", rejected.peer, printable(&rejected.why)));
@@ -200,16 +305,6 @@ fn nobody(config: &Config, model: ModelDigest, found: &Discovery) -> String {
 fn printable(text: &str) -> String {
     const LONGEST: usize = 300;
     text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-/// Shows how far the workers are, until all have loaded their layers.
-async fn show_loading(mut loading: mpsc::Receiver<LoadingProgress>, progress: &Progress) {
-    let mut loaded = HashMap::new();
-    while let Some(LoadingProgress { assignment, loaded: layers }) = loading.recv().await {
-        loaded.insert(assignment.peer, layers);
-        let sum: u32 = loaded.values().map(|&layers| u32::from(layers)).sum();
-        progress.status(format!("workers have loaded {sum} layers"));
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a process does in each role.
 
+mod bans;
 mod cluster;
 pub mod owner;
 mod progress;

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use actors::owner::PhaseTimes;
-use actors::owner::scheduler::Assignment;
+use actors::owner::fleet::Presence;
+use actors::owner::scheduler::WorkerRecord;
 use actors::trainer::StepReport;
 use anyhow::Context as _;
 use protocol::he::ParameterSet;
-use protocol::wire::messages::WorkerHealth;
 
 use crate::config::BackendChoice;
 use crate::report::{self, EvaluationReport, Report, TimeBreakdown, WorkerReport};
@@ -54,8 +54,8 @@ impl Results {
     }
 
     /// Notes where the time went, evaluations included, and what the workers did.
-    pub(super) fn encrypted(&mut self, phases: PhaseTimes, seconds: f64, workers: &[(Assignment, WorkerHealth)]) {
-        let multiply_seconds = workers.iter().map(|(_, health)| health.busy_seconds).sum();
+    pub(super) fn encrypted(&mut self, phases: PhaseTimes, seconds: f64, workers: &[WorkerRecord]) {
+        let multiply_seconds = workers.iter().filter_map(|worker| Some(worker.health.as_ref()?.busy_seconds)).sum();
         let PhaseTimes { mask_seconds, encrypt_seconds, exchange_seconds, decrypt_seconds, .. } = phases;
         let elsewhere = mask_seconds + encrypt_seconds + exchange_seconds + decrypt_seconds;
         self.report.time = TimeBreakdown {
@@ -66,13 +66,18 @@ impl Results {
             decrypt_seconds,
             own_seconds: (seconds - elsewhere).max(0.0),
         };
-        let worker = |(assignment, health): &(Assignment, WorkerHealth)| WorkerReport {
-            peer_id: assignment.peer.to_string(),
-            layers: assignment.layers.clone(),
-            device: assignment.device.clone(),
-            calls: health.calls,
-            busy_seconds: health.busy_seconds,
-            peak_rss_bytes: health.peak_rss_bytes,
+        let worker = |record: &WorkerRecord| WorkerReport {
+            peer_id: record.peer.to_string(),
+            layers: record.layers.clone(),
+            device: record.device.clone(),
+            calls: record.products,
+            busy_seconds: record.health.as_ref().map(|health| health.busy_seconds),
+            peak_rss_bytes: record.health.as_ref().map(|health| health.peak_rss_bytes),
+            state: match &record.presence {
+                Presence::Here => "serving".into(),
+                Presence::Gone(_) => "gone".into(),
+                Presence::Banned(why) => format!("banned: {why}"),
+            },
         };
         self.report.workers = workers.iter().map(worker).collect();
     }

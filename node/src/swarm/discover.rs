@@ -1,18 +1,21 @@
 //! How an owner finds its workers: it asks every peer that turns up for its offer, and keeps those that serve the
-//! wanted model in the protocol's version.
+//! wanted model in the protocol's version. Before the run it looks for as many as are wanted ([`discover`]); during the
+//! run it goes on looking for more ([`keep_looking`]), and tells of those that are lost.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
 use actors::transport::{PeerName, TransportError};
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use libp2p::{Multiaddr, PeerId};
 use protocol::ids::ModelDigest;
 use protocol::wire::messages::{ControlReply, ControlRequest, PROTOCOL_VERSION, Refusal, WorkerOffer};
+use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Interval, sleep_until};
 
 use super::error::SwarmError;
 use super::handle::{NetworkEvent, peer_name};
@@ -21,14 +24,39 @@ use super::owner::Libp2pTransport;
 /// How often peers that did not answer are asked again, and the DHT is asked for more.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
+/// The same during a run, which has workers already.
+const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
 /// Limit for one offer: a worker answers it from memory.
 const OFFER_TIME_OUT: Duration = Duration::from_secs(10);
 
+/// Who may serve, before anybody is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Admission {
+    /// Peers that may; `None` is anybody.
+    pub allowed: Option<HashSet<PeerName>>,
+    /// Peers that may not, each with what it did and what to do about it.
+    pub banned: HashMap<PeerName, String>,
+}
+
+impl Admission {
+    /// Why a peer may not serve, if it may not.
+    fn refusal(&self, peer: &PeerName) -> Option<String> {
+        if let Some(why) = self.banned.get(peer) {
+            return Some(why.clone());
+        }
+        let allowed = self.allowed.as_ref().is_none_or(|allowed| allowed.contains(peer));
+        (!allowed).then(|| "it is not among the workers that are allowed (--worker, owner.allowed)".to_owned())
+    }
+}
+
 /// What is looked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DiscoveryQuery {
     /// The model.
     pub model: ModelDigest,
+    /// Who may serve it.
+    pub admission: Admission,
     /// How many workers are enough.
     pub wanted: usize,
     /// How long to look.
@@ -60,6 +88,8 @@ pub enum DiscoveryEvent<'a> {
     Found(&'a FoundWorker),
     /// A peer that will not do.
     Rejected(&'a RejectedPeer),
+    /// The connection to a peer was lost.
+    Lost(&'a PeerName),
 }
 
 /// What was found.
@@ -94,38 +124,90 @@ enum Answer {
 /// [`SwarmError::Closed`]. Too few workers are no error: the caller sees how many there are, and why no others.
 pub async fn discover(
     transport: &Libp2pTransport,
-    query: DiscoveryQuery,
+    query: &DiscoveryQuery,
     mut on_event: impl FnMut(DiscoveryEvent<'_>),
 ) -> Result<Discovery, SwarmError> {
-    let handle = transport.handle();
-    let mut events = handle.events();
     let deadline = Instant::now() + query.time_out;
-    let mut again = tokio::time::interval(ASK_AGAIN);
-    let mut search = Search::default();
-    let mut asked = FuturesUnordered::new();
-    let mut to_ask: Vec<PeerId> = Vec::new();
-    while search.workers.len() < query.wanted {
-        for peer in to_ask.drain(..) {
-            if search.begin(peer) {
-                asked.push(async move { (peer, ask(transport, peer, query.model).await) });
-            }
-        }
+    let mut scout = Scout::new(transport, query, ASK_AGAIN);
+    while scout.search.workers.len() < query.wanted {
         tokio::select! {
             () = sleep_until(deadline) => break,
-            Some((peer, answer)) = asked.next() => search.enter(peer, answer, &mut on_event),
-            event = events.recv() => match event {
-                Ok(NetworkEvent::PeerFound(peer)) => to_ask.push(peer),
-                Ok(NetworkEvent::DialFailed { address, why }) => search.dial_failed(&address, why, &mut on_event),
+            looked = scout.look(&mut on_event) => looked?,
+        }
+    }
+    Ok(scout.search.finish())
+}
+
+/// Looks for workers for ever, and tells of those that are lost; how many are wanted, and for how long, is ignored.
+/// Who was found before is found once more.
+pub async fn keep_looking(
+    transport: &Libp2pTransport,
+    query: &DiscoveryQuery,
+    mut on_event: impl FnMut(DiscoveryEvent<'_>),
+) -> SwarmError {
+    let mut scout = Scout::new(transport, query, LOOK_AGAIN);
+    loop {
+        if let Err(error) = scout.look(&mut on_event).await {
+            return error;
+        }
+    }
+}
+
+/// Somebody who looks for workers.
+struct Scout<'a> {
+    transport: &'a Libp2pTransport,
+    query: &'a DiscoveryQuery,
+    events: broadcast::Receiver<NetworkEvent>,
+    again: Interval,
+    search: Search,
+    asked: FuturesUnordered<BoxFuture<'a, (PeerId, Answer)>>,
+}
+
+impl<'a> Scout<'a> {
+    fn new(transport: &'a Libp2pTransport, query: &'a DiscoveryQuery, again: Duration) -> Self {
+        let events = transport.handle().events();
+        let (again, search) = (tokio::time::interval(again), Search::default());
+        Self { transport, query, events, again, search, asked: FuturesUnordered::new() }
+    }
+
+    /// Waits for the next thing that happens, and does what follows from it.
+    ///
+    /// # Cancel safety
+    /// What was received has been entered.
+    async fn look(&mut self, on_event: &mut impl FnMut(DiscoveryEvent<'_>)) -> Result<(), SwarmError> {
+        tokio::select! {
+            Some((peer, answer)) = self.asked.next() => self.search.enter(peer, answer, on_event),
+            event = self.events.recv() => match event {
+                Ok(NetworkEvent::PeerFound(peer)) => self.ask(peer, on_event),
+                Ok(NetworkEvent::PeerLost(peer)) => self.search.lost(peer, on_event),
+                Ok(NetworkEvent::DialFailed { address, why }) => self.search.dial_failed(&address, why, on_event),
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return Err(SwarmError::Closed),
             },
-            _ = again.tick() => {
-                handle.find_providers(query.model).await?;
-                to_ask.extend(handle.peers().await?.into_iter().map(|known| known.peer));
+            _ = self.again.tick() => {
+                let handle = self.transport.handle();
+                handle.find_providers(self.query.model).await?;
+                for known in handle.peers().await? {
+                    self.ask(known.peer, on_event);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks a peer for its offer, unless that is known or it may not serve.
+    fn ask(&mut self, peer: PeerId, on_event: &mut impl FnMut(DiscoveryEvent<'_>)) {
+        if !self.search.begin(peer) {
+            return;
+        }
+        match self.query.admission.refusal(&peer_name(peer)) {
+            Some(why) => self.search.reject(peer.to_base58(), why, on_event),
+            None => {
+                let (transport, model) = (self.transport, self.query.model);
+                self.asked.push(Box::pin(async move { (peer, ask(transport, peer, model).await) }));
             }
         }
     }
-    Ok(search.finish())
 }
 
 /// Asks one peer for its offer.
@@ -177,6 +259,14 @@ impl Search {
                 self.reject(peer.to_base58(), why, on_event);
             }
         }
+    }
+
+    /// A peer that is not connected any more is asked anew when it is found again.
+    fn lost(&mut self, peer: PeerId, on_event: &mut impl FnMut(DiscoveryEvent<'_>)) {
+        let name = peer_name(peer);
+        self.settled.remove(&peer);
+        self.workers.retain(|worker| worker.peer != name);
+        on_event(DiscoveryEvent::Lost(&name));
     }
 
     fn dial_failed(&mut self, address: &Multiaddr, why: String, on_event: &mut impl FnMut(DiscoveryEvent<'_>)) {

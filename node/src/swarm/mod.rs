@@ -31,7 +31,9 @@ mod task;
 mod tiles;
 
 pub use config::{SwarmConfig, SwarmRole};
-pub use discover::{Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, RejectedPeer, discover};
+pub use discover::{
+    Admission, Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, RejectedPeer, discover, keep_looking,
+};
 pub use error::SwarmError;
 pub use gate::{GateLimits, Regulars};
 pub use handle::{KnownPeer, NetworkEvent, SwarmHandle};

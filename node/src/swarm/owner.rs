@@ -49,6 +49,8 @@ pub struct TransportConfig {
     pub first_tile: Duration,
     /// From one tile to the next.
     pub next_tile: Duration,
+    /// Bytes a second that a whole product must make, there and back, beside one pause of each kind.
+    pub least_rate: u64,
     /// Largest tile.
     pub max_tile_bytes: usize,
     /// Tiles that wait for whoever decrypts them.
@@ -63,6 +65,8 @@ impl Default for TransportConfig {
             stall: Duration::from_secs(60),
             first_tile: Duration::from_secs(120),
             next_tile: Duration::from_secs(60),
+            // A link of half a megabit a second. Who is slower would keep a step waiting for hours.
+            least_rate: 64 << 10,
             max_tile_bytes: 512 << 20,
             waiting_tiles: 2,
         }
@@ -225,8 +229,28 @@ impl Call {
         }
     }
 
-    /// Sends the request and receives the tiles on one stream.
+    /// [`Self::converse`], within the time that a product of this size may take as a whole: single tiles that come just
+    /// in time do not make a good answer.
     async fn exchange(&self, stream: Stream) -> Result<(), Failure> {
+        let limit = self.time_for_all();
+        match timeout(limit, self.converse(stream)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Final(self.unreachable(format!("the answer was not whole within {limit:?}")))),
+        }
+    }
+
+    /// How long the product may take. What a worker says of its speed does not matter.
+    fn time_for_all(&self) -> Duration {
+        let (config, ProductRequest { header, body, outer }) = (&self.transport.config, &self.request);
+        let answer = header.rows().saturating_mul(*outer).saturating_mul(header.answer_limbs());
+        let bytes = answer.saturating_add(body.as_ref().map_or(0, |body| body.bytes().len()));
+        // One pause of each kind is nobody's fault.
+        let pauses = config.stall + config.first_tile + config.next_tile;
+        pauses + Duration::from_secs(bytes as u64 / config.least_rate.max(1))
+    }
+
+    /// Sends the request and receives the tiles on one stream.
+    async fn converse(&self, stream: Stream) -> Result<(), Failure> {
         let (mut reader, mut writer) = stream.split();
         let (sent, all_sent) = oneshot::channel();
         let receive = pin!(async {

@@ -71,9 +71,10 @@ fn products_are_right_whatever_devices_a_worker_has() {
             let table = LayerTable::new(matrices, &PrecisionTarget::default()).unwrap();
             let transport: Arc<dyn Transport> = network;
             let actors =
-                OwnerActors::start(Arc::new(table), Arc::clone(&transport), MaskRoom::memory(usize::MAX)).unwrap();
-            let (progress, _listener) = mpsc::channel(16);
-            let assign = AssignLayers { model: DIGEST, layers: LAYERS, candidates, progress };
+                OwnerActors::start(Arc::new(table), Arc::clone(&transport), MaskRoom::memory(usize::MAX), None)
+                    .unwrap();
+            let settings = FleetSettings::default();
+            let assign = AssignLayers { model: DIGEST, layers: LAYERS, candidates, settings };
             let assignments = actors.scheduler.send(assign).await.unwrap().unwrap();
             let assigned: Vec<_> = assignments.iter().map(|a| (a.layers.clone(), a.device.as_str())).collect();
             assert_eq!(assigned, [(0..2, "first and second"), (2..3, "only")]);

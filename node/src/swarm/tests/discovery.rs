@@ -10,7 +10,7 @@ async fn worker_of(model: ModelDigest, version: u32) -> Worker {
 }
 
 fn query(wanted: usize, time_out: Duration) -> DiscoveryQuery {
-    DiscoveryQuery { model: DIGEST, wanted, time_out }
+    DiscoveryQuery { model: DIGEST, admission: Admission::default(), wanted, time_out }
 }
 
 async fn owner(dial: Vec<Multiaddr>) -> Libp2pTransport {
@@ -36,9 +36,10 @@ async fn workers_are_found_and_others_named_with_the_reason() {
     ];
     let transport = owner(dial).await;
     let (mut found, mut rejected) = (0, 0);
-    let discovery = discover(&transport, query(3, Duration::from_secs(4)), |event| match event {
+    let discovery = discover(&transport, &query(3, Duration::from_secs(4)), |event| match event {
         DiscoveryEvent::Found(_) => found += 1,
         DiscoveryEvent::Rejected(_) => rejected += 1,
+        DiscoveryEvent::Lost(peer) => panic!("{peer} stays"),
     })
     .await
     .unwrap();
@@ -67,7 +68,7 @@ async fn a_worker_that_starts_later_is_found() {
     let transport = owner(vec![listen.parse().unwrap()]).await;
     let search = tokio::spawn({
         let transport = transport.clone();
-        async move { discover(&transport, query(1, PATIENCE), |_| ()).await.unwrap() }
+        async move { discover(&transport, &query(1, PATIENCE), |_| ()).await.unwrap() }
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
     let worker = Worker::start(&listen, FakeService::new(16, 8, 8), ServeConfig::default()).await;
@@ -79,7 +80,7 @@ async fn a_worker_that_starts_later_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_found_within_the_time() {
     let transport = owner(vec![]).await;
-    let discovery = discover(&transport, query(1, Duration::from_millis(300)), |_| ()).await.unwrap();
+    let discovery = discover(&transport, &query(1, Duration::from_millis(300)), |_| ()).await.unwrap();
     assert_eq!(discovery.to_string(), "0 workers found");
 }
 
@@ -106,8 +107,54 @@ async fn a_worker_is_found_over_the_dht() {
     connected(&worker, meeting.local_peer()).await;
     let _serving = serve_model(&worker, DIGEST).await;
     let transport = Libp2pTransport::new(start(SwarmRole::Owner, &[], at).await, TransportConfig::default());
-    let discovery = discover(&transport, query(1, Duration::from_secs(30)), |_| ()).await.unwrap();
+    let discovery = discover(&transport, &query(1, Duration::from_secs(30)), |_| ()).await.unwrap();
     let names: Vec<_> = discovery.workers.iter().map(|worker| worker.peer.clone()).collect();
     assert_eq!(names, [peer_name(worker.local_peer())], "{discovery}");
     works(&transport, &names[0], 16, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_serve_is_not_asked_and_who_leaves_is_told() {
+    let [one, banned, stranger] = [
+        worker_of(DIGEST, PROTOCOL_VERSION).await,
+        worker_of(DIGEST, PROTOCOL_VERSION).await,
+        worker_of(DIGEST, PROTOCOL_VERSION).await,
+    ];
+    let transport = owner(vec![one.address(), banned.address(), stranger.address()]).await;
+    let admission = Admission {
+        allowed: Some([one.name(), banned.name()].into()),
+        banned: [(banned.name(), "it lied; see bans.json".to_owned())].into(),
+    };
+    let query = DiscoveryQuery { admission, ..query(3, Duration::from_secs(3)) };
+    let discovery = discover(&transport, &query, |_| ()).await.unwrap();
+    let names: Vec<_> = discovery.workers.iter().map(|worker| worker.peer.clone()).collect();
+    assert_eq!(names, [one.name()], "{discovery}");
+    let said = discovery.to_string();
+    assert!(said.contains(&format!("{}: it lied; see bans.json", banned.name())), "{said}");
+    assert!(said.contains(&format!("{}: it is not among the workers that are allowed", stranger.name())), "{said}");
+
+    // During the run: who is there is found, and told of when it leaves.
+    let name = one.name();
+    let mut leaving = Some(one);
+    let (events, mut seen) = mpsc::channel(16);
+    let looking = keep_looking(&transport, &query, |event| {
+        let event = match event {
+            DiscoveryEvent::Found(worker) => (worker.peer.clone(), true),
+            DiscoveryEvent::Lost(peer) => (peer.clone(), false),
+            DiscoveryEvent::Rejected(_) => return,
+        };
+        events.try_send(event).unwrap();
+    });
+    let watched = async {
+        assert_eq!(seen.recv().await.unwrap(), (name.clone(), true));
+        if let Some(worker) = leaving.take() {
+            worker.handle.shut_down();
+        }
+        while seen.recv().await.unwrap() != (name.clone(), false) {}
+    };
+    tokio::select! {
+        error = looking => panic!("{error}"),
+        () = watched => {}
+        () = tokio::time::sleep(PATIENCE) => panic!("nobody told that it left"),
+    }
 }

@@ -11,6 +11,8 @@ use super::*;
 enum Misdeed {
     Sends(Vec<u8>),
     SendsAndWaits(Vec<u8>),
+    /// Column by column, each in time.
+    Trickles,
     Drops,
 }
 
@@ -36,6 +38,16 @@ async fn error_of(misdeed: Misdeed) -> TransportError {
                         stream.flush().await.unwrap();
                         std::future::pending().await
                     }
+                    Misdeed::Trickles => {
+                        stream.read_exact(&mut request).await.unwrap();
+                        for column in 0..8 {
+                            let bytes = [&tile(5, column as u32, 1), column_of_answer(column).as_slice()].concat();
+                            tokio::time::sleep(Duration::from_millis(700)).await;
+                            // The owner may hang up first.
+                            let _ = stream.write_all(&bytes).await;
+                            let _ = stream.flush().await;
+                        }
+                    }
                 }
                 // The owner may hang up first.
                 let _ = stream.close().await;
@@ -50,7 +62,7 @@ async fn error_of(misdeed: Misdeed) -> TransportError {
     let mut tiles = transport.product(&name, request.clone()).await.unwrap();
     let error = loop {
         match tokio::time::timeout(PATIENCE, tiles.recv()).await.expect("an end").expect("an error before the end") {
-            Ok(tile) => assert!(tile == fake_tile(&request, tile.first_column, 4)),
+            Ok(tile) => assert!(tile == fake_tile(&request, tile.first_column, tile.rows.columns())),
             Err(error) => break error,
         }
     };
@@ -61,6 +73,11 @@ async fn error_of(misdeed: Misdeed) -> TransportError {
 
 fn tile(call: u64, first_column: u32, columns: u32) -> Vec<u8> {
     encode(&ProductReply::Tile(TileHeader { call, first_column, columns })).unwrap()
+}
+
+/// One column as it should be.
+fn column_of_answer(column: usize) -> Vec<u8> {
+    fake_tile(&request(5, 9, 16, 8), column, 1).rows.bytes().to_vec()
 }
 
 /// Columns 0 to 3 as they should be.
@@ -102,6 +119,7 @@ async fn answers_that_do_not_come() {
         (Misdeed::SendsAndWaits(vec![]), "no tile within 1s"),
         (Misdeed::SendsAndWaits(vec![3, 0]), "no tile within 1s"),
         (Misdeed::SendsAndWaits(good_tile()), "4 columns missing"),
+        (Misdeed::Trickles, "the answer was not whole within 3s"),
         (Misdeed::SendsAndWaits(good_tile()[..60].to_vec()), "nothing was received for 1s"),
     ];
     for (misdeed, expected) in cases {
