@@ -17,6 +17,7 @@ use protocol::quant::{QuantError, RowScales, Step};
 use protocol::sketch::{Checks, Expected, Refuted};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 
+use super::CallNumbers;
 use super::clock::PhaseClock;
 use super::table::LayerTable;
 use crate::buffer::Buffer;
@@ -24,7 +25,7 @@ use crate::heavy::{Panicked, on_rayon};
 use crate::trace::WORK;
 use crate::transport::{TileStream, TransportError};
 
-/// Tickets that may be out at a time: far above what micro-batches in flight can need, so that reaching it means
+/// Tickets that may be out or in the making at a time: far above what micro-batches in flight can need, so that reaching it means
 /// that tickets are being lost.
 const TICKETS_OUT: usize = 256;
 
@@ -152,13 +153,16 @@ pub struct KeyManager {
     table: Arc<LayerTable>,
     clock: Arc<PhaseClock>,
     tickets: HashMap<u64, Held>,
-    calls: u64,
+    /// Encryptions under way, whose tickets are still to come.
+    sealing: usize,
+    calls: CallNumbers,
 }
 
 impl KeyManager {
-    /// A key manager for the layers of `table` that encrypts under the masks of `seed` and counts its time on `clock`.
-    pub fn new(seed: MaskSeed, table: Arc<LayerTable>, clock: Arc<PhaseClock>) -> Self {
-        Self { seed, table, clock, tickets: HashMap::new(), calls: 0 }
+    /// A key manager for the layers of `table` that encrypts under the masks of `seed`, numbers its calls by
+    /// `calls` and counts its time on `clock`.
+    pub(super) fn new(seed: MaskSeed, table: Arc<LayerTable>, calls: CallNumbers, clock: Arc<PhaseClock>) -> Self {
+        Self { seed, table, clock, tickets: HashMap::new(), sealing: 0, calls }
     }
 }
 
@@ -176,9 +180,10 @@ impl Handler<Encrypt> for KeyManager {
     type Result = ResponseActFuture<Self, Result<Sealed, KeyError>>;
 
     fn handle(&mut self, message: Encrypt, _context: &mut Self::Context) -> Self::Result {
-        self.calls += 1;
-        let (call, seed, table, clock) = (self.calls, self.seed, Arc::clone(&self.table), Arc::clone(&self.clock));
-        let crowded = self.tickets.len() >= TICKETS_OUT;
+        let (call, seed) = (self.calls.next(), self.seed);
+        let (table, clock) = (Arc::clone(&self.table), Arc::clone(&self.clock));
+        let crowded = self.tickets.len() + self.sealing >= TICKETS_OUT;
+        self.sealing += 1;
         let work = async move {
             if crowded {
                 return Err(KeyError::TooManyTickets);
@@ -192,6 +197,7 @@ impl Handler<Encrypt> for KeyManager {
             .await?
         };
         Box::pin(work.into_actor(self).map(|result, actor, _context| {
+            actor.sealing -= 1;
             let (sealed, held) = result?;
             actor.tickets.insert(sealed.header.call, held);
             Ok(sealed)

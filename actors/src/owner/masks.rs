@@ -13,7 +13,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -24,6 +23,7 @@ use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 use tokio::sync::OnceCell;
 use tracing::Instrument as _;
 
+use super::CallNumbers;
 use super::clock::PhaseClock;
 use super::mask_file::{Extent, MaskFile, MaskRoom};
 use super::table::LayerTable;
@@ -74,16 +74,22 @@ pub(crate) struct MaskCache {
     seed: MaskSeed,
     table: Arc<LayerTable>,
     clock: Arc<PhaseClock>,
-    calls: AtomicU64,
+    calls: CallNumbers,
     places: Mutex<Places>,
     file: Option<Arc<MaskFile>>,
 }
 
 impl MaskCache {
-    /// A cache for the masks of `seed` that keeps what there is room for.
-    pub(crate) fn new(seed: MaskSeed, table: Arc<LayerTable>, clock: Arc<PhaseClock>, room: MaskRoom) -> Self {
+    /// A cache for the masks of `seed` that numbers its calls by `calls` and keeps what there is room for.
+    pub(crate) fn new(
+        seed: MaskSeed,
+        table: Arc<LayerTable>,
+        calls: CallNumbers,
+        clock: Arc<PhaseClock>,
+        room: MaskRoom,
+    ) -> Self {
         let places = Mutex::new(Places { by_product: HashMap::new(), room: room.memory_bytes });
-        Self { seed, table, clock, calls: AtomicU64::new(0), places, file: room.file.map(Arc::new) }
+        Self { seed, table, clock, calls, places, file: room.file.map(Arc::new) }
     }
 
     /// The product of the mask by a matrix: the one kept, in memory or in the file, or one asked of `peer`.
@@ -105,7 +111,7 @@ impl MaskCache {
             }
             let operand = Operand::Masks { seed: self.seed.to_bytes() };
             let precision = Precision { mask_limbs: precision.set.limbs() as u8, ..precision };
-            let call = self.calls.fetch_add(1, Ordering::Relaxed);
+            let call = self.calls.next();
             let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
             let flight = tracing::info_span!(target: FLIGHT, "mask product", %product);
             let request = ProductRequest { header, body: None, outer };

@@ -26,6 +26,7 @@ pub mod table;
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use actix::{Addr, Arbiter, Supervisor};
 use protocol::he::MaskSeed;
@@ -44,6 +45,16 @@ use mask_file::MaskRoom;
 use masks::MaskCache;
 use scheduler::{Notice, ScheduleParts};
 use tokio::sync::mpsc;
+
+/// Numbers of calls, none twice, whoever draws them.
+#[derive(Clone, Default)]
+pub(crate) struct CallNumbers(Arc<AtomicU64>);
+
+impl CallNumbers {
+    fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
 
 /// The operating system gave no random bytes.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +85,13 @@ impl OwnerActors {
     ) -> Result<Self, NoRandomness> {
         let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| NoRandomness(error.to_string()))?;
         let seed = MaskSeed::generate(&mut rng);
-        let clock = Arc::new(PhaseClock::default());
+        let (clock, calls) = (Arc::new(PhaseClock::default()), CallNumbers::default());
         let arbiters = [Arbiter::new(), Arbiter::new()];
         let (of_masks, of_keys) = (Arc::clone(&clock), Arc::clone(&clock));
-        let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), of_masks, room));
+        let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), calls.clone(), of_masks, room));
         let of_scheduler = Arc::clone(&table);
-        let keys = Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(seed, table, of_keys));
+        let keys =
+            Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(seed, table, calls, of_keys));
         let parts = ScheduleParts { transport, keys, masks, table: of_scheduler, notices };
         let scheduler = Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(parts));
         Ok(Self { scheduler, clock, arbiters })

@@ -457,13 +457,14 @@ fn an_answer_that_lacks_columns_is_an_error_and_the_ticket_is_gone() {
         let linear = LinearId { layer: 0, group: Group::O };
         let table = Arc::new(LayerTable::new([(linear, matrix.clone(), meta)], &PrecisionTarget::default()).unwrap());
         let seed = MaskSeed::from_bytes([1; 32]);
-        let clock = Arc::new(PhaseClock::default());
+        let (clock, calls) = (Arc::new(PhaseClock::default()), CallNumbers::default());
         let workers = Workers { tile: 16, matrices: HashMap::from([(linear, matrix.values)]), ..Workers::default() };
         let peer = PeerName::from("worker");
         workers.assigned.lock().unwrap().insert(peer.clone(), 0..1);
-        let cache = MaskCache::new(seed, Arc::clone(&table), Arc::clone(&clock), MaskRoom::memory(usize::MAX));
+        let cache =
+            MaskCache::new(seed, Arc::clone(&table), calls.clone(), Arc::clone(&clock), MaskRoom::memory(usize::MAX));
         let masks = cache.product(&workers, &peer, linear.along(Direction::Forward)).await.unwrap();
-        let keys = actix::Actor::start(KeyManager::new(seed, table, clock));
+        let keys = actix::Actor::start(KeyManager::new(seed, table, calls, clock));
         let rows = Arc::new(Buffer::from(random(SHAPE.d_in, 2)));
         let encrypt =
             keys::Encrypt { product: linear.along(Direction::Forward), rows, tokens: 1, step: Step::Sketched };
