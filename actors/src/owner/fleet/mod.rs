@@ -4,7 +4,7 @@
 //! - **Admission.** A worker that offers becomes a member. What it says of its speed only breaks ties; until its own
 //!   products were timed it gets a capped share. Who is not needed is a spare.
 //! - **Plan.** Whenever somebody joins, leaves, comes back, fails or is banned, and now and then for the sake of speed,
-//!   [`plan`] is asked who is to serve what. It moves as little as it can.
+//!   `plan` is asked who is to serve what. It moves as little as it can.
 //! - **Move.** A layer is loaded at its new place before it is given up at the old one, where memory allows that.
 //! - **Loss.** A worker that does not answer is *gone*: its layers go to others at once, and it is asked now and then
 //!   whether it is back; if it is, what it still holds is used again, if it is still useful.
