@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod backend;
 pub mod buffer;
 pub mod data;
+pub mod files;
 mod heavy;
 pub mod llama;
 pub mod lora;

@@ -15,6 +15,8 @@ use protocol::ids::{Direction, LinearId, LinearShape};
 use protocol::model::{Model, ModelError};
 use protocol::quant::{LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan, serve};
 
+use crate::files::{Readers, create_folder, write_atomically};
+
 /// Names the layout of a cached table; a file that begins with another name is computed anew.
 const CACHE_FORMAT: &str = "velum layer table 1";
 
@@ -157,13 +159,9 @@ fn read_cache(path: &Path, linears: &[LinearId]) -> Option<Vec<(LinearId, Linear
 }
 
 fn write_cache(path: &Path, metas: &[(LinearId, LinearMeta)]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = io::BufWriter::new(tempfile::NamedTempFile::new_in(folder)?);
-    serde_json::to_writer(&mut file, &(CACHE_FORMAT, metas))?;
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.persist(path)?;
-    Ok(())
+    create_folder(path.parent().unwrap_or(Path::new("."))).map_err(io::Error::other)?;
+    let json = serde_json::to_vec(&(CACHE_FORMAT, metas))?;
+    write_atomically(path, &json, Readers::Usual).map_err(io::Error::other)
 }
 
 #[cfg(test)]

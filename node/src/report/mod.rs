@@ -3,18 +3,17 @@
 //!
 //! Both files appear whole or not at all, so that a run that is killed while it writes leaves the last good ones.
 
-mod atomic;
 mod plot;
 mod process;
 
 use std::ops::Range;
 use std::path::Path;
 
+use actors::files::{Readers, write_atomically};
 use anyhow::Context;
 use protocol::he::ParameterSet;
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub use atomic::write_atomically;
 pub use plot::loss_svg;
 pub use process::{available_memory_bytes, cpu_seconds, peak_rss_bytes, peak_rss_bytes_of};
 
@@ -127,11 +126,12 @@ impl Report {
     pub fn write(&self, out: &Path) -> anyhow::Result<()> {
         let mut json = serde_json::to_vec_pretty(self).context("report.json")?;
         json.push(b'\n');
-        write_atomically(&out.join(REPORT_FILE), &json)?;
+        write_atomically(&out.join(REPORT_FILE), &json, Readers::Usual)?;
         let training: Vec<_> = self.steps.iter().map(|step| (step.step, step.loss)).collect();
         let evaluation: Vec<_> = self.evaluations.iter().map(|eval| (eval.step, eval.loss)).collect();
         let title = format!("{} ({} backend)", self.model, self.backend);
-        write_atomically(&out.join(PLOT_FILE), loss_svg(&title, &training, &evaluation)?.as_bytes())
+        let plot = loss_svg(&title, &training, &evaluation)?;
+        Ok(write_atomically(&out.join(PLOT_FILE), plot.as_bytes(), Readers::Usual)?)
     }
 
     /// Reads the report in the folder `out`.
