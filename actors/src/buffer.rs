@@ -1,9 +1,14 @@
-//! Rows of numbers whose memory is used again ([`protocol::pool`]).
+//! Rows of numbers whose memory is used again ([`protocol::pool`]), and wiped before it waits for that.
+//!
+//! The rows are an owner's private values. So a buffer is filled with zeros when it is dropped, whether the pool keeps its
+//! memory or the allocator gets it back, and what waits in the pool is all zero. Only what came from the pool goes back to
+//! it: then it never holds more than was in use at one time.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use protocol::pool::Pool;
+use zeroize::Zeroizing;
 
 /// What waits for the next buffers: all that a pass through a small model keeps, or what some layers of a model of a
 /// billion parameters do.
@@ -12,7 +17,7 @@ static POOL: Pool<f32> = Pool::new(384 << 20);
 /// A row-major matrix or a vector of f32, whoever made it.
 #[derive(Default)]
 pub struct Buffer {
-    /// At least `length` values; those behind are of earlier use.
+    /// At least `length` values; those behind are zero.
     values: Vec<f32>,
     length: usize,
 }
@@ -25,15 +30,8 @@ impl Buffer {
 
     /// `length` zeros.
     pub fn zeroed(length: usize) -> Self {
-        match POOL.used(length) {
-            Some(values) => {
-                let mut buffer = Self { values, length };
-                buffer.fill(0.0);
-                buffer
-            }
-            // The operating system's pages are zero already.
-            None => Self { values: Pool::fresh(length), length },
-        }
+        // What waits in the pool was wiped, and the operating system's pages are zero.
+        Self::scratch(length)
     }
 
     /// A copy of values that lie elsewhere.
@@ -44,10 +42,10 @@ impl Buffer {
     }
 }
 
-/// Takes a vector over as it is.
+/// Copies a vector, whose own memory is not the pool's, and wipes it.
 impl From<Vec<f32>> for Buffer {
     fn from(values: Vec<f32>) -> Self {
-        Self { length: values.len(), values }
+        Self::copy_of(&Zeroizing::new(values))
     }
 }
 
@@ -74,6 +72,9 @@ impl fmt::Debug for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        self.fill(0.0);
+        // The compiler may not leave this out, although nobody reads the values any more.
+        zeroize::optimization_barrier(self.values.as_slice());
         POOL.put(std::mem::take(&mut self.values));
     }
 }
@@ -84,13 +85,21 @@ mod tests {
 
     #[test]
     fn zeros_are_zeros_in_used_memory_too() {
-        let length = 10_005;
-        for _ in 0..3 {
+        for length in [10_005, 10_000, 10_005] {
             let mut buffer = Buffer::zeroed(length);
-            assert!(buffer.len() == length && buffer.iter().all(|&x| x == 0.0));
+            assert!(buffer.len() == length && buffer.values.iter().all(|&x| x == 0.0));
             buffer.fill(7.0);
         }
         assert_eq!(Buffer::copy_of(&[1.0, 2.0])[..], [1.0, 2.0]);
-        assert_eq!(Buffer::from(vec![3.0; 9]).len(), 9);
+        assert_eq!(Buffer::from(vec![3.0; 9])[..], [3.0; 9]);
+    }
+
+    #[test]
+    fn what_waits_in_the_pool_is_wiped() {
+        // Of a size that no other test uses.
+        let length = 123_456;
+        Buffer::copy_of(&vec![7.0; length]);
+        let waiting = POOL.used(length).unwrap_or_default();
+        assert!(waiting.len() >= length && waiting.iter().all(|&x| x == 0.0));
     }
 }
