@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod backend;
 pub mod buffer;
+pub mod checkpoint;
 pub mod data;
 pub mod files;
 mod heavy;

@@ -15,6 +15,7 @@ use crate::bench::linear::{LinearOptions, Parameters};
 use crate::bench::multiplier::Device;
 use crate::bench::step::StepOptions;
 use crate::config::{BackendChoice, Config, OwnerConfig};
+use crate::roles::Start;
 use crate::synth::SynthOptions;
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
@@ -36,6 +37,9 @@ Examples:
   Fine-tune on your own data with workers found on the local network, or at known addresses:
       node --role owner --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl --out run1
       node --role owner --config configs/owner.toml --peer /ip4/192.0.2.7/tcp/4001
+
+  Go on where a run was interrupted (Ctrl-C, a crash, a closed terminal), with what it was begun with:
+      node --role owner --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl --out run1 --resume
 
   See where a step's time goes (open the files in ui.perfetto.dev):
       node --role demo --steps 2 --trace step.json
@@ -119,7 +123,7 @@ pub struct Arguments {
     #[arg(long, value_name = "JSONL", help_heading = "Owner and demo")]
     pub data: Option<PathBuf>,
 
-    /// Folder for the results: adapter/, report.json, loss.svg
+    /// Folder for the results: adapter/, report.json, loss.svg, checkpoints/
     #[arg(long, value_name = "DIR", help_heading = "Owner and demo")]
     pub out: Option<PathBuf>,
 
@@ -135,9 +139,17 @@ pub struct Arguments {
     #[arg(long, value_name = "N", help_heading = "Owner and demo")]
     pub workers: Option<usize>,
 
-    /// Seed of adapters, data order and dropout
+    /// Seed of adapters, dropout, held-out examples and the order of the data, which is else another in every run
     #[arg(long, value_name = "N", help_heading = "Owner and demo")]
     pub seed: Option<u64>,
+
+    /// Go on with the run in --out from its newest checkpoint, or from the one at PATH; a run that has none yet begins
+    #[arg(long, value_name = "PATH", num_args = 0..=1, conflicts_with = "overwrite", help_heading = "Owner and demo")]
+    pub resume: Option<Option<PathBuf>>,
+
+    /// Replace an earlier run in --out
+    #[arg(long, help_heading = "Owner and demo")]
+    pub overwrite: bool,
 }
 
 /// What `node` can do besides its roles.
@@ -411,6 +423,16 @@ impl Arguments {
             config.training.warmup_steps = config.training.warmup_steps.min(steps);
         }
         set(&mut config.training.seed, &self.seed);
+        set_some(&mut config.training.data_seed, &self.seed);
+    }
+
+    /// How an owner's run begins.
+    pub fn start(&self) -> Start {
+        match &self.resume {
+            Some(path) => Start::Resume(path.clone()),
+            None if self.overwrite => Start::Overwrite,
+            None => Start::Fresh,
+        }
     }
 }
 
@@ -479,6 +501,19 @@ mod tests {
         assert_eq!((config.worker.gpus.as_str(), config.worker.split), ("0,1", Split::Columns));
         let error = parsed("node --role worker --split rows").unwrap_err().to_string();
         assert!(error.contains("layers") && error.contains("columns"), "{error}");
+    }
+
+    #[test]
+    fn a_run_begins_in_one_of_three_ways() {
+        let start = |more: &str| parsed(&format!("node --role owner{more}")).map(|arguments| arguments.start());
+        assert_eq!(start("").unwrap(), Start::Fresh);
+        assert_eq!(start(" --overwrite").unwrap(), Start::Overwrite);
+        assert_eq!(start(" --resume --out x").unwrap(), Start::Resume(None));
+        assert_eq!(start(" --resume run1").unwrap(), Start::Resume(Some("run1".into())));
+        assert!(start(" --resume --overwrite").is_err());
+        let mut config = Config::default();
+        parsed("node --role owner --seed 5").unwrap().apply(&mut config);
+        assert_eq!((config.training.seed, config.training.data_seed), (5, Some(5)), "the whole run can be repeated");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::config::Config;
-use crate::local::{LocalRun, write};
+use crate::local::{LocalRun, SETTINGS_FILE, write};
+use crate::roles::Start;
 
 /// The example data: questions and answers from the handbook of a company that does not exist.
 const HANDBOOK: &str = include_str!("../../../configs/handbook.jsonl");
@@ -33,8 +34,13 @@ pub fn default_config() -> anyhow::Result<Config> {
 ///
 /// # Errors
 /// When the model cannot be had, a process cannot be started, or the owner fails.
-pub async fn run(mut config: Config, trace: Option<PathBuf>) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, start: Start, trace: Option<PathBuf>) -> anyhow::Result<()> {
     let out = config.owner.out.clone();
+    // A demo replaces an earlier demo, but no run of the user's own, which has no settings of a demo beside it.
+    let start = match start {
+        Start::Fresh if out.join(SETTINGS_FILE).is_file() => Start::Overwrite,
+        start => start,
+    };
     fs::create_dir_all(&out).with_context(|| format!("the folder {} cannot be created", out.display()))?;
     if config.model.is_none() {
         config.model = Some(tokio::task::spawn_blocking(fetch::smollm2).await??);
@@ -42,7 +48,7 @@ pub async fn run(mut config: Config, trace: Option<PathBuf>) -> anyhow::Result<(
     if config.owner.data.is_none() {
         config.owner.data = Some(write(&out, "handbook.jsonl", HANDBOOK)?);
     }
-    LocalRun { config, trace, quiet: false }.run().await?;
+    LocalRun { config, start, trace, quiet: false }.run().await?;
     summary::print(&out)
 }
 

@@ -16,14 +16,21 @@ use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
 use crate::config::{BackendChoice, Config};
+use crate::output;
+use crate::roles::Start;
 use crate::trace;
 use worker::WorkerProcess;
+
+/// Name of the owner's settings in its folder for results.
+pub(crate) const SETTINGS_FILE: &str = "owner.toml";
 
 /// What is run, and what is seen of it.
 pub(crate) struct LocalRun {
     /// The owner's configuration, its model included; addresses are filled in. Logs, keys and results go to its folder
     /// for results, which exists.
     pub(crate) config: Config,
+    /// How the owner's run begins.
+    pub(crate) start: Start,
     /// Every process writes a trace beside this name.
     pub(crate) trace: Option<PathBuf>,
     /// Nothing is printed to standard output.
@@ -36,13 +43,13 @@ impl LocalRun {
     /// # Errors
     /// When a process cannot be started, or the owner fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Self { mut config, trace, quiet } = self;
+        let Self { mut config, start, trace, quiet } = self;
         let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
         config.network.mdns = false;
         config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
         let say = |line: String| {
             if !quiet {
-                println!("{line}");
+                output::print(line);
             }
         };
         let mut workers = Vec::new();
@@ -57,9 +64,14 @@ impl LocalRun {
                 workers.push(worker);
             }
         }
-        let settings = write(&out, "owner.toml", &toml::to_string(&config)?)?;
+        let settings = write(&out, SETTINGS_FILE, &toml::to_string(&config)?)?;
         let mut owner = Command::new(std::env::current_exe().context("the path of this program is not known")?);
         owner.args(["--role", "owner", "--config"]).arg(&settings);
+        match start {
+            Start::Fresh => {}
+            Start::Overwrite => drop(owner.arg("--overwrite")),
+            Start::Resume(path) => drop(owner.arg("--resume").args(path)),
+        }
         if let Some(trace) = &trace {
             owner.arg("--trace").arg(trace::of_process(trace, "owner"));
         }

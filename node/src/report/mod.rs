@@ -35,8 +35,10 @@ pub struct Report {
     pub backend: String,
     /// Parameter sets in use, cheapest first; none with the plain backend.
     pub parameter_sets: Vec<ParameterSet>,
-    /// Seed of adapters, data order and dropout.
+    /// Seed of adapters, dropout and of what is held out.
     pub seed: u64,
+    /// Seed of the order of the data.
+    pub data_seed: u64,
     /// Mean loss per token on the held-out examples before the first step; `None` without held-out examples.
     pub eval_loss_before: Option<f64>,
     /// The same after the last step.
@@ -47,7 +49,7 @@ pub struct Report {
     pub steps: Vec<StepReport>,
     /// Where the seconds of all steps went.
     pub time: TimeBreakdown,
-    /// The workers that served; empty with the plain backend.
+    /// The workers that served since the run was last resumed; empty with the plain backend.
     pub workers: Vec<WorkerReport>,
     /// Largest resident memory of the owner's process, bytes.
     pub owner_peak_rss_bytes: u64,
@@ -116,6 +118,22 @@ pub struct WorkerReport {
     pub busy_seconds: f64,
     /// Its process's largest resident memory in bytes, as it says itself.
     pub peak_rss_bytes: u64,
+}
+
+impl TimeBreakdown {
+    /// Together with what was spent before.
+    #[must_use]
+    pub fn after(self, earlier: Self) -> Self {
+        Self {
+            mask_seconds: self.mask_seconds + earlier.mask_seconds,
+            encrypt_seconds: self.encrypt_seconds + earlier.encrypt_seconds,
+            transport_and_multiply_seconds: self.transport_and_multiply_seconds
+                + earlier.transport_and_multiply_seconds,
+            multiply_seconds: self.multiply_seconds + earlier.multiply_seconds,
+            decrypt_seconds: self.decrypt_seconds + earlier.decrypt_seconds,
+            own_seconds: self.own_seconds + earlier.own_seconds,
+        }
+    }
 }
 
 impl Report {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use actors::backend::LinearBackend;
 use actors::owner::mask_file::{MaskFile, MaskRoom};
 use actors::owner::scheduler::{AskHealth, AssignLayers, Assignment, Candidate, LoadingProgress, ReleaseLayers};
-use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseTimes};
+use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseClock};
 use actors::transport::Transport;
 use anyhow::{Context as _, bail};
 use protocol::he::ParameterSet;
@@ -87,9 +87,9 @@ impl Cluster {
         self.parameter_sets.clone()
     }
 
-    /// Where the time of products went so far.
-    pub(super) fn times(&self) -> PhaseTimes {
-        self.actors.clock.read()
+    /// Where the time of products goes.
+    pub(super) fn clock(&self) -> Arc<PhaseClock> {
+        Arc::clone(&self.actors.clock)
     }
 
     /// What each worker did so far; a worker that does not answer did nothing that is known.

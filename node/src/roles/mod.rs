@@ -1,8 +1,12 @@
 //! What a process does in each role.
 
 mod cluster;
+mod model_name;
 pub mod owner;
 mod progress;
 mod results;
+mod start;
 pub(crate) mod stop;
 pub mod worker;
+
+pub use start::Start;
