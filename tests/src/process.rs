@@ -1,12 +1,12 @@
 //! A `node` process under test.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longer than any of the processes under test takes on a busy machine; reaching it fails the test.
@@ -16,8 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Node {
     child: Child,
     stdout: Receiver<String>,
-    stderr: Option<JoinHandle<String>>,
+    stderr: Receiver<String>,
     seen: Vec<String>,
+    said: Vec<String>,
 }
 
 /// How a process ended.
@@ -46,32 +47,18 @@ fn binary() -> PathBuf {
 impl Node {
     /// Starts `node` with these arguments.
     pub fn start<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
-        let mut child = Command::new(binary())
-            .args(arguments)
-            .env("RUST_LOG", "info")
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let (sender, stdout) = mpsc::channel();
-        let out = child.stdout.take().expect("standard output is piped");
-        thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut err = child.stderr.take().expect("standard error is piped");
-        let stderr = thread::spawn(move || {
-            let mut text = Vec::new();
-            // A process that dies in the middle of a line still leaves what it wrote before.
-            let _ = err.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        Self { child, stdout, stderr: Some(stderr), seen: Vec::new() }
+        let mut child = spawn(arguments);
+        let stdout = lines(child.stdout.take().expect("standard output is piped"));
+        let stderr = lines(child.stderr.take().expect("standard error is piped"));
+        Self { child, stdout, stderr, seen: Vec::new(), said: Vec::new() }
+    }
+
+    /// Starts `node` with pipes for standard output and standard error that nobody reads: both are closed.
+    pub fn start_unread<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut child = spawn(arguments);
+        drop((child.stdout.take(), child.stderr.take()));
+        let (stdout, stderr) = (mpsc::channel().1, mpsc::channel().1);
+        Self { child, stdout, stderr, seen: Vec::new(), said: Vec::new() }
     }
 
     /// Waits for a line of standard output that begins with `prefix`; returns the rest of it.
@@ -79,24 +66,28 @@ impl Node {
     /// # Panics
     /// When the process ends without it, or takes too long.
     pub fn expect_line(&mut self, prefix: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.stdout.recv_timeout(left) {
-                Ok(line) => {
-                    self.seen.push(line.clone());
-                    if let Some(rest) = line.strip_prefix(prefix) {
-                        return rest.trim().to_owned();
-                    }
-                }
-                Err(_) => panic!("no line `{prefix}…`; printed: {:#?}", self.seen),
-            }
-        }
+        expect(&self.stdout, &mut self.seen, prefix)
+    }
+
+    /// The same with standard error.
+    ///
+    /// # Panics
+    /// When the process ends without it, or takes too long.
+    pub fn expect_note(&mut self, prefix: &str) -> String {
+        expect(&self.stderr, &mut self.said, prefix)
     }
 
     /// Sends SIGINT, as Ctrl-C does.
     pub fn interrupt(&self) {
-        let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        self.signal("INT");
+    }
+
+    /// Sends a signal, named without its SIG.
+    ///
+    /// # Panics
+    /// When the process has ended.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(status.expect("kill runs").success(), "the process takes signals");
     }
 
@@ -139,11 +130,48 @@ impl Node {
                 None => thread::sleep(Duration::from_millis(20)),
             }
         };
-        while let Ok(line) = self.stdout.recv_timeout(Duration::from_secs(5)) {
-            self.seen.push(line);
+        for (lines, seen) in [(&self.stdout, &mut self.seen), (&self.stderr, &mut self.said)] {
+            while let Ok(line) = lines.recv_timeout(Duration::from_secs(5)) {
+                seen.push(line);
+            }
         }
-        let stderr = self.stderr.take().expect("taken once").join().expect("the reader does not panic");
-        Finished { code: status.code(), stdout: self.seen.join("\n"), stderr }
+        Finished { code: status.code(), stdout: self.seen.join("\n"), stderr: self.said.join("\n") }
+    }
+}
+
+/// Starts the binary with pipes.
+fn spawn<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Child {
+    let mut command = Command::new(binary());
+    command.args(arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
+}
+
+/// The lines of a pipe as they come; what a process that dies in the middle of one has written of it is the last.
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+/// Waits for a line that begins with `prefix`; returns the rest of it.
+fn expect(lines: &Receiver<String>, seen: &mut Vec<String>, prefix: &str) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                seen.push(line.clone());
+                if let Some(rest) = line.strip_prefix(prefix) {
+                    return rest.trim().to_owned();
+                }
+            }
+            Err(_) => panic!("no line `{prefix}…`; printed: {seen:#?}"),
+        }
     }
 }
 
