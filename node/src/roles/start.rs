@@ -226,7 +226,7 @@ mod tests {
         let error = check_disk(&config, usize::MAX / 8).unwrap_err().to_string();
         assert!(error.contains("checkpoint.keep") && error.contains("left"), "{error}");
         config.checkpoint.keep = 5;
-        assert!(bytes_needed(&config, 1 << 20) > 6 * 12 << 20);
+        assert!(bytes_needed(&config, 1 << 20) > (6 * 12) << 20);
     }
 
     #[test]
