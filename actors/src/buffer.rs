@@ -95,6 +95,15 @@ mod tests {
     }
 
     #[test]
+    fn only_what_came_from_the_pool_goes_back_to_it() {
+        // Lengths that no other test uses, so that nobody else takes or gives them.
+        let length = Pool::<f32>::class(234_567);
+        drop(Buffer::from(vec![1.0; length]));
+        assert!(POOL.used(length).is_some(), "the copy waits");
+        assert!(POOL.used(length).is_none(), "the vector itself does not");
+    }
+
+    #[test]
     fn what_waits_in_the_pool_is_wiped() {
         // Of a size that no other test uses.
         let length = 123_456;

@@ -23,8 +23,8 @@ const MAGIC: &[u8; 16] = b"velum checkpoint";
 const VERSION: u32 = 1;
 const HASHED_FROM: usize = 16 + 4 + 32;
 const HEAD_FROM: usize = HASHED_FROM + 8;
-/// Most bytes of identity and state: a report of a million steps has less.
-pub(super) const MAX_HEAD_BYTES: usize = 256 << 20;
+/// Most bytes of identity and state: a report of ten million steps has less.
+pub(super) const MAX_HEAD_BYTES: usize = 1 << 30;
 /// Room for the tensors' names and shapes.
 pub(super) const MAX_NAMES_BYTES: usize = 16 << 20;
 
@@ -65,6 +65,9 @@ impl<S: Serialize> Checkpoint<S> {
         let fail = |what: &dyn ToString| CheckpointError::Encoding(what.to_string());
         let head = bincode::serde::encode_to_vec((&self.identity, &self.state), bincode::config::standard());
         let head = head.map_err(|error| fail(&error))?;
+        if head.len() > MAX_HEAD_BYTES {
+            return Err(fail(&format!("its state has {} bytes, more than the {MAX_HEAD_BYTES} allowed", head.len())));
+        }
         let views = self.tensors.iter().map(|Tensor { name, values }| {
             Ok((name, TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values))?))
         });

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod padding;
 mod resume;
 
 use std::sync::atomic::AtomicUsize;

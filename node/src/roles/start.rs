@@ -17,8 +17,8 @@ use crate::report::{PLOT_FILE, REPORT_FILE};
 const CHECKPOINTS: &str = "checkpoints";
 /// What a checkpoint and a report take beside tensors, at least.
 const SPARED_BYTES: u64 = 4 << 20;
-/// What a step takes in a checkpoint or a report, at most.
-const STEP_BYTES: u64 = 256;
+/// What a step takes in a checkpoint and in a report, at most.
+const STEP_BYTES: (u64, u64) = (96, 256);
 
 /// How a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -174,10 +174,10 @@ pub(super) fn check_disk(config: &Config, trained: usize) -> anyhow::Result<()> 
 /// Checkpoints that stay and the one that is being written, the adapter beside an older one, the report.
 fn bytes_needed(config: &Config, trained: usize) -> u64 {
     let tensor = |values: usize| (values as u64).saturating_mul(4);
-    let text = STEP_BYTES.saturating_mul(config.training.steps as u64).saturating_add(SPARED_BYTES);
-    let checkpoint = tensor(snapshot_values(trained)).saturating_add(text);
+    let text = |step: u64| step.saturating_mul(config.training.steps as u64).saturating_add(SPARED_BYTES);
+    let checkpoint = tensor(snapshot_values(trained)).saturating_add(text(STEP_BYTES.0));
     let checkpoints = checkpoint.saturating_mul(config.checkpoint.keep as u64 + 1);
-    checkpoints.saturating_add(tensor(2 * trained)).saturating_add(text)
+    checkpoints.saturating_add(tensor(2 * trained)).saturating_add(text(STEP_BYTES.1))
 }
 
 #[cfg(test)]
