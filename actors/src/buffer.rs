@@ -1,8 +1,9 @@
-//! Rows of numbers whose memory is used again ([`protocol::pool`]), and wiped before it waits for that.
+//! Rows of numbers whose memory is used again ([`protocol::pool`]), and wiped between two steps.
 //!
-//! The rows are an owner's private values. So a buffer is filled with zeros when it is dropped, whether the pool keeps its
-//! memory or the allocator gets it back, and what waits in the pool is all zero. Only what came from the pool goes back to
-//! it: then it never holds more than was in use at one time.
+//! The rows are an owner's private values. What the pool frees is wiped at once; what waits in it is wiped when a step is
+//! over ([`wipe_idle`]). Wiping each buffer when it is dropped would leave no less behind, since a step holds private values
+//! anyway, and would write all that a step does once more. Only what came from the pool goes back to it: then it never
+//! holds more than was in use at one time.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -14,10 +15,15 @@ use zeroize::Zeroizing;
 /// billion parameters do.
 static POOL: Pool<f32> = Pool::new(384 << 20);
 
+/// Wipes what waits for the next buffers. Buffers in use are not touched.
+pub fn wipe_idle() {
+    POOL.wipe();
+}
+
 /// A row-major matrix or a vector of f32, whoever made it.
 #[derive(Default)]
 pub struct Buffer {
-    /// At least `length` values; those behind are zero.
+    /// At least `length` values; those behind are of earlier use.
     values: Vec<f32>,
     length: usize,
 }
@@ -30,8 +36,15 @@ impl Buffer {
 
     /// `length` zeros.
     pub fn zeroed(length: usize) -> Self {
-        // What waits in the pool was wiped, and the operating system's pages are zero.
-        Self::scratch(length)
+        match POOL.used(length) {
+            Some(values) => {
+                let mut buffer = Self { values, length };
+                buffer.fill(0.0);
+                buffer
+            }
+            // The operating system's pages are zero already.
+            None => Self { values: Pool::fresh(length), length },
+        }
     }
 
     /// A copy of values that lie elsewhere.
@@ -72,10 +85,11 @@ impl fmt::Debug for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.fill(0.0);
-        // The compiler may not leave this out, although nobody reads the values any more.
-        zeroize::optimization_barrier(self.values.as_slice());
-        POOL.put(std::mem::take(&mut self.values));
+        for mut freed in POOL.put(std::mem::take(&mut self.values)) {
+            freed.fill(0.0);
+            // The compiler may not leave this out, although nobody reads the values any more.
+            zeroize::optimization_barrier(freed.as_slice());
+        }
     }
 }
 
@@ -87,7 +101,7 @@ mod tests {
     fn zeros_are_zeros_in_used_memory_too() {
         for length in [10_005, 10_000, 10_005] {
             let mut buffer = Buffer::zeroed(length);
-            assert!(buffer.len() == length && buffer.values.iter().all(|&x| x == 0.0));
+            assert!(buffer.len() == length && buffer.iter().all(|&x| x == 0.0));
             buffer.fill(7.0);
         }
         assert_eq!(Buffer::copy_of(&[1.0, 2.0])[..], [1.0, 2.0]);
@@ -108,6 +122,7 @@ mod tests {
         // Of a size that no other test uses.
         let length = 123_456;
         Buffer::copy_of(&vec![7.0; length]);
+        wipe_idle();
         let waiting = POOL.used(length).unwrap_or_default();
         assert!(waiting.len() >= length && waiting.iter().all(|&x| x == 0.0));
     }

@@ -23,6 +23,7 @@ use super::parallel::in_flight;
 use super::saver::Saver;
 use super::{TrainError, TrainOutcome, TrainableModel, TrainerConfig};
 use crate::adapter;
+use crate::buffer;
 use crate::data::{BatchSource, MicroBatch};
 use crate::lora::Draw;
 use crate::trace;
@@ -95,6 +96,7 @@ impl Run {
         let Some(StepSummary { loss, loss_tokens, gradient_norm }) = answers.into_iter().flatten().next() else {
             return Err(TrainError::Lost);
         };
+        buffer::wipe_idle();
         Ok(StepReport {
             step: step + 1,
             loss,
@@ -151,6 +153,7 @@ impl Run {
             Ok::<_, TrainError>(Some(self.model.llama.evaluate(&batches[index], adapters)?))
         })?;
         let Some(losses) = losses.into_iter().collect::<Option<Vec<f64>>>() else { return Ok(None) };
+        buffer::wipe_idle();
         let loss = losses.iter().sum::<f64>() / loss_tokens as f64;
         Ok(Some(EvaluationReport { step, loss, seconds: started.elapsed().as_secs_f64() }))
     }
