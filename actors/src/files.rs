@@ -7,7 +7,7 @@
 //! 4. The folder is flushed too: that is where the name is.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -62,6 +62,18 @@ pub enum Readers {
 /// # Errors
 /// When the folder is missing or full, or cannot be written; no temporary file is left then.
 pub fn write_atomically(path: &Path, bytes: &[u8], readers: Readers) -> Result<(), FileError> {
+    write_atomically_with(path, readers, |out| out.write_all(bytes))
+}
+
+/// The same with what `content` writes, for files that are too large to be in memory twice.
+///
+/// # Errors
+/// The same, and whatever stops `content`.
+pub fn write_atomically_with(
+    path: &Path,
+    readers: Readers,
+    content: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
         let folder = folder_of(path);
         let mode = match readers {
@@ -70,7 +82,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8], readers: Readers) -> Result<(
         };
         let mut file =
             tempfile::Builder::new().prefix(TEMPORARY).permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        let mut out = BufWriter::new(file.as_file_mut());
+        content(&mut out)?;
+        out.flush()?;
+        drop(out);
         file.as_file().sync_all()?;
         file.persist(path)?;
         File::open(folder)?.sync_all()

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::format::{MAX_HEAD_BYTES, MAX_NAMES_BYTES};
+use super::format::MAX_HEAD_BYTES;
 use super::{Checkpoint, CheckpointError};
-use crate::files::{FileError, Readers, create_folder, read_bounded, sweep, write_atomically};
+use crate::files::{FileError, Readers, create_folder, read_bounded, sweep, write_atomically_with};
 
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".checkpoint";
@@ -48,10 +48,10 @@ impl Store {
     /// # Errors
     /// When it cannot be written, perhaps since the disk is full. Every older one is still there then.
     pub fn save<S: Serialize>(&self, step: usize, checkpoint: &Checkpoint<S>) -> Result<PathBuf, CheckpointError> {
-        let bytes = checkpoint.to_bytes()?;
+        let head = checkpoint.head()?;
         create_folder(&self.folder)?;
         let path = self.folder.join(format!("{PREFIX}{step:08}{SUFFIX}"));
-        write_atomically(&path, &bytes, Readers::Owner)?;
+        write_atomically_with(&path, Readers::Owner, |out| checkpoint.write(&head, out))?;
         let (later, kept): (Vec<_>, Vec<_>) = self.list()?.into_iter().partition(|&(other, _)| other > step);
         for (_, old) in later.into_iter().chain(kept.into_iter().skip(self.keep)) {
             if let Err(error) = fs::remove_file(&old) {
@@ -128,7 +128,7 @@ impl Store {
 /// # Errors
 /// When it cannot be read, is too large, or is damaged.
 pub(super) fn read<S: DeserializeOwned>(path: &Path, values: usize) -> Result<Checkpoint<S>, CheckpointError> {
-    let limit = values.saturating_mul(4).saturating_add(MAX_HEAD_BYTES + MAX_NAMES_BYTES);
+    let limit = values.saturating_mul(4).saturating_add(MAX_HEAD_BYTES);
     let bytes = read_bounded(path, limit as u64)?;
     Checkpoint::from_bytes(path, &bytes)
 }
