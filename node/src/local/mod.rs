@@ -21,9 +21,6 @@ use crate::roles::Start;
 use crate::trace;
 use worker::WorkerProcess;
 
-/// Name of the owner's settings in its folder for results.
-pub(crate) const SETTINGS_FILE: &str = "owner.toml";
-
 /// What is run, and what is seen of it.
 pub(crate) struct LocalRun {
     /// The owner's configuration, its model included; addresses are filled in. Logs, keys and results go to its folder
@@ -64,7 +61,7 @@ impl LocalRun {
                 workers.push(worker);
             }
         }
-        let settings = write(&out, SETTINGS_FILE, &toml::to_string(&config)?)?;
+        let settings = write(&out, "owner.toml", &toml::to_string(&config)?)?;
         let mut owner = Command::new(std::env::current_exe().context("the path of this program is not known")?);
         owner.args(["--role", "owner", "--config"]).arg(&settings);
         match start {

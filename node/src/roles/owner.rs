@@ -167,7 +167,11 @@ async fn train(
     ));
     let outcome = follow(Trainer::launch(settings, model, data)?, &mut results, progress, stop).await;
     if let Some(cluster) = cluster {
-        results.workers(&cluster.health().await?);
+        // Nothing may come between the end of a run and its report.
+        match cluster.health().await {
+            Ok(workers) => results.workers(&workers),
+            Err(error) => tracing::warn!("the report does not say what the workers did: {error:#}"),
+        }
     }
     let report = results.write(spent())?;
     let outcome = outcome.inspect_err(|_| {

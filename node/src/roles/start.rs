@@ -37,7 +37,7 @@ impl Start {
     ///
     /// # Errors
     /// When there are results or checkpoints of an earlier run that nobody spoke of.
-    pub(super) fn check(&self, out: &Path) -> anyhow::Result<()> {
+    pub(crate) fn check(&self, out: &Path) -> anyhow::Result<()> {
         let holds = match earlier(out)? {
             Some(holds) if *self == Self::Fresh => holds,
             _ => return Ok(()),
