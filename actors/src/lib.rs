@@ -3,7 +3,9 @@
 pub mod adapter;
 pub mod backend;
 pub mod buffer;
+pub mod checkpoint;
 pub mod data;
+pub mod files;
 mod heavy;
 pub mod llama;
 pub mod lora;

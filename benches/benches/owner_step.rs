@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use actors::backend::{BackendError, LinearBackend};
 use actors::buffer::Buffer;
-use actors::data::MicroBatch;
-use actors::trainer::{TrainEvent, TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData};
+use actors::data::{BatchSource, MicroBatch, Position};
+use actors::trainer::{
+    EvaluationReport, TrainEvent, TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData,
+};
 use protocol::ids::{Direction, Group, LinearShape, ProductId};
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
 use protocol::model::{LlamaConfig, Model};
@@ -76,14 +78,14 @@ fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
         tokens: (0..LENGTH as u32).map(|i| (i * 7919 + n * 104_729) % vocabulary).collect(),
         targets: (1..=LENGTH as u32).map(|i| (i * 7919 + n * 104_729) % vocabulary).collect(),
     };
-    let data = TrainingData { train: Box::new((0..).map(sequence)), evaluation: vec![sequence(1 << 20)] };
+    let data = TrainingData { train: Box::new(Endless { next: 0, sequence }), evaluation: vec![sequence(1 << 20)] };
     let config = model.config().clone();
     let most = LENGTH * 2 * config.intermediate_size;
     let numbers = (0..most).map(|i| (i % 61) as f32 * 0.03 - 0.9).collect();
     let backend = Arc::new(Costless { config, numbers, between: Mutex::default() });
     let seconds = actix::System::new().block_on(async {
         let trainable = TrainableModel::new(model.clone(), backend.clone() as _, &training)?;
-        let mut run = Trainer::launch(TrainerConfig { training, adapter: None }, trainable, data)?;
+        let mut run = Trainer::launch(TrainerConfig::new(training), trainable, data)?;
         let (mut seconds, mut processor) = (Vec::new(), 0.0);
         while let Some(event) = run.events.recv().await {
             match event {
@@ -96,7 +98,7 @@ fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
                         processor = (processor_seconds() - processor) / (STEPS - 1) as f64;
                     }
                 }
-                TrainEvent::Evaluation { seconds, .. } => {
+                TrainEvent::Evaluation(EvaluationReport { seconds, .. }) => {
                     println!("evaluation of one sequence: {:.0} ms", 1e3 * seconds)
                 }
                 _ => {}
@@ -116,6 +118,27 @@ fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
     }
     println!("resident at the end: {}", memory());
     Ok(())
+}
+
+/// Sequences without end.
+struct Endless<F> {
+    next: u32,
+    sequence: F,
+}
+
+impl<F: Fn(u32) -> MicroBatch + Send> BatchSource for Endless<F> {
+    fn next_batch(&mut self) -> Option<MicroBatch> {
+        self.next += 1;
+        Some((self.sequence)(self.next - 1))
+    }
+
+    fn position(&self) -> Position {
+        Position { index: self.next as usize, ..Position::default() }
+    }
+
+    fn seek(&mut self, position: Position) {
+        self.next = position.index as u32;
+    }
 }
 
 /// Where the owner is between two products.

@@ -15,6 +15,7 @@ use crate::bench::linear::{LinearOptions, Parameters};
 use crate::bench::multiplier::Device;
 use crate::bench::step::StepOptions;
 use crate::config::{BackendChoice, Config, OwnerConfig};
+use crate::roles::Start;
 use crate::synth::SynthOptions;
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
@@ -39,6 +40,9 @@ Examples:
   Fine-tune on your own data with workers found on the local network, or at known addresses:
       node --role owner --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl --out run1
       node --role owner --config configs/owner.toml --peer /ip4/192.0.2.7/tcp/4001
+
+  Go on where a run was interrupted (Ctrl-C, a crash, a closed terminal), with what it was begun with:
+      node --role owner --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl --out run1 --resume
 
   See where a step's time goes (open the files in ui.perfetto.dev):
       node --role demo --steps 2 --trace step.json
@@ -126,7 +130,7 @@ pub struct Arguments {
     #[arg(long, value_name = "JSONL", help_heading = "Owner and demo")]
     pub data: Option<PathBuf>,
 
-    /// Folder for the results: adapter/, report.json, loss.svg
+    /// Folder for the results: adapter/, report.json, loss.svg, checkpoints/
     #[arg(long, value_name = "DIR", help_heading = "Owner and demo")]
     pub out: Option<PathBuf>,
 
@@ -145,10 +149,17 @@ pub struct Arguments {
     /// Owner: only this worker may serve, and those named beside it, by their peer ids (may be repeated)
     #[arg(long, value_name = "PEERID", help_heading = "Owner and demo")]
     pub worker: Vec<String>,
-
-    /// Seed of adapters, data order and dropout
+    /// Seed of adapters, dropout, held-out examples and the order of the data, which is else another in every run
     #[arg(long, value_name = "N", help_heading = "Owner and demo")]
     pub seed: Option<u64>,
+
+    /// Go on with the run in --out from its newest checkpoint, or from the one at PATH; a run that has none yet begins
+    #[arg(long, value_name = "PATH", num_args = 0..=1, conflicts_with = "overwrite", help_heading = "Owner and demo")]
+    pub resume: Option<Option<PathBuf>>,
+
+    /// Replace an earlier run in --out
+    #[arg(long, help_heading = "Owner and demo")]
+    pub overwrite: bool,
 }
 
 /// What `node` can do besides its roles.
@@ -424,6 +435,16 @@ impl Arguments {
             config.training.warmup_steps = config.training.warmup_steps.min(steps);
         }
         set(&mut config.training.seed, &self.seed);
+        set_some(&mut config.training.data_seed, &self.seed);
+    }
+
+    /// How an owner's run begins.
+    pub fn start(&self) -> Start {
+        match &self.resume {
+            Some(path) => Start::Resume(path.clone()),
+            None if self.overwrite => Start::Overwrite,
+            None => Start::Fresh,
+        }
     }
 }
 
@@ -501,6 +522,19 @@ mod tests {
         config.worker.owners = vec![one.to_string()];
         parsed(&format!("node --role worker --owner {other}")).unwrap().apply(&mut config);
         assert_eq!(config.worker.owners().unwrap(), [one, other]);
+    }
+
+    #[test]
+    fn a_run_begins_in_one_of_three_ways() {
+        let start = |more: &str| parsed(&format!("node --role owner{more}")).map(|arguments| arguments.start());
+        assert_eq!(start("").unwrap(), Start::Fresh);
+        assert_eq!(start(" --overwrite").unwrap(), Start::Overwrite);
+        assert_eq!(start(" --resume --out x").unwrap(), Start::Resume(None));
+        assert_eq!(start(" --resume run1").unwrap(), Start::Resume(Some("run1".into())));
+        assert!(start(" --resume --overwrite").is_err());
+        let mut config = Config::default();
+        parsed("node --role owner --seed 5").unwrap().apply(&mut config);
+        assert_eq!((config.training.seed, config.training.data_seed), (5, Some(5)), "the whole run can be repeated");
     }
 
     #[test]

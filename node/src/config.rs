@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use actors::checkpoint::CheckpointConfig;
 use actors::data::DataOptions;
 use actors::matmul::devices::GpuRequest;
 use actors::trainer::TrainingConfig;
@@ -33,6 +34,8 @@ pub struct Config {
     pub data: DataOptions,
     /// The adapters, the optimiser and its schedule.
     pub training: TrainingConfig,
+    /// When an owner saves what it has, so that it can go on from there.
+    pub checkpoint: CheckpointConfig,
 }
 
 /// `[network]`
@@ -241,6 +244,14 @@ impl Config {
             self.encryption.factor.is_finite() && self.encryption.factor > 0.0,
             "encryption.factor must be a positive number; 1.0 means as precise as plain 8-bit arithmetic"
         );
+        ensure!(
+            self.data.pad_to > 0 && self.data.pad_to <= 1 << 16,
+            "data.pad_to must be from 1, which pads to the longest text alone, to 65536"
+        );
+        ensure!(
+            (1..=1000).contains(&self.checkpoint.keep),
+            "checkpoint.keep must be from 1 to 1000; save_every = 0 and save_minutes = 0 make none while all goes well"
+        );
         self.training.validate().context("[training]")?;
         Ok(())
     }
@@ -321,6 +332,8 @@ mod tests {
         assert!(error_of("[owner]\nreplicas = 0").contains("owner.replicas"));
         assert!(error_of("[owner]\npatience_seconds = 0").contains("owner.patience_seconds"));
         assert!(error_of("[owner]\nallowed = ['me']").contains("owner.allowed (--worker): `me`"));
+        assert!(error_of("[checkpoint]\nkeep = 0").contains("checkpoint.keep"));
+        assert!(error_of("[data]\npad_to = 0").contains("data.pad_to"));
         assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
     }
 

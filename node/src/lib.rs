@@ -8,6 +8,8 @@ pub mod disk;
 pub mod folders;
 mod local;
 pub mod logging;
+pub mod output;
+mod protect;
 pub mod report;
 pub mod roles;
 pub mod swarm;
@@ -48,9 +50,9 @@ fn run_role(arguments: Arguments) -> anyhow::Result<()> {
     arguments.apply(&mut config);
     config.validate()?;
     match role {
-        Role::Owner => block_on(roles::owner::run(config)),
+        Role::Owner => block_on(roles::owner::run(config, arguments.start())),
         Role::Worker => block_on(roles::worker::run(config, arguments.until_stdin_closes)),
-        Role::Demo => block_on(demo::run(config, arguments.trace)),
+        Role::Demo => block_on(demo::run(config, arguments.start(), arguments.trace)),
     }
 }
 

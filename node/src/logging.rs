@@ -7,6 +7,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
+use crate::output::Unread;
 use crate::trace::{self, TraceFile};
 
 /// What is logged where `RUST_LOG` says nothing.
@@ -18,7 +19,7 @@ const DEFAULT_FILTER: &str = "warn,node=info,actors=info,protocol=info";
 /// When the trace file cannot be created.
 pub fn start(trace: Option<(&Path, &str)>) -> anyhow::Result<Option<TraceFile>> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Unread(std::io::stderr())).with_target(false);
     let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_filter(filter);
     let (file, spans) = match trace {
         Some((path, process)) => {

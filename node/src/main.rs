@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            node::output::note(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -16,8 +16,8 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use protocol::model::ModelError;
 use protocol::model::synthetic::{KnownModel, StoredAs, SyntheticLlama};
 
-use crate::disk;
 use crate::roles::stop::StopSignals;
+use crate::{disk, output};
 
 /// Room on the disk for what is written besides the weights.
 const SPARED_BYTES: u64 = 16 << 20;
@@ -88,13 +88,13 @@ fn write(options: &SynthOptions, stopping: &AtomicBool) -> anyhow::Result<()> {
     std::fs::rename(folder.path(), out).with_context(|| format!("{} cannot be created", out.display()))?;
     // There is nothing left to remove under the temporary name.
     drop(folder.keep());
-    println!(
+    output::print(format_args!(
         "{}: {model} with random weights (seed {seed}), {} layers, {} parameters in bf16, {}",
         out.display(),
         llama.config.layers,
         HumanCount(llama.parameters()),
         HumanBytes(llama.weight_bytes(STORED_AS)),
-    );
+    ));
     Ok(())
 }
 

@@ -58,14 +58,11 @@ impl<T: Clone + Default> Pool<T> {
     }
 
     /// Takes back what [`Self::scratch`] gave. What was used last is used next, so a full pool frees something else for
-    /// it: vectors of the length that it has most of.
-    pub fn put(&self, values: Vec<T>) {
+    /// it: vectors of the length that it has most of. Returns what is freed, for whoever has to wipe it.
+    pub fn put(&self, values: Vec<T>) -> Vec<Vec<T>> {
         let (length, bytes) = (values.len(), size_of::<T>() * values.len());
-        if bytes < SMALLEST_BYTES || Self::class(length) != length {
-            return;
-        }
-        if bytes > self.most_bytes {
-            return;
+        if bytes < SMALLEST_BYTES || Self::class(length) != length || bytes > self.most_bytes {
+            return vec![values];
         }
         let mut freed = Vec::new();
         let mut idle = self.idle();
@@ -79,8 +76,12 @@ impl<T: Clone + Default> Pool<T> {
         idle.bytes += bytes;
         idle.by_class.entry(length).or_default().push(values);
         drop(idle);
-        // Where the pool is no longer locked.
-        drop(freed);
+        freed
+    }
+
+    /// Fills all that waits with the default value.
+    pub fn wipe(&self) {
+        self.idle().by_class.values_mut().flatten().for_each(|values| values.fill(T::default()));
     }
 
     /// The length in which a vector of at least `length` elements is allocated: the next eighth of a power of two, so
@@ -112,9 +113,9 @@ mod tests {
     fn a_pool_gives_back_what_it_took_up_to_its_limit() {
         let pool = Pool::<f32>::new(3 * SMALLEST_BYTES);
         assert!(pool.used(SMALLEST).is_none());
-        pool.put(vec![7.0; SMALLEST]);
-        pool.put(vec![7.0; SMALLEST - 1]);
-        pool.put(vec![7.0; SMALLEST + 1]);
+        assert!(pool.put(vec![7.0; SMALLEST]).is_empty());
+        assert_eq!(pool.put(vec![7.0; SMALLEST - 1])[0].len(), SMALLEST - 1);
+        assert_eq!(pool.put(vec![7.0; SMALLEST + 1])[0].len(), SMALLEST + 1);
         assert!(pool.used(2 * SMALLEST).is_none());
         assert_eq!(pool.used(SMALLEST), Some(vec![7.0; SMALLEST]));
         assert!(pool.used(SMALLEST).is_none(), "too small to be worth it, or of a length that nobody asks for");
@@ -128,5 +129,8 @@ mod tests {
         pool.put(vec![7.0; 4 * SMALLEST]);
         assert!(pool.used(4 * SMALLEST).is_none(), "there is never room for it");
         assert_eq!(pool.scratch(SMALLEST), vec![0.0; SMALLEST]);
+        pool.put(vec![7.0; SMALLEST]);
+        pool.wipe();
+        assert_eq!(pool.used(SMALLEST), Some(vec![0.0; SMALLEST]));
     }
 }

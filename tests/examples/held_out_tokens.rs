@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
         0 => usize::MAX,
         most => most,
     };
-    let sequences: Vec<_> = held_out.in_order(config.training.micro_batch).take(batches).collect();
+    let sequences: Vec<_> = held_out.in_order(config.training.micro_batch, 1).take(batches).collect();
     let mut lines = Vec::new();
     for batch in &sequences {
         for (tokens, targets) in batch.tokens.chunks(batch.length).zip(batch.targets.chunks(batch.length)) {

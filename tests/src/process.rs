@@ -1,12 +1,12 @@
 //! A `node` process under test.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Longer than any of the processes under test takes on a busy machine; reaching it fails the test.
@@ -16,10 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Node {
     child: Child,
     stdout: Receiver<String>,
-    /// Its log, as it is written; the thread returns all of it.
-    log: Receiver<String>,
-    stderr: Option<JoinHandle<String>>,
+    stderr: Receiver<String>,
     seen: Vec<String>,
+    said: Vec<String>,
 }
 
 /// How a process ended.
@@ -48,40 +47,18 @@ fn binary() -> PathBuf {
 impl Node {
     /// Starts `node` with these arguments.
     pub fn start<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
-        let mut child = Command::new(binary())
-            .args(arguments)
-            .env("RUST_LOG", "info")
-            .env("NO_COLOR", "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let (sender, stdout) = mpsc::channel();
-        let out = child.stdout.take().expect("standard output is piped");
-        thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        let mut err = BufReader::new(child.stderr.take().expect("standard error is piped"));
-        let (sender, log) = mpsc::channel();
-        let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            let mut line = Vec::new();
-            // A process that dies in the middle of a line still leaves what it wrote before.
-            while err.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-                let said = String::from_utf8_lossy(&line).into_owned();
-                text.push_str(&said);
-                // Nobody may wait for it.
-                let _ = sender.send(said);
-                line.clear();
-            }
-            text
-        });
-        Self { child, stdout, log, stderr: Some(stderr), seen: Vec::new() }
+        let mut child = spawn(arguments);
+        let stdout = lines(child.stdout.take().expect("standard output is piped"));
+        let stderr = lines(child.stderr.take().expect("standard error is piped"));
+        Self { child, stdout, stderr, seen: Vec::new(), said: Vec::new() }
+    }
+
+    /// Starts `node` with pipes for standard output and standard error that nobody reads: both are closed.
+    pub fn start_unread<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut child = spawn(arguments);
+        drop((child.stdout.take(), child.stderr.take()));
+        let (stdout, stderr) = (mpsc::channel().1, mpsc::channel().1);
+        Self { child, stdout, stderr, seen: Vec::new(), said: Vec::new() }
     }
 
     /// Waits for a line of standard output that begins with `prefix`; returns the rest of it.
@@ -89,19 +66,15 @@ impl Node {
     /// # Panics
     /// When the process ends without it, or takes too long.
     pub fn expect_line(&mut self, prefix: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.stdout.recv_timeout(left) {
-                Ok(line) => {
-                    self.seen.push(line.clone());
-                    if let Some(rest) = line.strip_prefix(prefix) {
-                        return rest.trim().to_owned();
-                    }
-                }
-                Err(_) => panic!("no line `{prefix}…`; printed: {:#?}", self.seen),
-            }
-        }
+        expect(&self.stdout, &mut self.seen, prefix)
+    }
+
+    /// The same with standard error.
+    ///
+    /// # Panics
+    /// When the process ends without it, or takes too long.
+    pub fn expect_note(&mut self, prefix: &str) -> String {
+        expect(&self.stderr, &mut self.said, prefix)
     }
 
     /// Waits for a line of standard error that has `text` in it.
@@ -110,12 +83,15 @@ impl Node {
     /// When the process ends without it, or takes too long.
     pub fn expect_log(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
-        let mut seen = Vec::new();
         loop {
-            match self.log.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.contains(text) => return line,
-                Ok(line) => seen.push(line),
-                Err(_) => panic!("no line with `{text}` in the log: {seen:#?}"),
+            match self.stderr.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.said.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("no line with `{text}` in the log: {:#?}", self.said),
             }
         }
     }
@@ -125,10 +101,10 @@ impl Node {
         self.signal("INT");
     }
 
-    /// Sends a signal by its name, such as `STOP`.
+    /// Sends a signal, named without its SIG.
     ///
     /// # Panics
-    /// When the process cannot be sent signals.
+    /// When the process has ended.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(status.expect("kill runs").success(), "the process takes signals");
@@ -173,11 +149,48 @@ impl Node {
                 None => thread::sleep(Duration::from_millis(20)),
             }
         };
-        while let Ok(line) = self.stdout.recv_timeout(Duration::from_secs(5)) {
-            self.seen.push(line);
+        for (lines, seen) in [(&self.stdout, &mut self.seen), (&self.stderr, &mut self.said)] {
+            while let Ok(line) = lines.recv_timeout(Duration::from_secs(5)) {
+                seen.push(line);
+            }
         }
-        let stderr = self.stderr.take().expect("taken once").join().expect("the reader does not panic");
-        Finished { code: status.code(), stdout: self.seen.join("\n"), stderr }
+        Finished { code: status.code(), stdout: self.seen.join("\n"), stderr: self.said.join("\n") }
+    }
+}
+
+/// Starts the binary with pipes.
+fn spawn<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Child {
+    let mut command = Command::new(binary());
+    command.args(arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
+}
+
+/// The lines of a pipe as they come; what a process that dies in the middle of one has written of it is the last.
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+/// Waits for a line that begins with `prefix`; returns the rest of it.
+fn expect(lines: &Receiver<String>, seen: &mut Vec<String>, prefix: &str) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                seen.push(line.clone());
+                if let Some(rest) = line.strip_prefix(prefix) {
+                    return rest.trim().to_owned();
+                }
+            }
+            Err(_) => panic!("no line `{prefix}…`; printed: {seen:#?}"),
+        }
     }
 }
 

@@ -55,8 +55,16 @@ impl Workspace {
     /// # Panics
     /// When the folder cannot be written.
     pub fn model_with_seed(&self, name: &str, seed: u64) -> PathBuf {
+        self.model_of(name, seed, LAYERS as usize)
+    }
+
+    /// A small random Llama of so many layers, as a Hugging Face folder.
+    ///
+    /// # Panics
+    /// When the folder cannot be written.
+    pub fn model_of(&self, name: &str, seed: u64, layers: usize) -> PathBuf {
         let mut llama = SyntheticLlama::tiny(seed);
-        llama.config.layers = LAYERS as usize;
+        llama.config.layers = layers;
         let path = self.path(name);
         llama.write_folder(&path, StoredAs::F32).expect("the test's folder can be written");
         path

@@ -13,6 +13,7 @@ const SETTINGS: &str = "
 discovery_seconds = 30
 [data]
 max_tokens = 48
+pad_to = 16
 [training]
 steps = 4
 micro_batch = 4
@@ -20,6 +21,7 @@ accumulation = 2
 in_flight = 2
 learning_rate = 2e-3
 warmup_steps = 0
+data_seed = 0
 [training.lora]
 rank = 4
 ";

@@ -1,14 +1,12 @@
 //! Adapters on disk in Hugging Face PEFT's format, so that any tool which knows PEFT can use what was trained here.
 //!
-//! A folder holds `adapter_config.json` and `adapter_model.safetensors`. Both are written beside their final names
-//! and renamed, so that a reader sees an old file or a new one and never half of one.
+//! A folder holds `adapter_config.json` and `adapter_model.safetensors`. Each appears whole or not at all.
 
 mod config;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -16,6 +14,7 @@ use protocol::model::{LlamaConfig, Projection};
 use safetensors::tensor::{Dtype, TensorView};
 
 use self::config::PeftConfig;
+use crate::files::{FileError, Readers, create_folder, read_bounded, write_atomically};
 use crate::lora::LoraAdapters;
 
 const CONFIG: &str = "adapter_config.json";
@@ -29,14 +28,9 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
-    /// The file system refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// File or folder.
-        path: PathBuf,
-        /// What it said.
-        source: std::io::Error,
-    },
+    /// The file system refused, or a file is larger than an adapter's can be.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A file does not hold what it should.
     #[error("{}: {what}", path.display())]
     Content {
@@ -57,7 +51,7 @@ pub enum AdapterError {
 /// # Errors
 /// When the folder cannot be written to; files that were there before are whole then.
 pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<(), AdapterError> {
-    std::fs::create_dir_all(folder).map_err(|source| AdapterError::Io { path: folder.to_owned(), source })?;
+    create_folder(folder)?;
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     adapters.for_each(|layer, projection, a, b| {
         for (side, tensor) in [("A", a), ("B", b)] {
@@ -75,12 +69,12 @@ pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<
         views.collect::<Result<_, safetensors::SafeTensorError>>().map_err(|e| unwritable(e.to_string()))?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|error| unwritable(error.to_string()))?;
-    write_atomically(&weights, &bytes)?;
+    write_atomically(&weights, &bytes, Readers::Owner)?;
 
     let config = folder.join(CONFIG);
     let json = serde_json::to_vec_pretty(&PeftConfig::new(adapters.config(), base_model))
         .map_err(|error| AdapterError::Content { path: config.clone(), what: error.to_string() })?;
-    write_atomically(&config, &json)
+    Ok(write_atomically(&config, &json, Readers::Owner)?)
 }
 
 /// Reads adapters for a model from a folder.
@@ -126,24 +120,4 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
 
 fn key(layer: u16, projection: Projection, side: &str) -> String {
     format!("base_model.model.model.layers.{layer}.{}.lora_{side}.weight", projection.name())
-}
-
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
-    let fail = |source| AdapterError::Io { path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
-    file.write_all(bytes).map_err(fail)?;
-    file.as_file().sync_all().map_err(fail)?;
-    file.persist(path).map_err(|error| fail(error.error))?;
-    Ok(())
-}
-
-fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, AdapterError> {
-    let fail = |source| AdapterError::Io { path: path.to_owned(), source };
-    let length = std::fs::metadata(path).map_err(fail)?.len();
-    if length > limit {
-        let what = format!("{length} bytes, more than the {limit} that such an adapter can have");
-        return Err(AdapterError::Content { path: path.to_owned(), what });
-    }
-    std::fs::read(path).map_err(fail)
 }

@@ -29,9 +29,10 @@ impl MicroBatch {
 }
 
 impl MicroBatch {
-    /// Lays examples side by side, as long as the longest of them, or as `at_least` if that is longer.
-    pub(super) fn of(examples: &[&Example], padding: u32, at_least: usize) -> Self {
-        let length = examples.iter().map(|example| example.tokens.len()).fold(at_least, usize::max);
+    /// Lays examples side by side, as long as the next multiple of `pad_to ≥ 1` from the longest of them on.
+    pub(super) fn of(examples: &[&Example], padding: u32, pad_to: usize) -> Self {
+        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
+        let length = longest.next_multiple_of(pad_to.max(1));
         let mut tokens = vec![padding; examples.len() * length];
         let mut targets = vec![IGNORED; examples.len() * length];
         for (row, example) in examples.iter().enumerate() {

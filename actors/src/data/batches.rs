@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rand::{RngCore, SeedableRng};
+use rand::{RngCore, SeedableRng, TryRngCore};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +11,24 @@ use super::{Dataset, Example, MicroBatch};
 /// Where a run is in its data: the next example to take. What a checkpoint stores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
+    /// What all orders are drawn from.
+    pub seed: u64,
     /// Passes over the data that are complete.
     pub epoch: u64,
     /// Examples of the current pass that were taken.
     pub index: usize,
+}
+
+/// Micro-batches to train on, which a resumed run takes up where an earlier one left them.
+pub trait BatchSource: Send {
+    /// The next one; `None` at the end of data that have one.
+    fn next_batch(&mut self) -> Option<MicroBatch>;
+
+    /// The next example to take.
+    fn position(&self) -> Position;
+
+    /// Goes on from a position of an earlier run over the same data.
+    fn seek(&mut self, position: Position);
 }
 
 /// Micro-batches without end: every pass over the data in another order, all orders from one seed.
@@ -26,39 +40,27 @@ pub struct Batches {
     padding: u32,
     batch: usize,
     pad_to: usize,
-    seed: u64,
     position: Position,
     order: Vec<usize>,
 }
 
 impl Batches {
-    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` sequences. Each is padded to its
-    /// longest sequence, or to `pad_to` if that is longer.
+    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` sequences. Each is padded to the next
+    /// multiple of `pad_to` from its longest sequence on.
     ///
     /// # Panics
     /// When the data set or the batch is empty.
-    pub fn new(dataset: &Dataset, batch: usize, pad_to: Option<usize>, seed: u64) -> Self {
+    pub fn new(dataset: &Dataset, batch: usize, pad_to: usize, seed: u64) -> Self {
         let examples = dataset.shared();
         assert!(!examples.is_empty() && batch > 0, "there is something to deal");
         let order = shuffled(examples.len(), seed, 0);
-        let (padding, pad_to) = (dataset.padding(), pad_to.unwrap_or(0));
-        Self { examples, padding, batch, pad_to, seed, position: Position::default(), order }
-    }
-
-    /// The next example to take.
-    pub fn position(&self) -> Position {
-        self.position
-    }
-
-    /// Goes on from a position of an earlier run over the same data with the same seed.
-    pub fn seek(&mut self, position: Position) {
-        self.position = position;
-        self.order = shuffled(self.examples.len(), self.seed, position.epoch);
+        let position = Position { seed, ..Position::default() };
+        Self { examples, padding: dataset.padding(), batch, pad_to, position, order }
     }
 
     fn take(&mut self) -> usize {
         if self.position.index >= self.order.len() {
-            self.seek(Position { epoch: self.position.epoch + 1, index: 0 });
+            self.seek(Position { epoch: self.position.epoch + 1, index: 0, ..self.position });
         }
         let example = self.order[self.position.index];
         self.position.index += 1;
@@ -66,19 +68,35 @@ impl Batches {
     }
 
     /// The next micro-batch.
-    pub fn next_batch(&mut self) -> MicroBatch {
+    pub fn deal(&mut self) -> MicroBatch {
         let chosen: Vec<usize> = (0..self.batch).map(|_| self.take()).collect();
         let examples: Vec<&Example> = chosen.into_iter().map(|index| &self.examples[index]).collect();
         MicroBatch::of(&examples, self.padding, self.pad_to)
     }
 }
 
-impl Iterator for Batches {
-    type Item = MicroBatch;
-
-    fn next(&mut self) -> Option<MicroBatch> {
-        Some(self.next_batch())
+impl BatchSource for Batches {
+    fn next_batch(&mut self) -> Option<MicroBatch> {
+        Some(self.deal())
     }
+
+    fn position(&self) -> Position {
+        self.position
+    }
+
+    fn seek(&mut self, position: Position) {
+        self.position = position;
+        self.order = shuffled(self.examples.len(), position.seed, position.epoch);
+    }
+}
+
+/// A seed that nobody can guess, for an order that tells a worker nothing. It fits TOML's integers, so that a run can be
+/// repeated with it.
+///
+/// # Errors
+/// When the operating system has no random numbers.
+pub fn fresh_seed() -> std::io::Result<u64> {
+    rand::rngs::OsRng.try_next_u64().map(|seed| seed >> 1).map_err(std::io::Error::other)
 }
 
 /// The numbers below `count` in random order (Fisher and Yates). Written out here, since a resumed run relies on the

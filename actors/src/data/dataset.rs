@@ -30,6 +30,11 @@ impl Dataset {
         if options.max_tokens < 2 {
             return Err(DataError::Options(format!("max_tokens is {}; it must be at least 2", options.max_tokens)));
         }
+        if options.pad_to == 0 {
+            return Err(DataError::Options(
+                "pad_to is 0; it must be at least 1, which pads to the longest text".into(),
+            ));
+        }
         let default = if tokenizer.chat_template().is_some() { PromptFormat::Chat } else { PromptFormat::Plain };
         let format = options.format.unwrap_or(default);
         let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
@@ -81,6 +86,20 @@ impl Dataset {
         &self.examples
     }
 
+    /// Names the examples as the model sees them: a hash of their tokens and of what is learnt of them.
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("velum examples 1");
+        hasher.update(&u64::from(self.padding).to_le_bytes());
+        for Example { tokens, learnt } in self.examples.iter() {
+            hasher.update(&(tokens.len() as u64).to_le_bytes());
+            for (token, &learnt) in tokens.iter().zip(learnt) {
+                hasher.update(&token.to_le_bytes());
+                hasher.update(&[u8::from(learnt)]);
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
     pub(super) fn shared(&self) -> Arc<Vec<Example>> {
         Arc::clone(&self.examples)
     }
@@ -118,11 +137,12 @@ impl Dataset {
         Ok((part(false), part(true)))
     }
 
-    /// All examples once, in order, `batch` at a time; the last micro-batch may be smaller.
-    pub fn in_order(&self, batch: usize) -> impl Iterator<Item = MicroBatch> + '_ {
-        self.examples.chunks(batch.max(1)).map(|examples| {
+    /// All examples once, in order, `batch` at a time and padded as those of [`super::Batches`]; the last micro-batch may
+    /// have fewer sequences.
+    pub fn in_order(&self, batch: usize, pad_to: usize) -> impl Iterator<Item = MicroBatch> + '_ {
+        self.examples.chunks(batch.max(1)).map(move |examples| {
             let examples: Vec<&Example> = examples.iter().collect();
-            MicroBatch::of(&examples, self.padding, 0)
+            MicroBatch::of(&examples, self.padding, pad_to)
         })
     }
 }

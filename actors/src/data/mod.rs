@@ -19,7 +19,7 @@ use protocol::model::ModelError;
 use serde::{Deserialize, Serialize};
 
 pub use batch::{IGNORED, MicroBatch};
-pub use batches::{Batches, Position};
+pub use batches::{BatchSource, Batches, Position, fresh_seed};
 pub use dataset::Dataset;
 pub use example::Example;
 
@@ -33,13 +33,22 @@ pub struct DataOptions {
     pub format: Option<PromptFormat>,
     /// Longer examples are cut to this many tokens.
     pub max_tokens: usize,
+    /// Micro-batches are padded to a multiple of this many tokens, so that whoever sees their sizes learns the lengths of
+    /// texts no finer than that; 1 pads to the longest text alone.
+    pub pad_to: usize,
     /// What is set aside for evaluation.
     pub held_out: HeldOut,
 }
 
 impl Default for DataOptions {
     fn default() -> Self {
-        Self { fields: FieldNames::default(), format: None, max_tokens: 256, held_out: HeldOut::Fraction(0.1) }
+        Self {
+            fields: FieldNames::default(),
+            format: None,
+            max_tokens: 256,
+            pad_to: 64,
+            held_out: HeldOut::Fraction(0.1),
+        }
     }
 }
 

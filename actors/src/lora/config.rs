@@ -1,5 +1,7 @@
 //! What an adapter looks like, as the user chooses it.
 
+use protocol::ids::LinearShape;
+use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
 use super::Projection;
@@ -32,6 +34,15 @@ impl LoraConfig {
     /// The factor of the adapter's output, `alpha / rank`.
     pub fn scaling(&self) -> f32 {
         self.alpha / self.rank as f32
+    }
+
+    /// Values that are trained with it in a model.
+    pub fn values(&self, model: &LlamaConfig) -> usize {
+        let pair = |projection: &Projection| {
+            let LinearShape { d_in, d_out } = projection.shape(model);
+            self.rank * (d_in + d_out)
+        };
+        model.layers * self.target_modules.iter().map(pair).sum::<usize>()
     }
 
     /// Checks every field.

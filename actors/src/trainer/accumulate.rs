@@ -7,7 +7,8 @@ use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 
 use super::AggregatorError;
-use super::adamw::{AdamW, AdamWConfig};
+use super::adamw::{AdamW, AdamWConfig, Moments};
+use crate::checkpoint::{self, Checkpoint};
 use crate::trace;
 
 /// What one micro-batch contributes to its step.
@@ -32,6 +33,27 @@ pub struct StepSummary {
     pub loss_tokens: usize,
     /// Norm of the mean gradient over all adapters, before it was clipped.
     pub gradient_norm: f64,
+}
+
+/// What a checkpoint keeps of every parameter: its value and its moments.
+const NAMES: [&str; 3] = ["parameter", "first-moment", "second-moment"];
+
+fn name(kind: &str, index: usize) -> String {
+    format!("{kind}.{index}")
+}
+
+/// The parameters and the optimiser after some step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Which one, from 1; 0 before the first.
+    pub steps: u64,
+    /// Copies of them all.
+    pub tensors: Vec<checkpoint::Tensor>,
+}
+
+/// Numbers in the tensors of a snapshot, for so many trained values.
+pub fn snapshot_values(trained: usize) -> usize {
+    NAMES.len() * trained
 }
 
 /// Parameters, optimiser and the step under way.
@@ -98,6 +120,41 @@ impl Accumulation {
             self.added += 1;
         }
         Ok(self.added == self.waiting.len())
+    }
+
+    /// Copies of the parameters and of the optimiser's moments, and how many steps they have seen.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, AggregatorError> {
+        let (steps, moments) = self.optimiser.state();
+        let mut tensors = Vec::with_capacity(3 * moments.len());
+        for (index, (var, Moments { first, second })) in self.parameters.iter().zip(moments).enumerate() {
+            let values = [var.flatten_all()?.to_vec1::<f32>()?, first.clone(), second.clone()];
+            let named = NAMES.into_iter().zip(values);
+            tensors.extend(named.map(|(kind, values)| checkpoint::Tensor { name: name(kind, index), values }));
+        }
+        Ok(Snapshot { steps, tensors })
+    }
+
+    /// Takes the tensors of [`Self::snapshot`] out of a checkpoint and goes on from them.
+    pub(super) fn restore<S>(&mut self, steps: u64, from: &mut Checkpoint<S>) -> Result<(), AggregatorError> {
+        let mut take = |kind, index, size| match from.take(&name(kind, index)) {
+            Some(values) if values.len() == size => Ok(values),
+            _ => Err(AggregatorError::Checkpoint { tensor: name(kind, index), size }),
+        };
+        let mut restored = Vec::with_capacity(self.parameters.len());
+        for (index, var) in self.parameters.iter().enumerate() {
+            let [value, first, second] = NAMES.map(|kind| take(kind, index, var.elem_count()));
+            restored.push((
+                Tensor::from_vec(value?, var.shape(), var.device())?,
+                Moments { first: first?, second: second? },
+            ));
+        }
+        let mut moments = Vec::with_capacity(restored.len());
+        for (var, (value, moment)) in self.parameters.iter().zip(restored) {
+            var.set(&value)?;
+            moments.push(moment);
+        }
+        self.optimiser.restore(steps, moments);
+        Ok(())
     }
 
     /// Takes the step, once every micro-batch has arrived.

@@ -42,6 +42,11 @@ impl AdamW {
         (self.steps, &self.moments)
     }
 
+    /// Goes on from an earlier state of parameters of the same sizes.
+    pub(super) fn restore(&mut self, steps: u64, moments: Vec<Moments>) {
+        (self.steps, self.moments) = (steps, moments);
+    }
+
     /// Begins a step; every parameter is then updated once by [`Self::update`].
     pub(super) fn begin_step(&mut self) {
         self.steps += 1;

@@ -6,9 +6,10 @@
 use actix::{Actor, ActorFutureExt, AtomicResponse, Context, Handler, Message, WrapFuture};
 use candle_core::Var;
 
-use super::accumulate::{Accumulation, MicroBatchGradient, StepSummary};
+use super::accumulate::{Accumulation, MicroBatchGradient, Snapshot, StepSummary};
 use super::adamw::AdamWConfig;
 use super::config::TrainingConfig;
+use crate::checkpoint::Checkpoint;
 use crate::heavy::on_rayon;
 
 /// Messages that may wait: every micro-batch in flight sends one and waits for its answer.
@@ -36,6 +37,14 @@ pub enum AggregatorError {
     /// The loss or the gradient overflowed.
     #[error("the loss or its gradient is not a finite number; try a lower learning rate")]
     NotFinite,
+    /// A checkpoint is not of these parameters.
+    #[error("the checkpoint has no tensor `{tensor}` of {size} values; it is of other adapters")]
+    Checkpoint {
+        /// What was looked for.
+        tensor: String,
+        /// Values that it should have.
+        size: usize,
+    },
     /// The parameters cannot be read or written.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -56,6 +65,23 @@ impl GradientAggregator {
         let TrainingConfig { betas, epsilon, weight_decay, max_gradient_norm, .. } = *config;
         let optimiser = AdamWConfig { betas, epsilon, weight_decay };
         Self { state: Some(Accumulation::new(parameters, optimiser, max_gradient_norm)) }
+    }
+}
+
+impl GradientAggregator {
+    /// The same, going on from the parameters and moments of a checkpoint made after `steps` steps.
+    ///
+    /// # Errors
+    /// When it is of other parameters. These are as they were then.
+    pub fn restored<S>(
+        parameters: Vec<Var>,
+        config: &TrainingConfig,
+        steps: u64,
+        from: &mut Checkpoint<S>,
+    ) -> Result<Self, AggregatorError> {
+        let mut new = Self::new(parameters, config);
+        new.state.as_mut().ok_or(AggregatorError::Stopped)?.restore(steps, from)?;
+        Ok(new)
     }
 }
 
@@ -116,5 +142,18 @@ impl Handler<MicroBatchGradient> for GradientAggregator {
             actor.state = state;
             result
         })))
+    }
+}
+
+/// Copies the parameters and the optimiser. It is answered between two steps, never within one.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Snapshot, AggregatorError>")]
+pub struct TakeSnapshot;
+
+impl Handler<TakeSnapshot> for GradientAggregator {
+    type Result = Result<Snapshot, AggregatorError>;
+
+    fn handle(&mut self, _: TakeSnapshot, _context: &mut Self::Context) -> Self::Result {
+        self.state.as_ref().ok_or(AggregatorError::Stopped)?.snapshot()
     }
 }

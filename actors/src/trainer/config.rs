@@ -41,8 +41,11 @@ pub struct TrainingConfig {
     pub epsilon: f64,
     /// Gradients whose norm over all adapters is larger are scaled down to it; 0 switches clipping off.
     pub max_gradient_norm: f64,
-    /// Seed of the adapters' initial weights, of dropout and of the order of the data.
+    /// Seed of the adapters' initial weights, of dropout and of what is held out.
     pub seed: u64,
+    /// Seed of the order of the data; without one each run draws its own, since an order that others know tells them
+    /// which texts a step sees.
+    pub data_seed: Option<u64>,
     /// Evaluate after every so many steps, besides before the first and after the last; 0 only then.
     pub eval_every: usize,
     /// Most micro-batches of the held-out split that one evaluation takes; 0 takes all.
@@ -66,6 +69,7 @@ impl Default for TrainingConfig {
             epsilon: 1e-8,
             max_gradient_norm: 1.0,
             seed: 0,
+            data_seed: None,
             eval_every: 0,
             eval_batches: 16,
             lora: LoraConfig::default(),

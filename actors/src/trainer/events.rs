@@ -1,12 +1,11 @@
 //! What a training run tells whoever watches it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::transport::Traffic;
 
 /// Progress of a run.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TrainEvent {
     /// The held-out split is being evaluated.
     EvaluationStarted {
@@ -16,14 +15,7 @@ pub enum TrainEvent {
         micro_batches: usize,
     },
     /// The held-out split was evaluated.
-    Evaluation {
-        /// Optimiser steps taken so far.
-        step: usize,
-        /// Mean cross entropy of its targets in nats.
-        loss: f64,
-        /// Wall time it took.
-        seconds: f64,
-    },
+    Evaluation(EvaluationReport),
     /// An optimiser step was taken.
     Step(StepReport),
     /// The run ended, and its adapter is saved where one was asked for.
@@ -35,8 +27,19 @@ pub enum TrainEvent {
     },
 }
 
+/// One evaluation of the held-out split.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationReport {
+    /// Optimiser steps taken before it.
+    pub step: usize,
+    /// Mean cross entropy of its targets in nats.
+    pub loss: f64,
+    /// Wall time it took.
+    pub seconds: f64,
+}
+
 /// One optimiser step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// Which one, from 1.
     pub step: usize,
@@ -53,6 +56,5 @@ pub struct StepReport {
     /// Norm of the mean gradient before clipping.
     pub gradient_norm: f64,
     /// Bytes exchanged with workers during it.
-    #[serde(skip)]
     pub traffic: Traffic,
 }

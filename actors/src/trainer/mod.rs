@@ -2,7 +2,9 @@
 //!
 //! [`Trainer::launch`] starts two actors. The [`GradientAggregator`] owns the optimiser and is the only one that
 //! changes the adapters. The [`Trainer`] owns a thread with the training loop, which blocks on base products and
-//! so must not be an actor's; whoever launched it reads its progress from a bounded channel and may stop it.
+//! so must not be an actor's; whoever launched it reads its progress from a bounded channel and may stop it. The [`Saver`]
+//! makes checkpoints of both, and a run that is given one goes on from there: with the same data, settings and products
+//! it computes bit for bit what it would have computed without the interruption.
 
 mod accumulate;
 mod adamw;
@@ -11,6 +13,7 @@ mod config;
 mod events;
 mod parallel;
 mod run;
+mod saver;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -27,15 +30,17 @@ use tokio::sync::{mpsc, oneshot};
 use self::run::Run;
 use crate::adapter::AdapterError;
 use crate::backend::LinearBackend;
-use crate::data::MicroBatch;
+use crate::checkpoint::Checkpoint;
+use crate::data::{BatchSource, MicroBatch};
 use crate::llama::{Llama, LlamaError};
 use crate::lora::LoraAdapters;
 
-pub use self::accumulate::{MicroBatchGradient, StepSummary};
+pub use self::accumulate::{MicroBatchGradient, Snapshot, StepSummary, snapshot_values};
 pub use self::adamw::{AdamW, AdamWConfig, Moments};
-pub use self::aggregator::{AggregatorError, BeginStep, GradientAggregator};
+pub use self::aggregator::{AggregatorError, BeginStep, GradientAggregator, TakeSnapshot};
 pub use self::config::{InvalidSetting, TrainingConfig};
-pub use self::events::{StepReport, TrainEvent};
+pub use self::events::{EvaluationReport, StepReport, TrainEvent};
+pub use self::saver::{CheckpointTarget, Saver, TrainState};
 pub use self::schedule::Schedule;
 
 /// Events that may wait for whoever reads them; then training waits too.
@@ -86,12 +91,22 @@ impl From<candle_core::Error> for TrainError {
 }
 
 /// A run's settings.
-#[derive(Clone, Debug)]
 pub struct TrainerConfig {
     /// Hyper-parameters.
     pub training: TrainingConfig,
     /// Where the adapter is saved when the run ends; `None` leaves that to the caller.
     pub adapter: Option<AdapterTarget>,
+    /// Where checkpoints go; `None` makes none.
+    pub checkpoints: Option<CheckpointTarget>,
+    /// What the run goes on from; `None` begins it. Whoever gives it has made sure that it is of this run.
+    pub resume: Option<Checkpoint<TrainState>>,
+}
+
+impl TrainerConfig {
+    /// A new run that leaves nothing on the disk.
+    pub fn new(training: TrainingConfig) -> Self {
+        Self { training, adapter: None, checkpoints: None, resume: None }
+    }
 }
 
 /// Where an adapter goes.
@@ -99,7 +114,7 @@ pub struct TrainerConfig {
 pub struct AdapterTarget {
     /// A folder, created where it does not exist.
     pub folder: PathBuf,
-    /// Name or path of the base model, written into the adapter's configuration.
+    /// Name of the base model, written into the adapter's configuration.
     pub base_model: String,
 }
 
@@ -129,8 +144,8 @@ impl TrainableModel {
 
 /// What is trained and evaluated on.
 pub struct TrainingData {
-    /// Micro-batches without end, in the order in which they are learnt from.
-    pub train: Box<dyn Iterator<Item = MicroBatch> + Send>,
+    /// Micro-batches in the order in which they are learnt from.
+    pub train: Box<dyn BatchSource>,
     /// The held-out split; may be empty.
     pub evaluation: Vec<MicroBatch>,
 }
@@ -154,6 +169,7 @@ pub struct TrainHandle {
     /// Its progress. It ends when the run has; who does not read it stops the run at some point.
     pub events: mpsc::Receiver<TrainEvent>,
     stop: StopHandle,
+    saver: Arc<Saver>,
     ended: oneshot::Receiver<Result<TrainOutcome, TrainError>>,
 }
 
@@ -161,6 +177,11 @@ impl TrainHandle {
     /// What stops the run from elsewhere, such as a signal handler.
     pub fn stopper(&self) -> StopHandle {
         self.stop.clone()
+    }
+
+    /// What makes a checkpoint from elsewhere, such as a signal handler.
+    pub fn saver(&self) -> Arc<Saver> {
+        Arc::clone(&self.saver)
     }
 
     /// Waits for the end of the run; events that nobody read are dropped.
@@ -193,26 +214,41 @@ impl Trainer {
     /// Starts a run. Must be called within an actix system.
     ///
     /// # Errors
-    /// When a setting cannot be or the thread cannot be started.
-    pub fn launch(config: TrainerConfig, model: TrainableModel, data: TrainingData) -> Result<TrainHandle, TrainError> {
+    /// When a setting cannot be, the checkpoint is of other adapters, or the thread cannot be started.
+    pub fn launch(
+        mut config: TrainerConfig,
+        model: TrainableModel,
+        data: TrainingData,
+    ) -> Result<TrainHandle, TrainError> {
         config.training.validate()?;
         let (sender, events) = mpsc::channel(EVENTS);
         let (end, ended) = oneshot::channel();
         let stop = StopHandle(Arc::new(AtomicBool::new(false)));
-        let aggregator = GradientAggregator::new(model.adapters.parameters(), &config.training).start();
-        let model = Arc::new(model);
-        let TrainingData { train, evaluation } = data;
-        let run = Run { config, model, evaluation, aggregator, events: sender, stop: stop.0.clone() };
+        let TrainingData { mut train, evaluation } = data;
+        let parameters = model.adapters.parameters();
+        let (aggregator, state) = match config.resume.take() {
+            Some(mut checkpoint) => {
+                let steps = checkpoint.state.steps as u64;
+                train.seek(checkpoint.state.position);
+                let restored = GradientAggregator::restored(parameters, &config.training, steps, &mut checkpoint)?;
+                (restored, checkpoint.state)
+            }
+            None => (GradientAggregator::new(parameters, &config.training), TrainState::new(train.position())),
+        };
+        let aggregator = aggregator.start();
+        let saver = Arc::new(Saver::new(config.checkpoints.take(), aggregator.clone(), state));
+        let (model, run_saver, run_stop) = (Arc::new(model), saver.clone(), stop.0.clone());
+        let run = Run { config, model, evaluation, aggregator, saver: run_saver, events: sender, stop: run_stop };
         let trainer = Self { stop: stop.clone() }.start();
         let work = move || {
             let running = Running(trainer);
-            let result = run.go(train);
+            let result = run.go(train.as_mut());
             drop(running);
             // Nobody waits for it any more: the adapter was saved all the same.
             let _ = end.send(result);
         };
         thread::Builder::new().name("trainer".into()).stack_size(STACK_BYTES).spawn(work)?;
-        Ok(TrainHandle { events, stop, ended })
+        Ok(TrainHandle { events, stop, saver, ended })
     }
 }
 

@@ -4,7 +4,9 @@
 //! 2. For each step draw its micro-batches, run several at once through the model and back, hand each one's gradients
 //!    to the aggregator; the last one's answer is the step's summary.
 //! 3. Evaluate again where the settings ask for it, and at the end.
-//! 4. Save the adapter, whatever ended the run.
+//! 4. Make a checkpoint and save the adapter, whatever ended the run.
+//!
+//! Checkpoints are made between two steps ([`super::saver`]). A run that goes on from one does what is left of this.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,11 +18,13 @@ use tokio::sync::mpsc;
 
 use super::accumulate::{MicroBatchGradient, StepSummary};
 use super::aggregator::{BeginStep, GradientAggregator};
-use super::events::{StepReport, TrainEvent};
+use super::events::{EvaluationReport, StepReport, TrainEvent};
 use super::parallel::in_flight;
+use super::saver::Saver;
 use super::{TrainError, TrainOutcome, TrainableModel, TrainerConfig};
 use crate::adapter;
-use crate::data::MicroBatch;
+use crate::buffer;
+use crate::data::{BatchSource, MicroBatch};
 use crate::lora::Draw;
 use crate::trace;
 
@@ -31,56 +35,55 @@ pub(super) struct Run {
     /// The held-out split.
     pub(super) evaluation: Vec<MicroBatch>,
     pub(super) aggregator: Addr<GradientAggregator>,
+    pub(super) saver: Arc<Saver>,
     pub(super) events: mpsc::Sender<TrainEvent>,
     pub(super) stop: Arc<AtomicBool>,
 }
 
 impl Run {
-    /// The whole run. The adapter is saved even where the run fails, as soon as one step was taken.
-    pub(super) fn go(self, data: impl Iterator<Item = MicroBatch>) -> Result<TrainOutcome, TrainError> {
-        let mut outcome = TrainOutcome {
-            steps: 0,
-            stopped: false,
-            evaluation_before: None,
-            evaluation_after: None,
-            model: self.model.clone(),
-        };
-        let result = self.train(data, &mut outcome);
-        if result.is_ok() || outcome.steps > 0 {
+    /// The whole run, from where its state says. What was learnt is saved even where the run fails, as soon as one step
+    /// was taken.
+    pub(super) fn go(self, data: &mut dyn BatchSource) -> Result<TrainOutcome, TrainError> {
+        let result = self.train(data);
+        self.saver.save_or_warn();
+        let state = self.saver.state().clone();
+        if result.is_ok() || state.steps > 0 {
             let saved = self.save();
             result.and(saved)?;
         } else {
             result?;
         }
-        self.tell(TrainEvent::Finished { steps: outcome.steps, stopped: outcome.stopped });
-        Ok(outcome)
+        let stopped = state.steps < self.config.training.steps;
+        self.tell(TrainEvent::Finished { steps: state.steps, stopped });
+        // An evaluation of earlier adapters says nothing about the ones that are saved.
+        let evaluation_after = if stopped { None } else { state.evaluation(state.steps) };
+        let evaluation_before = state.evaluation(0);
+        Ok(TrainOutcome { steps: state.steps, stopped, evaluation_before, evaluation_after, model: self.model })
     }
 
-    fn train(&self, mut data: impl Iterator<Item = MicroBatch>, outcome: &mut TrainOutcome) -> Result<(), TrainError> {
-        let (steps, eval_every) = (self.config.training.steps, self.config.training.eval_every);
-        outcome.evaluation_before = self.evaluate(0)?;
-        while outcome.steps < steps && !self.stopping() {
-            let micro_batches: Vec<MicroBatch> = data.by_ref().take(self.config.training.accumulation).collect();
-            if micro_batches.len() < self.config.training.accumulation {
-                return Err(TrainError::DataEnded { step: outcome.steps + 1 });
+    fn train(&self, data: &mut dyn BatchSource) -> Result<(), TrainError> {
+        let training = &self.config.training;
+        let mut steps = self.saver.state().steps;
+        loop {
+            self.evaluate_if_due(steps)?;
+            if steps >= training.steps || self.stopping() {
+                return Ok(());
             }
-            self.step(outcome.steps, &micro_batches)?;
-            outcome.steps += 1;
-            let last = outcome.steps == steps;
-            if last || (eval_every > 0 && outcome.steps.is_multiple_of(eval_every)) {
-                outcome.evaluation_after = self.evaluate(outcome.steps)?;
+            let micro_batches: Vec<MicroBatch> =
+                std::iter::from_fn(|| data.next_batch()).take(training.accumulation).collect();
+            if micro_batches.len() < training.accumulation {
+                return Err(TrainError::DataEnded { step: steps + 1 });
             }
+            let report = self.step(steps, &micro_batches)?;
+            steps = report.step;
+            self.saver.step_taken(report, data.position());
+            self.tell(TrainEvent::Step(report));
+            self.saver.after_step();
         }
-        outcome.stopped = outcome.steps < steps;
-        if outcome.stopped {
-            // An evaluation of earlier adapters says nothing about the ones that are saved.
-            outcome.evaluation_after = None;
-        }
-        Ok(())
     }
 
     /// Takes step `step`, counted from 0.
-    fn step(&self, step: usize, micro_batches: &[MicroBatch]) -> Result<(), TrainError> {
+    fn step(&self, step: usize, micro_batches: &[MicroBatch]) -> Result<StepReport, TrainError> {
         let _step = tracing::debug_span!(target: trace::FLIGHT, "step", step = step + 1).entered();
         let (started, traffic) = (Instant::now(), self.model.llama.traffic());
         let learning_rate = self.config.training.learning_rate_at(step);
@@ -93,7 +96,8 @@ impl Run {
         let Some(StepSummary { loss, loss_tokens, gradient_norm }) = answers.into_iter().flatten().next() else {
             return Err(TrainError::Lost);
         };
-        self.tell(TrainEvent::Step(StepReport {
+        buffer::wipe_idle();
+        Ok(StepReport {
             step: step + 1,
             loss,
             seconds: started.elapsed().as_secs_f64(),
@@ -102,8 +106,7 @@ impl Run {
             learning_rate,
             gradient_norm,
             traffic: self.model.llama.traffic().since(traffic),
-        }));
-        Ok(())
+        })
     }
 
     fn gradient(&self, index: usize, batch: &MicroBatch, draw: Draw) -> Result<MicroBatchGradient, TrainError> {
@@ -112,8 +115,23 @@ impl Run {
         Ok(MicroBatchGradient { index, loss, loss_tokens: batch.loss_tokens(), gradients })
     }
 
+    /// Evaluates after `steps` steps, if that is wanted and was not done before the run was interrupted.
+    fn evaluate_if_due(&self, steps: usize) -> Result<(), TrainError> {
+        let (last, every) = (self.config.training.steps, self.config.training.eval_every);
+        let due = steps == 0 || steps == last || (every > 0 && steps.is_multiple_of(every));
+        let known = self.saver.state().evaluation(steps).is_some();
+        if due
+            && !known
+            && let Some(report) = self.evaluate(steps)?
+        {
+            self.tell(TrainEvent::Evaluation(report));
+            self.saver.evaluated(report);
+        }
+        Ok(())
+    }
+
     /// Mean loss of the held-out split after `step` steps; `None` without one, or when the run is being stopped.
-    fn evaluate(&self, step: usize) -> Result<Option<f64>, TrainError> {
+    fn evaluate(&self, step: usize) -> Result<Option<EvaluationReport>, TrainError> {
         let batches = &self.evaluation;
         let count = match self.config.training.eval_batches {
             0 => batches.len(),
@@ -135,9 +153,9 @@ impl Run {
             Ok::<_, TrainError>(Some(self.model.llama.evaluate(&batches[index], adapters)?))
         })?;
         let Some(losses) = losses.into_iter().collect::<Option<Vec<f64>>>() else { return Ok(None) };
+        buffer::wipe_idle();
         let loss = losses.iter().sum::<f64>() / loss_tokens as f64;
-        self.tell(TrainEvent::Evaluation { step, loss, seconds: started.elapsed().as_secs_f64() });
-        Ok(Some(loss))
+        Ok(Some(EvaluationReport { step, loss, seconds: started.elapsed().as_secs_f64() }))
     }
 
     fn save(&self) -> Result<(), TrainError> {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod padding;
+mod resume;
+
 use std::sync::atomic::AtomicUsize;
 
 use protocol::ids::ProductId;
@@ -10,7 +13,7 @@ use super::*;
 use crate::adapter;
 use crate::backend::{BackendError, PlainBackend};
 use crate::buffer::Buffer;
-use crate::data::IGNORED;
+use crate::data::{IGNORED, Position};
 use crate::lora::LoraConfig;
 use crate::testing::TinyModel;
 
@@ -29,9 +32,35 @@ fn micro_batch(first: u32, batch: usize) -> MicroBatch {
     micro_batch
 }
 
+/// Micro-batches of so many sequences, one after the other, up to an end.
+struct Sequences {
+    batch: usize,
+    next: Position,
+    end: usize,
+}
+
+impl BatchSource for Sequences {
+    fn next_batch(&mut self) -> Option<MicroBatch> {
+        let first = self.next.index;
+        self.next.index += 1;
+        (first < self.end).then(|| micro_batch((first * self.batch) as u32, self.batch))
+    }
+
+    fn position(&self) -> Position {
+        self.next
+    }
+
+    fn seek(&mut self, position: Position) {
+        self.next = position;
+    }
+}
+
+fn sequences(batch: usize, end: usize) -> Box<dyn BatchSource> {
+    Box::new(Sequences { batch, next: Position::default(), end })
+}
+
 fn data(batch: usize) -> TrainingData {
-    let train = (0..).map(move |n| micro_batch(n * batch as u32, batch));
-    TrainingData { train: Box::new(train), evaluation: (0..5).map(|n| micro_batch(7 * n, 2)).collect() }
+    TrainingData { train: sequences(batch, usize::MAX), evaluation: (0..5).map(|n| micro_batch(7 * n, 2)).collect() }
 }
 
 fn config(steps: usize) -> TrainingConfig {
@@ -54,7 +83,7 @@ fn launch(
     data: TrainingData,
 ) -> TrainHandle {
     let model = TrainableModel::new(tiny.model.clone(), backend, &training).unwrap();
-    Trainer::launch(TrainerConfig { training, adapter: None }, model, data).unwrap()
+    Trainer::launch(TrainerConfig::new(training), model, data).unwrap()
 }
 
 async fn run(training: TrainingConfig, data: TrainingData) -> (Vec<TrainEvent>, TrainOutcome) {
@@ -70,7 +99,7 @@ async fn run(training: TrainingConfig, data: TrainingData) -> (Vec<TrainEvent>, 
 fn losses(events: &[TrainEvent]) -> Vec<f64> {
     let loss = |event: &TrainEvent| match event {
         TrainEvent::Step(step) => Some(step.loss),
-        TrainEvent::Evaluation { loss, .. } => Some(*loss),
+        TrainEvent::Evaluation(evaluation) => Some(evaluation.loss),
         _ => None,
     };
     events.iter().filter_map(loss).collect()
@@ -87,7 +116,7 @@ async fn learns_and_reports_each_step() {
     assert!(steps.iter().map(|step| step.step).eq(1..=25));
     assert!(steps.iter().all(|step| step.tokens == 32 && step.loss_tokens == 26 && step.gradient_norm > 0.0));
     let evaluations = events.iter().filter_map(|event| match event {
-        TrainEvent::Evaluation { step, .. } => Some(*step),
+        TrainEvent::Evaluation(evaluation) => Some(evaluation.step),
         _ => None,
     });
     assert!(evaluations.eq([0, 10, 20, 25]));
@@ -143,7 +172,7 @@ async fn a_run_that_is_stopped_or_fails_leaves_the_adapter_of_its_last_step() {
         let model = TrainableModel::new(tiny.model.clone(), Arc::new(backend), &training).unwrap();
         let adapter = Some(AdapterTarget { folder: folder.path().join(name), base_model: "tiny".into() });
         let data = TrainingData { evaluation: Vec::new(), ..data(1) };
-        Trainer::launch(TrainerConfig { training, adapter }, model, data).unwrap()
+        Trainer::launch(TrainerConfig { adapter, ..TrainerConfig::new(training) }, model, data).unwrap()
     };
 
     let mut stopped = start("stopped", usize::MAX);
@@ -171,7 +200,7 @@ async fn a_run_that_is_stopped_or_fails_leaves_the_adapter_of_its_last_step() {
 async fn data_that_ends_and_settings_that_cannot_be_are_errors() {
     let tiny = TinyModel::new();
     let backend = Arc::new(PlainBackend::new(&tiny.model).unwrap());
-    let few = TrainingData { train: Box::new((0..6).map(|n| micro_batch(n, 1))), evaluation: Vec::new() };
+    let few = TrainingData { train: sequences(1, 6), evaluation: Vec::new() };
     let error = launch(&tiny, backend.clone(), config(5), few).join().await.err().unwrap();
     assert!(matches!(error, TrainError::DataEnded { step: 2 }), "{error}");
     let error =

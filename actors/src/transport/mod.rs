@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use protocol::he::{Planes, ProductTile};
 use protocol::wire::PlanesShape;
 use protocol::wire::messages::{ControlReply, ControlRequest, ProductHeader, Refusal};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub use memory::{Faults, MemoryTransport};
@@ -54,7 +55,7 @@ impl ProductRequest {
 }
 
 /// Bytes that an owner exchanged with its workers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Bytes to the workers.
     pub up: u64,

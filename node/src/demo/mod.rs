@@ -15,11 +15,15 @@ use anyhow::Context as _;
 
 use crate::config::Config;
 use crate::local::{LocalRun, write};
+use crate::roles::Start;
 
 /// The example data: questions and answers from the handbook of a company that does not exist.
 const HANDBOOK: &str = include_str!("../../../configs/handbook.jsonl");
 /// The demo's settings, the same file that a user can copy.
 const SETTINGS: &str = include_str!("../../../configs/demo.toml");
+
+/// Marks a folder whose results a demo may replace; without it they are a run of the user's own.
+const MARK: &str = "DEMO";
 
 /// Settings of the demo before flags are laid over them.
 ///
@@ -33,16 +37,24 @@ pub fn default_config() -> anyhow::Result<Config> {
 ///
 /// # Errors
 /// When the model cannot be had, a process cannot be started, or the owner fails.
-pub async fn run(mut config: Config, trace: Option<PathBuf>) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, start: Start, trace: Option<PathBuf>) -> anyhow::Result<()> {
     let out = config.owner.out.clone();
+    let start = match start {
+        Start::Fresh if out.join(MARK).is_file() => Start::Overwrite,
+        start => start,
+    };
+    start.check(&out)?;
     fs::create_dir_all(&out).with_context(|| format!("the folder {} cannot be created", out.display()))?;
+    if !matches!(start, Start::Resume(_)) {
+        write(&out, MARK, "The results in this folder are the demo's: the next demo replaces them.\n")?;
+    }
     if config.model.is_none() {
         config.model = Some(tokio::task::spawn_blocking(fetch::smollm2).await??);
     }
     if config.owner.data.is_none() {
         config.owner.data = Some(write(&out, "handbook.jsonl", HANDBOOK)?);
     }
-    LocalRun { config, trace, quiet: false }.run().await?;
+    LocalRun { config, start, trace, quiet: false }.run().await?;
     summary::print(&out)
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use indicatif::HumanBytes;
 
+use crate::output;
 use crate::report::{PLOT_FILE, REPORT_FILE, Report};
 
 /// Prints what came out of the run in `out`.
@@ -13,7 +14,7 @@ use crate::report::{PLOT_FILE, REPORT_FILE, Report};
 pub(super) fn print(out: &Path) -> anyhow::Result<()> {
     let report = Report::read(out)?;
     for line in lines(&report, out) {
-        println!("{line}");
+        output::print(line);
     }
     Ok(())
 }

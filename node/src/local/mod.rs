@@ -17,6 +17,8 @@ use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
 use crate::config::{BackendChoice, Config, WorkerConfig};
+use crate::output;
+use crate::roles::Start;
 use crate::trace;
 use worker::WorkerProcess;
 
@@ -25,6 +27,8 @@ pub(crate) struct LocalRun {
     /// The owner's configuration, its model included; addresses are filled in. Logs, keys and results go to its folder
     /// for results, which exists.
     pub(crate) config: Config,
+    /// How the owner's run begins.
+    pub(crate) start: Start,
     /// Every process writes a trace beside this name.
     pub(crate) trace: Option<PathBuf>,
     /// Nothing is printed to standard output.
@@ -37,13 +41,13 @@ impl LocalRun {
     /// # Errors
     /// When a process cannot be started, or the owner fails.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Self { mut config, trace, quiet } = self;
+        let Self { mut config, start, trace, quiet } = self;
         let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
         config.network.mdns = false;
         config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
         let say = |line: String| {
             if !quiet {
-                println!("{line}");
+                output::print(line);
             }
         };
         let mut workers = Vec::new();
@@ -65,6 +69,11 @@ impl LocalRun {
         let settings = write(&out, "owner.toml", &toml::to_string(&config)?)?;
         let mut owner = Command::new(std::env::current_exe().context("the path of this program is not known")?);
         owner.args(["--role", "owner", "--config"]).arg(&settings);
+        match start {
+            Start::Fresh => {}
+            Start::Overwrite => drop(owner.arg("--overwrite")),
+            Start::Resume(path) => drop(owner.arg("--resume").args(path)),
+        }
         if let Some(trace) = &trace {
             owner.arg("--trace").arg(trace::of_process(trace, "owner"));
         }

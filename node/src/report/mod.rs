@@ -3,18 +3,17 @@
 //!
 //! Both files appear whole or not at all, so that a run that is killed while it writes leaves the last good ones.
 
-mod atomic;
 mod plot;
 mod process;
 
 use std::ops::Range;
 use std::path::Path;
 
+use actors::files::{Readers, write_atomically};
 use anyhow::Context;
 use protocol::he::ParameterSet;
 use serde::{Deserialize, Deserializer, Serialize};
 
-pub use atomic::write_atomically;
 pub use plot::loss_svg;
 pub use process::{available_memory_bytes, cpu_seconds, peak_rss_bytes, peak_rss_bytes_of};
 
@@ -36,8 +35,10 @@ pub struct Report {
     pub backend: String,
     /// Parameter sets in use, cheapest first; none with the plain backend.
     pub parameter_sets: Vec<ParameterSet>,
-    /// Seed of adapters, data order and dropout.
+    /// Seed of adapters, dropout and of what is held out.
     pub seed: u64,
+    /// Seed of the order of the data.
+    pub data_seed: u64,
     /// Mean loss per token on the held-out examples before the first step; `None` without held-out examples.
     pub eval_loss_before: Option<f64>,
     /// The same after the last step.
@@ -48,7 +49,7 @@ pub struct Report {
     pub steps: Vec<StepReport>,
     /// Where the seconds of all steps went.
     pub time: TimeBreakdown,
-    /// The workers that served; empty with the plain backend.
+    /// The workers that served since the run was last resumed; empty with the plain backend.
     pub workers: Vec<WorkerReport>,
     /// Largest resident memory of the owner's process, bytes.
     pub owner_peak_rss_bytes: u64,
@@ -121,6 +122,22 @@ pub struct WorkerReport {
     pub state: String,
 }
 
+impl TimeBreakdown {
+    /// Together with what was spent before.
+    #[must_use]
+    pub fn after(self, earlier: Self) -> Self {
+        Self {
+            mask_seconds: self.mask_seconds + earlier.mask_seconds,
+            encrypt_seconds: self.encrypt_seconds + earlier.encrypt_seconds,
+            transport_and_multiply_seconds: self.transport_and_multiply_seconds
+                + earlier.transport_and_multiply_seconds,
+            multiply_seconds: self.multiply_seconds + earlier.multiply_seconds,
+            decrypt_seconds: self.decrypt_seconds + earlier.decrypt_seconds,
+            own_seconds: self.own_seconds + earlier.own_seconds,
+        }
+    }
+}
+
 impl Report {
     /// Writes `report.json` and `loss.svg` into the existing folder `out`.
     ///
@@ -129,11 +146,12 @@ impl Report {
     pub fn write(&self, out: &Path) -> anyhow::Result<()> {
         let mut json = serde_json::to_vec_pretty(self).context("report.json")?;
         json.push(b'\n');
-        write_atomically(&out.join(REPORT_FILE), &json)?;
+        write_atomically(&out.join(REPORT_FILE), &json, Readers::Usual)?;
         let training: Vec<_> = self.steps.iter().map(|step| (step.step, step.loss)).collect();
         let evaluation: Vec<_> = self.evaluations.iter().map(|eval| (eval.step, eval.loss)).collect();
         let title = format!("{} ({} backend)", self.model, self.backend);
-        write_atomically(&out.join(PLOT_FILE), loss_svg(&title, &training, &evaluation)?.as_bytes())
+        let plot = loss_svg(&title, &training, &evaluation)?;
+        Ok(write_atomically(&out.join(PLOT_FILE), plot.as_bytes(), Readers::Usual)?)
     }
 
     /// Reads the report in the folder `out`.

@@ -20,6 +20,7 @@ fn report() -> Report {
         backend: "encrypted".into(),
         parameter_sets: vec![ParameterSet::P24, ParameterSet::P32],
         seed: u64::MAX,
+        data_seed: 5,
         eval_loss_before: Some(3.1),
         eval_loss_after: None,
         evaluations: vec![EvaluationReport { step: 0, loss: 3.1 }],
@@ -54,7 +55,7 @@ fn json_has_the_documented_fields() {
     assert_eq!(json["eval_loss_before"], 3.1);
     assert!(json["eval_loss_after"].is_null());
     assert_eq!(json["evaluations"], serde_json::json!([{"step": 0, "loss": 3.1}]));
-    assert_eq!(json["seed"], u64::MAX);
+    assert_eq!((&json["seed"], &json["data_seed"]), (&u64::MAX.into(), &5.into()));
     let worker = &json["workers"][0];
     assert_eq!(worker["layers"], serde_json::json!({"start": 0, "end": 10}));
     for field in ["peer_id", "device", "calls", "busy_seconds", "peak_rss_bytes", "state"] {

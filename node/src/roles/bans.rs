@@ -6,12 +6,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use actors::files::{Readers, write_atomically};
 use actors::transport::PeerName;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::folders;
-use crate::report::write_atomically;
 
 /// Name of the file in the user's configuration folder.
 const FILE: &str = "bans.json";
@@ -68,7 +68,7 @@ impl Bans {
         }
         let mut json = serde_json::to_vec_pretty(&bans).context("the list of bans")?;
         json.push(b'\n');
-        write_atomically(path, &json)
+        Ok(write_atomically(path, &json, Readers::Owner)?)
     }
 }
 

@@ -15,7 +15,7 @@ use actors::owner::scheduler::{
     AskHealth, AssignLayers, Assignment, Candidate, LayerScheduler, Notice, ReleaseLayers, WorkerLost, WorkerOffered,
     WorkerRecord,
 };
-use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseTimes};
+use actors::owner::{EncryptedBackend, LayerTable, OwnerActors, PhaseClock};
 use actors::transport::Transport;
 use anyhow::{Context as _, bail};
 use protocol::he::ParameterSet;
@@ -115,9 +115,9 @@ impl Cluster {
         self.parameter_sets.clone()
     }
 
-    /// Where the time of products went so far.
-    pub(super) fn times(&self) -> PhaseTimes {
-        self.actors.clock.read()
+    /// Where the time of products goes.
+    pub(super) fn clock(&self) -> Arc<PhaseClock> {
+        Arc::clone(&self.actors.clock)
     }
 
     /// What each worker that ever served did so far.

@@ -2,8 +2,12 @@
 
 mod bans;
 mod cluster;
+mod model_name;
 pub mod owner;
 mod progress;
 mod results;
+mod start;
 pub(crate) mod stop;
 pub mod worker;
+
+pub use start::Start;

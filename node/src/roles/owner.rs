@@ -1,24 +1,33 @@
 //! An owner: reads model and data, finds workers, trains, and writes the results.
+//!
+//! A run may be interrupted anywhere. What it has reached is in its checkpoints, which are made while it lasts and
+//! whenever it ends before its time: at the first Ctrl-C after the step under way, at the second at once, and before an
+//! error is reported. `--resume` goes on from there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use actors::backend::{LinearBackend, PlainBackend};
-use actors::data::{Batches, Dataset};
+use actors::checkpoint::{Found, Identity};
+use actors::data::{Batches, Dataset, fresh_seed};
+use actors::owner::PhaseClock;
 use actors::trainer::{
-    AdapterTarget, TrainEvent, TrainHandle, TrainOutcome, TrainableModel, Trainer, TrainerConfig, TrainingConfig,
-    TrainingData,
+    AdapterTarget, CheckpointTarget, Saver, TrainEvent, TrainHandle, TrainOutcome, TrainState, TrainableModel, Trainer,
+    TrainerConfig, TrainingData,
 };
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use protocol::ids::ModelDigest;
 use protocol::model::Model;
 
 use super::cluster::Cluster;
+use super::model_name;
 use super::progress::Progress;
-use super::results::{Results, empty_report};
+use super::results::{Results, Spent, empty_report};
+use super::start::{self, Start};
 use super::stop::StopSignals;
 use crate::config::{BackendChoice, Config};
+use crate::{output, protect};
 
 /// What an owner begins with: all that can be wrong with it is found before a worker is asked for anything.
 struct Inputs {
@@ -26,21 +35,27 @@ struct Inputs {
     digest: ModelDigest,
     training: Dataset,
     held_out: Dataset,
+    /// Of the order of the data.
+    data_seed: u64,
+    identity: Identity,
+    /// What the run goes on from.
+    resume: Option<Found<TrainState>>,
 }
 
 /// Runs an owner to the end of its training, or to Ctrl-C.
 ///
 /// # Errors
-/// Whatever is wrong with its inputs, and whatever stops the training; the adapter is saved as far as it got.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// Whatever is wrong with its inputs, and whatever stops the training; what was learnt until then is saved.
+pub async fn run(config: Config, start: Start) -> anyhow::Result<()> {
+    protect::shut_memory();
     let config = Arc::new(config);
     let mut progress = Progress::new(config.training.steps);
     let mut stop = StopSignals::listen()?;
     let (inputs, cluster) = tokio::select! {
-        prepared = prepare(&config, &progress) => prepared?,
+        prepared = prepare(&config, &start, &progress) => prepared?,
         () = stop.next() => bail!("stopped before the training began; nothing was written"),
     };
-    let trained = train(&config, &inputs, cluster.as_ref(), &mut progress, &mut stop).await;
+    let trained = train(&config, inputs, &start, cluster.as_ref(), &mut progress, &mut stop).await;
     progress.finish();
     if let Some(cluster) = cluster {
         cluster.stop().await;
@@ -49,10 +64,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Reads the inputs and, for encrypted training, gathers the workers.
-async fn prepare(config: &Arc<Config>, progress: &Progress) -> anyhow::Result<(Inputs, Option<Cluster>)> {
+async fn prepare(
+    config: &Arc<Config>,
+    start: &Start,
+    progress: &Progress,
+) -> anyhow::Result<(Inputs, Option<Cluster>)> {
     progress.status("reading model and data");
-    let reading = Arc::clone(config);
-    let inputs = tokio::task::spawn_blocking(move || read(&reading)).await.context("reading model and data")??;
+    let (reading, start) = (Arc::clone(config), start.clone());
+    let inputs = tokio::task::spawn_blocking(move || read(&reading, &start)).await;
+    let inputs = inputs.context("reading model and data")??;
     let cluster = match config.owner.backend {
         BackendChoice::Encrypted => Some(Cluster::build(config, &inputs.model, inputs.digest, progress).await?),
         BackendChoice::Plain => None,
@@ -60,16 +80,27 @@ async fn prepare(config: &Arc<Config>, progress: &Progress) -> anyhow::Result<(I
     Ok((inputs, cluster))
 }
 
-/// Reads and checks model and data. Blocks.
-fn read(config: &Config) -> anyhow::Result<Inputs> {
-    let (path, data) = (config.model()?, config.data()?);
+/// Reads and checks model, data and the checkpoint to go on from. Blocks.
+fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
+    let (path, data, out) = (config.model()?, config.data()?, &config.owner.out);
+    start.check(out)?;
     let model = Model::open(path)?;
     let tokenizer = model.tokenizer()?;
     let examples = Dataset::load(data, &config.data, &tokenizer)?;
     report_cuts(&examples, data, config.data.max_tokens);
     let (training, held_out) = examples.split(config.data.held_out, config.training.seed)?;
     let digest = model.digest()?;
-    Ok(Inputs { model: Arc::new(model), digest, training, held_out })
+    let resume = start.checkpoint(out, config.training.lora.values(model.config()))?;
+    let data_seed = match (config.training.data_seed, &resume) {
+        (Some(seed), _) => seed,
+        (None, Some(found)) => found.checkpoint.state.position.seed,
+        (None, None) => fresh_seed().context("no randomness from the operating system")?,
+    };
+    let identity = start::identity(config, data_seed, digest, training.digest(), held_out.digest())?;
+    if let Some(found) = &resume {
+        start::refuse_other(found, &identity)?;
+    }
+    Ok(Inputs { model: Arc::new(model), digest, training, held_out, data_seed, identity, resume })
 }
 
 /// Says which examples were not used as they are.
@@ -90,38 +121,97 @@ fn report_cuts(examples: &Dataset, data: &Path, max_tokens: usize) {
 /// Trains and writes the results, also where the training ends early.
 async fn train(
     config: &Arc<Config>,
-    inputs: &Inputs,
+    mut inputs: Inputs,
+    start: &Start,
     cluster: Option<&Cluster>,
     progress: &mut Progress,
     stop: &mut StopSignals,
 ) -> anyhow::Result<()> {
-    let path = config.model()?;
+    let out = &config.owner.out;
+    let name = model_name::of(config.model()?);
     let sets = cluster.map(Cluster::parameter_sets).unwrap_or_default();
-    let report = empty_report(path, inputs.digest.to_string(), config.owner.backend, sets, config.training.seed);
-    let mut results = Results::create(&config.owner.out, report)?;
+    let seeds = (config.training.seed, inputs.data_seed);
+    let report = empty_report(&name, inputs.digest.to_string(), config.owner.backend, sets, seeds);
+    let mut results = Results::create(out, report)?;
+    start::check_disk(config, config.training.lora.values(inputs.model.config()))?;
     progress.status("preparing the model");
-    let model = trainable(config, inputs, cluster.map(Cluster::backend)).await?;
-    let settings = TrainerConfig {
-        training: config.training.clone(),
-        adapter: Some(AdapterTarget { folder: results.adapter(), base_model: path.display().to_string() }),
-    };
-    let data = training_data(&config.training, inputs);
-    println!("training {} steps, {} examples", config.training.steps, inputs.training.examples().len());
-    let started = Instant::now();
-    let outcome = follow(Trainer::launch(settings, model, data)?, &mut results, progress, stop).await;
-    let seconds = started.elapsed().as_secs_f64();
-    match cluster {
-        Some(cluster) => results.encrypted(cluster.times(), seconds, &cluster.health().await?),
-        None => results.plain(seconds),
+    let model = trainable(config, &inputs, cluster.map(Cluster::backend)).await?;
+    start.make_room(out)?;
+    let resume = inputs.resume.take();
+    let spent = spending(config.owner.backend, cluster.map(Cluster::clock), resume.as_ref());
+    match &resume {
+        Some(found) => go_on(config, found, &mut results, progress),
+        None if matches!(start, Start::Resume(_)) => progress.note("there is no checkpoint yet: the run begins"),
+        None => {}
     }
-    let report = results.write()?;
-    let outcome = outcome?;
-    let stopped = if outcome.stopped { " (stopped early)" } else { "" };
-    println!("{} steps done{stopped}; the results are in {}", outcome.steps, config.owner.out.display());
+    let checkpoints = CheckpointTarget {
+        store: start::store(out, config.checkpoint.keep),
+        config: config.checkpoint,
+        identity: inputs.identity.clone(),
+        notes: Arc::new({
+            let spent = Arc::clone(&spent);
+            move || spent().to_notes()
+        }),
+    };
+    let settings = TrainerConfig {
+        adapter: Some(AdapterTarget { folder: results.adapter(), base_model: name }),
+        checkpoints: Some(checkpoints),
+        resume: resume.map(|found| found.checkpoint),
+        ..TrainerConfig::new(config.training.clone())
+    };
+    let data = training_data(config, &inputs);
+    output::print(format_args!(
+        "training {} steps, {} examples",
+        config.training.steps,
+        inputs.training.examples().len()
+    ));
+    let outcome = follow(Trainer::launch(settings, model, data)?, &mut results, progress, stop).await;
+    if let Some(cluster) = cluster {
+        // Nothing may come between the end of a run and its report.
+        match cluster.health().await {
+            Ok(workers) => results.workers(&workers),
+            Err(error) => tracing::warn!("the report does not say what the workers did: {error:#}"),
+        }
+    }
+    let report = results.write(spent())?;
+    let outcome = outcome.inspect_err(|_| {
+        if start::store(out, 1).list().is_ok_and(|saved| !saved.is_empty()) {
+            progress.note("what was learnt is saved: go on from there with --resume");
+        }
+    })?;
+    let stopped = if outcome.stopped { " (stopped early: go on with --resume)" } else { "" };
+    output::print(format_args!("{} steps done{stopped}; the results are in {}", outcome.steps, out.display()));
     if let (Some(before), Some(after)) = (report.eval_loss_before, report.eval_loss_after) {
-        println!("evaluation loss: {before:.4} before, {after:.4} after");
+        output::print(format_args!("evaluation loss: {before:.4} before, {after:.4} after"));
     }
     Ok(())
+}
+
+/// Says what the run has spent so far, in earlier processes too.
+fn spending(
+    backend: BackendChoice,
+    clock: Option<Arc<PhaseClock>>,
+    resume: Option<&Found<TrainState>>,
+) -> Arc<dyn Fn() -> Spent + Send + Sync> {
+    let earlier = resume.map(|found| Spent::from_notes(&found.checkpoint.state.notes)).unwrap_or_default();
+    let started = Instant::now();
+    Arc::new(move || {
+        let phases = clock.as_ref().map(|clock| clock.read());
+        Spent::now(backend, phases, started.elapsed().as_secs_f64()).after(&earlier)
+    })
+}
+
+/// Takes over what the checkpoint says of the run so far.
+fn go_on(config: &Config, found: &Found<TrainState>, results: &mut Results, progress: &mut Progress) {
+    let state = &found.checkpoint.state;
+    results.resume(state);
+    progress.resume(state);
+    progress.note(&format!("going on after step {}, from {}", state.steps, found.path.display()));
+    let before = Spent::from_notes(&state.notes).backend;
+    let now = Spent::now(config.owner.backend, None, 0.0).backend;
+    if before != now {
+        progress.note(&format!("products were computed {before} until then, and are computed {now} from now on"));
+    }
 }
 
 /// The owner's half of the model over its backend.
@@ -142,10 +232,11 @@ async fn trainable(
     .context("preparing the model")?
 }
 
-fn training_data(config: &TrainingConfig, inputs: &Inputs) -> TrainingData {
+fn training_data(config: &Config, inputs: &Inputs) -> TrainingData {
+    let (batch, pad_to) = (config.training.micro_batch, config.data.pad_to);
     TrainingData {
-        train: Box::new(Batches::new(&inputs.training, config.micro_batch, None, config.seed)),
-        evaluation: inputs.held_out.in_order(config.micro_batch).collect(),
+        train: Box::new(Batches::new(&inputs.training, batch, pad_to, inputs.data_seed)),
+        evaluation: inputs.held_out.in_order(batch, pad_to).collect(),
     }
 }
 
@@ -161,9 +252,9 @@ async fn follow(
         tokio::select! {
             event = run.events.recv() => match event {
                 Some(TrainEvent::EvaluationStarted { .. }) => progress.status("evaluating"),
-                Some(TrainEvent::Evaluation { step, loss, .. }) => {
-                    results.evaluation(step, loss);
-                    progress.evaluation(step, loss);
+                Some(TrainEvent::Evaluation(evaluation)) => {
+                    results.evaluation(evaluation.step, evaluation.loss);
+                    progress.evaluation(evaluation.step, evaluation.loss);
                 }
                 Some(TrainEvent::Step(step)) => {
                     results.step(&step);
@@ -173,12 +264,30 @@ async fn follow(
                 None => break,
             },
             () = stop.next() => {
-                ensure!(!stopping, "stopped in the middle of a step: its adapter is not saved");
+                if stopping {
+                    bail!(stopped_at_once(run.saver()).await);
+                }
                 stopping = true;
-                progress.note("stopping after this step, with the adapter saved; once more stops at once");
+                progress.note("stopping after this step, with everything saved; once more stops at once, with the steps before it saved");
                 run.stopper().stop();
+                // Now, while there is time: a second signal then finds it done. It is warned of where it cannot be.
+                let saver = run.saver();
+                drop(tokio::task::spawn_blocking(move || saver.save_or_warn()));
             }
         }
     }
     Ok(run.join().await?)
+}
+
+/// Saves the finished steps while another one is under way, and says so.
+async fn stopped_at_once(saver: Arc<Saver>) -> String {
+    let saved: Result<Option<PathBuf>, String> = match tokio::task::spawn_blocking(move || saver.save()).await {
+        Ok(saved) => saved.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match saved {
+        Ok(Some(path)) => format!("stopped in the middle of a step; the steps before it are in {}", path.display()),
+        Ok(None) => "stopped in the middle of the first step; no step was finished since the run began".to_owned(),
+        Err(why) => format!("stopped in the middle of a step, and the steps before it cannot be saved: {why}"),
+    }
 }

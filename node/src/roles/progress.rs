@@ -3,9 +3,11 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use actors::trainer::StepReport;
+use actors::trainer::{StepReport, TrainState};
 use actors::transport::Traffic;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::output;
 
 /// The display of one run.
 pub(super) struct Progress {
@@ -31,7 +33,7 @@ impl Progress {
     /// A line that stays.
     pub(super) fn note(&self, line: &str) {
         if self.plain {
-            eprintln!("{line}");
+            output::note(line);
         } else {
             self.bar.println(line);
         }
@@ -40,6 +42,12 @@ impl Progress {
     /// What is being done before the first step; on a terminal only, where it does not stay.
     pub(super) fn status(&self, text: impl Into<String>) {
         self.bar.set_message(text.into());
+    }
+
+    /// The run goes on from there.
+    pub(super) fn resume(&mut self, state: &TrainState) {
+        self.evaluation = state.evaluations.last().map(|evaluation| evaluation.loss);
+        self.bar.set_position(state.steps as u64);
     }
 
     /// A step is done.
@@ -55,7 +63,7 @@ impl Progress {
             text.push_str(&format!("  {} up, {} down", HumanBytes(up), HumanBytes(down)));
         }
         if self.plain {
-            eprintln!("step {}/{}  {text}", line.step, self.steps);
+            output::note(format_args!("step {}/{}  {text}", line.step, self.steps));
         }
         self.bar.set_position(line.step as u64);
         self.bar.set_message(text);

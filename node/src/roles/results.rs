@@ -5,15 +5,73 @@ use std::path::{Path, PathBuf};
 use actors::owner::PhaseTimes;
 use actors::owner::fleet::Presence;
 use actors::owner::scheduler::WorkerRecord;
-use actors::trainer::StepReport;
+use actors::trainer::{StepReport, TrainState};
 use anyhow::Context as _;
 use protocol::he::ParameterSet;
+use serde::{Deserialize, Serialize};
 
 use crate::config::BackendChoice;
 use crate::report::{self, EvaluationReport, Report, TimeBreakdown, WorkerReport};
 
 /// Name of the folder for the adapter in the folder for the results.
 pub(super) const ADAPTER: &str = "adapter";
+
+/// What a checkpoint keeps of the report beside steps and evaluations, so that a resumed run tells of all of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Spent {
+    /// Where products were computed.
+    pub(super) backend: String,
+    time: TimeBreakdown,
+    peak_rss_bytes: u64,
+    cpu_seconds: f64,
+}
+
+impl Spent {
+    /// By this process until now, of which so much by encrypted products.
+    pub(super) fn now(backend: BackendChoice, phases: Option<PhaseTimes>, seconds: f64) -> Self {
+        Self {
+            backend: backend_name(backend).to_owned(),
+            time: phases.map_or(TimeBreakdown { own_seconds: seconds, ..TimeBreakdown::default() }, |phases| {
+                breakdown(phases, seconds)
+            }),
+            peak_rss_bytes: report::peak_rss_bytes(),
+            cpu_seconds: report::cpu_seconds(),
+        }
+    }
+
+    /// Together with what was spent by earlier processes.
+    pub(super) fn after(self, earlier: &Self) -> Self {
+        Self {
+            backend: self.backend,
+            time: self.time.after(earlier.time),
+            peak_rss_bytes: self.peak_rss_bytes.max(earlier.peak_rss_bytes),
+            cpu_seconds: self.cpu_seconds + earlier.cpu_seconds,
+        }
+    }
+
+    /// What a checkpoint says; nothing where it says nothing.
+    pub(super) fn from_notes(notes: &str) -> Self {
+        serde_json::from_str(notes).unwrap_or_default()
+    }
+
+    pub(super) fn to_notes(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// The time of encrypted products within so many seconds; what is left is the owner's own.
+fn breakdown(phases: PhaseTimes, seconds: f64) -> TimeBreakdown {
+    let PhaseTimes { mask_seconds, encrypt_seconds, exchange_seconds, decrypt_seconds, .. } = phases;
+    let elsewhere = mask_seconds + encrypt_seconds + exchange_seconds + decrypt_seconds;
+    TimeBreakdown {
+        mask_seconds,
+        encrypt_seconds,
+        transport_and_multiply_seconds: exchange_seconds,
+        multiply_seconds: 0.0,
+        decrypt_seconds,
+        own_seconds: (seconds - elsewhere).max(0.0),
+    }
+}
 
 /// The results of a run under way.
 pub(super) struct Results {
@@ -53,19 +111,14 @@ impl Results {
         self.report.evaluations.push(EvaluationReport { step: number(step), loss });
     }
 
-    /// Notes where the time went, evaluations included, and what the workers did.
-    pub(super) fn encrypted(&mut self, phases: PhaseTimes, seconds: f64, workers: &[WorkerRecord]) {
-        let multiply_seconds = workers.iter().filter_map(|worker| Some(worker.health.as_ref()?.busy_seconds)).sum();
-        let PhaseTimes { mask_seconds, encrypt_seconds, exchange_seconds, decrypt_seconds, .. } = phases;
-        let elsewhere = mask_seconds + encrypt_seconds + exchange_seconds + decrypt_seconds;
-        self.report.time = TimeBreakdown {
-            mask_seconds,
-            encrypt_seconds,
-            transport_and_multiply_seconds: exchange_seconds,
-            multiply_seconds,
-            decrypt_seconds,
-            own_seconds: (seconds - elsewhere).max(0.0),
-        };
+    /// Takes over what an interrupted run had reached.
+    pub(super) fn resume(&mut self, state: &TrainState) {
+        state.history.iter().for_each(|step| self.step(step));
+        state.evaluations.iter().for_each(|evaluation| self.evaluation(evaluation.step, evaluation.loss));
+    }
+
+    /// Notes what the workers did.
+    pub(super) fn workers(&mut self, workers: &[WorkerRecord]) {
         let worker = |record: &WorkerRecord| WorkerReport {
             peer_id: record.peer.to_string(),
             layers: record.layers.clone(),
@@ -82,23 +135,21 @@ impl Results {
         self.report.workers = workers.iter().map(worker).collect();
     }
 
-    /// All of the run's time is the owner's own.
-    pub(super) fn plain(&mut self, seconds: f64) {
-        self.report.time.own_seconds = seconds;
-    }
-
-    /// Writes `report.json` and `loss.svg`.
+    /// Writes `report.json` and `loss.svg`, with what was spent in all.
     ///
     /// # Errors
     /// When they cannot be written.
-    pub(super) fn write(mut self) -> anyhow::Result<Report> {
+    pub(super) fn write(mut self, spent: Spent) -> anyhow::Result<Report> {
         self.report.eval_loss_before = self.report.evaluations.first().map(|evaluation| evaluation.loss);
         // An evaluation of earlier adapters, of a run that was stopped since, says nothing about those that are saved.
         let steps = self.report.steps.last().map(|step| step.step);
         let last = self.report.evaluations.last().filter(|last| Some(last.step) == steps);
         self.report.eval_loss_after = last.map(|evaluation| evaluation.loss);
-        self.report.owner_peak_rss_bytes = report::peak_rss_bytes();
-        self.report.owner_cpu_seconds = report::cpu_seconds();
+        self.report.owner_peak_rss_bytes = spent.peak_rss_bytes;
+        self.report.owner_cpu_seconds = spent.cpu_seconds;
+        self.report.time = spent.time;
+        self.report.time.multiply_seconds +=
+            self.report.workers.iter().filter_map(|worker| worker.busy_seconds).sum::<f64>();
         self.report.write(&self.out)?;
         Ok(self.report)
     }
@@ -108,26 +159,29 @@ fn number(step: usize) -> u32 {
     u32::try_from(step).unwrap_or(u32::MAX)
 }
 
+fn backend_name(backend: BackendChoice) -> &'static str {
+    match backend {
+        BackendChoice::Encrypted => "encrypted",
+        BackendChoice::Plain => "plain",
+    }
+}
+
 /// A report of a run that has not begun.
 pub(super) fn empty_report(
-    model: &Path,
+    model: &str,
     digest: String,
     backend: BackendChoice,
     parameter_sets: Vec<ParameterSet>,
-    seed: u64,
+    (seed, data_seed): (u64, u64),
 ) -> Report {
-    let backend = match backend {
-        BackendChoice::Encrypted => "encrypted",
-        BackendChoice::Plain => "plain",
-    };
-    let name = model.file_stem().unwrap_or(model.as_os_str());
     Report {
         velum_version: env!("CARGO_PKG_VERSION").to_owned(),
-        model: name.to_string_lossy().into_owned(),
+        model: model.to_owned(),
         model_digest: digest,
-        backend: backend.to_owned(),
+        backend: backend_name(backend).to_owned(),
         parameter_sets,
         seed,
+        data_seed,
         eval_loss_before: None,
         eval_loss_after: None,
         evaluations: Vec::new(),

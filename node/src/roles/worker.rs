@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::stop::StopSignals;
 use crate::config::Config;
 use crate::folders;
+use crate::output;
 use crate::report;
 use crate::swarm::{Identity, IdentityLock, PeerId, Regulars, ServeConfig, SwarmConfig, SwarmHandle, SwarmRole, serve};
 
@@ -103,10 +104,10 @@ async fn start_swarm(config: &Config) -> anyhow::Result<(SwarmHandle, IdentityLo
 /// Prints who this worker is, what it serves, and where it can be dialed.
 fn announce(swarm: &SwarmHandle, model: &str) {
     let peer: PeerId = swarm.local_peer();
-    println!("worker {peer}");
-    println!("serving model {model}");
+    output::print(format_args!("worker {peer}"));
+    output::print(format_args!("serving model {model}"));
     for address in swarm.listening() {
-        println!("{LISTENING}{address}");
+        output::print(format_args!("{LISTENING}{address}"));
     }
 }
 

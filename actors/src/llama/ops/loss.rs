@@ -7,6 +7,9 @@
 //! Exponentials are taken relative to the largest logit so far; where a later one is larger, what was summed is
 //! scaled down.
 //!
+//! How long this takes shows to whoever waits for the next product. So the number of positions that have a target is made
+//! up to a multiple with rows of zeros, whose results are thrown away.
+//!
 //! Slices of the vocabulary are tasks. Their number is fixed, so that sums do not depend on the threads.
 
 use protocol::model::ModelError;
@@ -24,6 +27,9 @@ const BLOCK: usize = 256;
 const SLICES: usize = 8;
 /// Tokens that go through the head together.
 const TOKENS: usize = 512;
+
+/// The number of rows that go through the head together is a multiple of this: what is added to a micro-batch is less.
+const ROWS: usize = 64;
 
 /// Where rows of a head come from.
 pub(crate) trait HeadRows: Sync {
@@ -85,7 +91,8 @@ impl<'a, H: HeadRows> HeadLoss<'a, H> {
     /// The loss of some tokens; their rows of the gradient are written.
     fn tokens(&self, tokens: &[usize], hidden: &[f32], gradient: Option<&mut [f32]>) -> Result<f64, ModelError> {
         let features = self.features;
-        let mut states = Buffer::scratch(tokens.len() * features);
+        let rows = tokens.len().next_multiple_of(ROWS);
+        let mut states = Buffer::zeroed(rows * features);
         for (to, &token) in states.chunks_exact_mut(features).zip(tokens) {
             to.copy_from_slice(&hidden[token * features..(token + 1) * features]);
         }
@@ -94,7 +101,7 @@ impl<'a, H: HeadRows> HeadLoss<'a, H> {
         let starts: Vec<usize> = (0..vocabulary).step_by(length).collect();
         let slices = starts.into_par_iter().with_max_len(1);
         let slices: Vec<Slice> = slices
-            .map(|start| self.slice(start, (start + length).min(vocabulary), tokens, &states))
+            .map(|start| self.slice(start, (start + length).min(vocabulary), tokens, rows, &states))
             .collect::<Result<_, _>>()?;
 
         let mut at_target = vec![0.0; tokens.len()];
@@ -134,9 +141,16 @@ impl<'a, H: HeadRows> HeadLoss<'a, H> {
         Ok(())
     }
 
-    /// Walks through the entries `start .. end` of the vocabulary.
-    fn slice(&self, start: usize, end: usize, tokens: &[usize], states: &[f32]) -> Result<Slice, ModelError> {
-        let (features, rows) = (self.features, tokens.len());
+    /// Walks through the entries `start .. end` of the vocabulary, with `rows` rows, of which the first are the tokens'.
+    fn slice(
+        &self,
+        start: usize,
+        end: usize,
+        tokens: &[usize],
+        rows: usize,
+        states: &[f32],
+    ) -> Result<Slice, ModelError> {
+        let features = self.features;
         let mut slice = Slice {
             largest: vec![f32::NEG_INFINITY; rows],
             sums: vec![0.0; rows],
@@ -153,9 +167,9 @@ impl<'a, H: HeadRows> HeadLoss<'a, H> {
             let logits = &mut logits[..rows * entries];
             let out = MatrixMut::new(logits, rows, entries);
             multiply(out, Before::Replaced, 1.0, Matrix::new(states, rows, features), head.transposed(), Threads::One);
-            for (row, (logits, &token)) in logits.chunks_exact_mut(entries).zip(tokens).enumerate() {
-                let target = (self.targets[token] as usize).wrapping_sub(first);
-                if let Some(&logit) = logits.get(target) {
+            for (row, logits) in logits.chunks_exact_mut(entries).enumerate() {
+                let target = tokens.get(row).map(|&token| (self.targets[token] as usize).wrapping_sub(first));
+                if let Some(&logit) = target.and_then(|target| logits.get(target)) {
                     slice.at_target.push((row, logit));
                 }
                 slice.absorb(row, features, logits);

@@ -1,0 +1,222 @@
+//! Runs that are interrupted and go on: the same numbers, bit for bit.
+
+use std::sync::Barrier;
+
+use super::*;
+use crate::checkpoint::{CheckpointConfig, Found, Identity, Store};
+use crate::data::{Batches, Dataset, Example};
+
+/// Seven texts, so that a step of three times two is never the end of a pass.
+fn texts() -> Dataset {
+    let example = |n: u32| {
+        let tokens: Vec<u32> = (0..6 + n % 3).map(|i| (7 * n + i * i) % 40).collect();
+        Example { learnt: (0..tokens.len()).map(|i| i > n as usize % 3).collect(), tokens }
+    };
+    Dataset::from_examples((0..7).map(example).collect(), 0)
+}
+
+fn training(steps: usize) -> TrainingConfig {
+    TrainingConfig {
+        steps,
+        micro_batch: 2,
+        accumulation: 3,
+        in_flight: 2,
+        learning_rate: 1e-2,
+        eval_every: 3,
+        lora: LoraConfig { dropout: 0.2, rank: 2, ..LoraConfig::default() },
+        ..TrainingConfig::default()
+    }
+}
+
+/// How one run over the texts came out.
+struct Ran {
+    parameters: Vec<Vec<u32>>,
+    losses: Vec<f64>,
+    evaluated: Vec<usize>,
+    error: Option<String>,
+}
+
+struct Place {
+    tiny: TinyModel,
+    _folder: tempfile::TempDir,
+    store: Store,
+}
+
+impl Place {
+    fn new(keep: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("checkpoints"), keep);
+        Self { tiny: TinyModel::new(), _folder: folder, store }
+    }
+
+    fn checkpoint(&self, step: usize) -> Checkpoint<TrainState> {
+        let path = self.store.list().unwrap().into_iter().find(|&(s, _)| s == step).unwrap().1;
+        Found::read(&path, 1 << 20).unwrap().checkpoint
+    }
+
+    fn plain(&self) -> PlainBackend {
+        PlainBackend::new(&self.tiny.model).unwrap()
+    }
+
+    /// Starts a run that is saved so often.
+    fn launch(
+        &self,
+        training: TrainingConfig,
+        backend: Arc<dyn LinearBackend>,
+        save_every: usize,
+        resume: Option<Checkpoint<TrainState>>,
+        notes: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<TrainHandle, TrainError> {
+        let model = TrainableModel::new(self.tiny.model.clone(), backend, &training).unwrap();
+        let config = CheckpointConfig { save_every, save_minutes: 0, keep: 1 };
+        let target = CheckpointTarget { store: self.store.clone(), config, identity: Identity::default(), notes };
+        // A resumed run takes the order from its checkpoint, whatever the seed.
+        let seed = if resume.is_some() { 99 } else { 5 };
+        let data = TrainingData {
+            train: Box::new(Batches::new(&texts(), training.micro_batch, 1, seed)),
+            evaluation: texts().in_order(2, 1).collect(),
+        };
+        let config = TrainerConfig { checkpoints: Some(target), resume, ..TrainerConfig::new(training) };
+        Trainer::launch(config, model, data)
+    }
+
+    async fn run(&self, steps: usize, save_every: usize, resume: Option<Checkpoint<TrainState>>) -> Ran {
+        let backend = Arc::new(self.plain());
+        let handle = self.launch(training(steps), backend, save_every, resume, Arc::new(String::new));
+        ran(handle.unwrap()).await
+    }
+}
+
+async fn ran(mut handle: TrainHandle) -> Ran {
+    let saver = handle.saver();
+    let mut evaluated = Vec::new();
+    while let Some(event) = handle.events.recv().await {
+        if let TrainEvent::Evaluation(report) = event {
+            evaluated.push(report.step);
+        }
+    }
+    let (error, parameters) = match handle.join().await {
+        Ok(outcome) => (None, outcome.model.adapters.parameters()),
+        Err(error) => (Some(error.to_string()), Vec::new()),
+    };
+    let bits = |var: &candle_core::Var| {
+        var.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|value| value.to_bits()).collect()
+    };
+    let state = saver.state().clone();
+    let losses = state.history.iter().map(|step| step.loss).chain(state.evaluations.iter().map(|e| e.loss));
+    Ran { parameters: parameters.iter().map(bits).collect(), losses: losses.collect(), evaluated, error }
+}
+
+#[actix::test]
+async fn a_run_resumed_after_any_step_is_the_run_that_was_not_interrupted() {
+    let (whole, place) = (Place::new(100), Place::new(1));
+    let uninterrupted = whole.run(7, 1, None).await;
+    assert_eq!((uninterrupted.losses.len(), &uninterrupted.evaluated), (7 + 4, &vec![0, 3, 6, 7]));
+    for step in 0..=7 {
+        let resumed = place.run(7, 0, Some(whole.checkpoint(step))).await;
+        assert_eq!(resumed.parameters, uninterrupted.parameters, "after step {step}");
+        assert_eq!(resumed.losses, uninterrupted.losses, "after step {step}");
+        // The evaluation of that very step is in its checkpoint.
+        let left: Vec<usize> = [0, 3, 6, 7].into_iter().filter(|&evaluated| evaluated > step).collect();
+        assert_eq!(resumed.evaluated, left, "after step {step}");
+    }
+}
+
+#[actix::test]
+async fn a_stopped_run_and_a_failed_one_go_on_from_their_last_step() {
+    let place = Place::new(2);
+    let uninterrupted = Place::new(1).run(6, 0, None).await;
+    let mut handle = place.launch(training(6), Arc::new(place.plain()), 0, None, Arc::new(|| "noted".into())).unwrap();
+    while !matches!(handle.events.recv().await, Some(TrainEvent::Step(_))) {}
+    handle.stopper().stop();
+    assert!(handle.join().await.unwrap().steps < 6, "it is stopped");
+    let stopped = place.store.latest::<TrainState>(1 << 20).unwrap().unwrap().checkpoint;
+    assert!(stopped.state.steps >= 1 && stopped.state.notes == "noted");
+
+    // It fails in its second step, or in the evaluation before: a step is 3 micro-batches of 15 products.
+    let left = AtomicUsize::new(3 * 15 + 20);
+    let failing = Arc::new(Failing { plain: place.plain(), left });
+    let handle = place.launch(training(6), failing, 0, Some(stopped), Arc::new(String::new)).unwrap();
+    assert!(ran(handle).await.error.is_some_and(|error| error.contains("every worker is gone")));
+    let failed = place.store.latest::<TrainState>(1 << 20).unwrap().unwrap().checkpoint;
+    assert!(failed.state.steps >= 2);
+    let resumed = place.run(6, 0, Some(failed)).await;
+    assert_eq!((resumed.parameters, resumed.losses), (uninterrupted.parameters, uninterrupted.losses));
+}
+
+/// Stops in its `at`th product until both sides of a barrier are there, twice.
+struct Held {
+    plain: PlainBackend,
+    calls: AtomicUsize,
+    at: usize,
+    barrier: Arc<Barrier>,
+}
+
+impl LinearBackend for Held {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
+        if self.calls.fetch_add(1, Ordering::Relaxed) == self.at {
+            self.barrier.wait();
+            self.barrier.wait();
+        }
+        self.plain.apply(product, rows, n)
+    }
+}
+
+#[actix::test]
+async fn finished_steps_are_saved_while_the_next_one_is_under_way() {
+    let place = Place::new(1);
+    let uninterrupted = Place::new(1).run(4, 0, None).await;
+    let barrier = Arc::new(Barrier::new(2));
+    // The evaluation is 4 micro-batches of 8 products; then two steps and half a one.
+    let at = 4 * 8 + 2 * 3 * 15 + 20;
+    let held = Held { plain: place.plain(), calls: AtomicUsize::new(0), at, barrier: barrier.clone() };
+    let handle = place.launch(training(4), Arc::new(held), 0, None, Arc::new(String::new)).unwrap();
+    let saver = handle.saver();
+    let saved = tokio::task::spawn_blocking(move || {
+        barrier.wait();
+        let saved = saver.save().unwrap();
+        assert_eq!(saver.save().unwrap(), saved, "there is nothing new to save");
+        barrier.wait();
+        saved
+    });
+    let path = saved.await.unwrap().unwrap();
+    let checkpoint = Found::<TrainState>::read(&path, 1 << 20).unwrap().checkpoint;
+    assert_eq!(checkpoint.state.steps, 2);
+    assert_eq!(ran(handle).await.parameters, uninterrupted.parameters);
+    assert_eq!(place.run(4, 0, Some(checkpoint)).await.parameters, uninterrupted.parameters);
+}
+
+#[actix::test]
+async fn a_full_disk_stops_no_run_and_is_tried_again() {
+    let place = Place::new(1);
+    // A file where the folder should be: nothing can be written there until it is gone.
+    let folder = place.store.folder().to_owned();
+    std::fs::write(&folder, b"full").unwrap();
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let notes = {
+        let (attempts, folder) = (attempts.clone(), folder.clone());
+        move || {
+            // The evaluation before the first step, then that and the second one, although only every fourth is due.
+            if attempts.fetch_add(1, Ordering::Relaxed) == 2 {
+                std::fs::remove_file(&folder).unwrap();
+            }
+            String::new()
+        }
+    };
+    let handle = place.launch(training(4), Arc::new(place.plain()), 4, None, Arc::new(notes)).unwrap();
+    assert_eq!(ran(handle).await.error, None);
+    assert_eq!(place.store.list().unwrap()[0].0, 4);
+    // The three, after the evaluation of step 3, after step 4 and after its evaluation.
+    assert_eq!(attempts.load(Ordering::Relaxed), 6);
+}
+
+#[actix::test]
+async fn a_checkpoint_of_other_adapters_is_refused() {
+    let place = Place::new(9);
+    place.run(1, 1, None).await;
+    let mut other = training(1);
+    other.lora.rank = 3;
+    let launched = place.launch(other, Arc::new(place.plain()), 1, Some(place.checkpoint(1)), Arc::new(String::new));
+    let error = launched.err().unwrap().to_string();
+    assert!(error.contains("other adapters") && error.contains("parameter.0"), "{error}");
+}
