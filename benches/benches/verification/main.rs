@@ -3,7 +3,7 @@
 //!
 //! `cargo bench -p benches --bench verification -- MODEL DATA [cost|steps|honest|forged] [COUNT]`
 //!
-//! MODEL is a model's folder or file, DATA a JSONL file of text. Rows are those of one training step on the first examples, of
+//! MODEL is a model's folder or file, DATA a JSONL file of text. Rows are those of one training step on some examples, of
 //! every matrix in both directions, recorded while the plain backend computes it.
 //!
 //! - `cost`: seconds and memory of drawing the checks of all matrices, of checking all mask products, and of the checks of

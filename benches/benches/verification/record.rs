@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use actors::backend::{BackendError, LinearBackend, PlainBackend};
 use actors::buffer::Buffer;
-use actors::data::{DataOptions, Dataset};
+use actors::data::{Batches, DataOptions, Dataset};
 use actors::trainer::{TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData};
 use protocol::ids::ProductId;
 use protocol::model::Model;
@@ -36,12 +36,12 @@ pub(crate) fn rows_of_a_step(model: &Arc<Model>, data: &Path) -> anyhow::Result<
     let options = DataOptions { max_tokens: LENGTH, ..DataOptions::default() };
     let examples = Dataset::load(data, &options, &model.tokenizer()?)?;
     let training = TrainingConfig { steps: 1, micro_batch: SEQUENCES, accumulation: 1, ..TrainingConfig::default() };
-    let train: Vec<_> = examples.in_order(SEQUENCES).take(1).collect();
-    let data = TrainingData { train: Box::new(train.into_iter()), evaluation: Vec::new() };
+    let data = TrainingData { train: Box::new(Batches::new(&examples, SEQUENCES, 1, 0)), evaluation: Vec::new() };
     let recorder = Arc::new(Recorder { plain: PlainBackend::new(model)?, rows: Mutex::default() });
+    let config = TrainerConfig { training: training.clone(), adapter: None, checkpoints: None, resume: None };
     actix::System::new().block_on(async {
         let trainable = TrainableModel::new(Arc::clone(model), Arc::clone(&recorder) as _, &training)?;
-        Trainer::launch(TrainerConfig { training, adapter: None }, trainable, data)?.join().await?;
+        Trainer::launch(config, trainable, data)?.join().await?;
         anyhow::Ok(())
     })?;
     let rows = std::mem::take(&mut *recorder.rows.lock().expect("nobody panicked"));

@@ -81,6 +81,8 @@ pub(crate) fn honest(model: &Arc<Model>, rows: &Rows, count: usize) -> anyhow::R
 struct Outcome {
     tried: usize,
     refused: usize,
+    /// Accepted, and only in rows of zeros, of which nothing is used.
+    unused: usize,
     /// Forged rows of those that were accepted, over their honest noise and over their norm, at most.
     noise: f64,
     norm: f64,
@@ -207,16 +209,18 @@ pub(crate) fn forged(model: &Arc<Model>, rows: &Rows, count: usize) -> anyhow::R
                 let again = verified.again().to_vec();
                 let (noise, norm) =
                     effect(&answer, &honest_answer, &verified.into_values(), &again, &sent.steps, honest, unit);
+                outcome.unused += usize::from(noise == 0.0);
                 (outcome.noise, outcome.norm) = (outcome.noise.max(noise), outcome.norm.max(norm));
             }
         }
     }
-    println!("{:26} {:>7} {:>8} {:>9}   what passed did to a row, at most", "bodies", "forged", "refused", "accepted");
-    for (kind, Outcome { tried, refused, noise, norm }) in outcomes {
-        let passed = tried - refused;
+    println!("{:26} {:>7} {:>8} {:>7} {:>9}", "bodies", "forged", "refused", "unused", "accepted");
+    println!("(unused: in rows of zeros, whose answers are not used; what was accepted did to a row, at most)");
+    for (kind, Outcome { tried, refused, unused, noise, norm }) in outcomes {
+        let passed = tried - refused - unused;
         let effect = format!("{noise:6.2} × its honest noise, {:.3} % of its norm", 100.0 * norm);
         let effect = if passed == 0 { String::new() } else { effect };
-        println!("{:26} {tried:>7} {refused:>8} {passed:>9}   {effect}", KINDS[kind]);
+        println!("{:26} {tried:>7} {refused:>8} {unused:>7} {passed:>9}   {effect}", KINDS[kind]);
     }
     forged_masks(&asked, count / 10, &mut rng)
 }
