@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -47,7 +47,18 @@ fn binary() -> PathBuf {
 impl Node {
     /// Starts `node` with these arguments.
     pub fn start<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
-        let mut child = spawn(arguments);
+        Self::of(command(arguments))
+    }
+
+    /// Starts `node` with a folder of its own for the user's configuration.
+    pub fn start_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut command = command(arguments);
+        command.env("XDG_CONFIG_HOME", folder);
+        Self::of(command)
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the binary starts");
         let stdout = lines(child.stdout.take().expect("standard output is piped"));
         let stderr = lines(child.stderr.take().expect("standard error is piped"));
         Self { child, stdout, stderr, seen: Vec::new(), said: Vec::new() }
@@ -55,7 +66,7 @@ impl Node {
 
     /// Starts `node` with pipes for standard output and standard error that nobody reads: both are closed.
     pub fn start_unread<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
-        let mut child = spawn(arguments);
+        let mut child = command(arguments).spawn().expect("the binary starts");
         drop((child.stdout.take(), child.stderr.take()));
         let (stdout, stderr) = (mpsc::channel().1, mpsc::channel().1);
         Self { child, stdout, stderr, seen: Vec::new(), said: Vec::new() }
@@ -158,11 +169,12 @@ impl Node {
     }
 }
 
-/// Starts the binary with pipes.
-fn spawn<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Child {
+/// The binary with pipes.
+fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(binary());
     command.args(arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
 }
 
 /// The lines of a pipe as they come; what a process that dies in the middle of one has written of it is the last.
