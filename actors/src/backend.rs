@@ -5,11 +5,34 @@ mod plain;
 use std::sync::Arc;
 
 use protocol::ids::ProductId;
+use protocol::sketch::Verified;
 
 use crate::buffer::Buffer;
 use crate::transport::Traffic;
 
 pub use plain::PlainBackend;
+
+/// A base product that a trainer may use: the owner's own process computed it, or a worker, and then all of it was verified.
+#[derive(Debug)]
+pub struct Product(Buffer);
+
+impl Product {
+    /// What was computed by the owner's own process.
+    pub fn of_owner(rows: Buffer) -> Self {
+        Self(rows)
+    }
+
+    /// `tokens × outer`, row-major.
+    pub fn into_rows(self) -> Buffer {
+        self.0
+    }
+}
+
+impl From<Verified<Buffer>> for Product {
+    fn from(verified: Verified<Buffer>) -> Self {
+        Self(verified.into_values())
+    }
+}
 
 /// Computes a base-model product for the owner's model.
 ///
@@ -20,7 +43,7 @@ pub trait LinearBackend: Send + Sync + 'static {
     ///
     /// # Errors
     /// When no worker could compute the product.
-    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError>;
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError>;
 
     /// Bytes exchanged with workers so far; none where products are computed by the owner itself.
     fn traffic(&self) -> Traffic {

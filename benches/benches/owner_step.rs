@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use actors::backend::{BackendError, LinearBackend};
+use actors::backend::{BackendError, LinearBackend, Product};
 use actors::buffer::Buffer;
 use actors::data::{BatchSource, MicroBatch, Position};
 use actors::trainer::{
@@ -158,7 +158,7 @@ struct Costless {
 }
 
 impl LinearBackend for Costless {
-    fn apply(&self, product: ProductId, _rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, _rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
         let called = Instant::now();
         let ProductId { linear, direction } = product;
         let LinearShape { d_in, d_out } = self.config.shape(linear.group);
@@ -177,7 +177,7 @@ impl LinearBackend for Costless {
             *between.spent.entry((last, place.clone())).or_default() += called - returned;
         }
         between.last = Some((place, Instant::now()));
-        Ok(out)
+        Ok(Product::of_owner(out))
     }
 }
 

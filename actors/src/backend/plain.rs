@@ -7,7 +7,7 @@ use protocol::ids::{Direction, LinearId, LinearShape, ProductId};
 use protocol::model::{Model, ModelError};
 use rayon::prelude::*;
 
-use super::{BackendError, LinearBackend};
+use super::{BackendError, LinearBackend, Product};
 use crate::buffer::Buffer;
 use crate::llama::{Before, Matrix, MatrixMut, Threads, multiply};
 
@@ -29,7 +29,7 @@ impl PlainBackend {
 }
 
 impl LinearBackend for PlainBackend {
-    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
         let fail = |why: String| BackendError { product, why: why.into() };
         let (shape, weights) =
             self.matrices.get(&product.linear).ok_or_else(|| fail("the model has no such layer".into()))?;
@@ -45,6 +45,6 @@ impl LinearBackend for PlainBackend {
         let mut out = Buffer::scratch(tokens * outer);
         let rows = Matrix::new(&rows, tokens, inner);
         multiply(MatrixMut::new(&mut out, tokens, outer), Before::Replaced, 1.0, rows, weights, Threads::All);
-        Ok(out)
+        Ok(Product::of_owner(out))
     }
 }

@@ -110,7 +110,7 @@ impl<'a> Pass<'a> {
         rows: Arc<Buffer>,
     ) -> Result<Buffer, BackendError> {
         let (_, outer) = self.llama.config().shape(linear.group).along(direction);
-        let out = self.llama.backend.apply(linear.along(direction), rows, self.tokens)?;
+        let out = self.llama.backend.apply(linear.along(direction), rows, self.tokens)?.into_rows();
         if out.len() != self.tokens * outer {
             let why = format!("the backend returned {} values for {} × {outer}", out.len(), self.tokens);
             return Err(BackendError { product: linear.along(direction), why: why.into() });

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use protocol::ids::{Direction, Group, LinearId, ProductId};
 
 use super::*;
-use crate::backend::{BackendError, PlainBackend};
+use crate::backend::{BackendError, PlainBackend, Product};
 use crate::buffer::Buffer;
 use crate::lora::{LoraConfig, Projection};
 use crate::testing::{TinyModel, nudge};
@@ -86,7 +86,7 @@ fn padding_changes_no_loss() {
 fn no_gradient_is_asked_below_the_lowest_adapter() {
     struct Recording(PlainBackend, Mutex<Vec<ProductId>>);
     impl LinearBackend for Recording {
-        fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
+        fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Product, BackendError> {
             self.1.lock().unwrap().push(product);
             self.0.apply(product, rows, n)
         }
@@ -129,9 +129,9 @@ fn a_batch_that_does_not_fit_is_refused() {
 fn a_backend_that_fails_or_answers_short_is_an_error() {
     struct Broken(Option<usize>);
     impl LinearBackend for Broken {
-        fn apply(&self, product: ProductId, _: Arc<Buffer>, _: usize) -> Result<Buffer, BackendError> {
+        fn apply(&self, product: ProductId, _: Arc<Buffer>, _: usize) -> Result<Product, BackendError> {
             let fail = || BackendError { product, why: "nobody is there".into() };
-            self.0.map(Buffer::zeroed).ok_or_else(fail)
+            self.0.map(|length| Product::of_owner(Buffer::zeroed(length))).ok_or_else(fail)
         }
     }
     let tiny = TinyModel::new();

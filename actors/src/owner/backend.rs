@@ -8,7 +8,7 @@ use protocol::ids::ProductId;
 use super::keys::KeyError;
 use super::masks::MaskError;
 use super::scheduler::{Apply, LayerScheduler, ScheduleError};
-use crate::backend::{BackendError, BackendFailure, LinearBackend};
+use crate::backend::{BackendError, BackendFailure, LinearBackend, Product};
 use crate::buffer::Buffer;
 use crate::transport::{Traffic, Transport, TransportError};
 
@@ -26,11 +26,11 @@ impl EncryptedBackend {
 }
 
 impl LinearBackend for EncryptedBackend {
-    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
         let request = Apply { product, rows, tokens };
         let answer = futures::executor::block_on(self.scheduler.send(request));
         let why = match answer {
-            Ok(Ok(rows)) => return Ok(rows),
+            Ok(Ok(verified)) => return Ok(verified.into()),
             Ok(Err(error)) => failure(&error),
             Err(error) => BackendFailure::Internal(format!("the layer scheduler is gone ({error})")),
         };

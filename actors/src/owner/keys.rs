@@ -14,7 +14,7 @@ use protocol::he::{
 };
 use protocol::ids::{LinearId, ProductId};
 use protocol::quant::{QuantError, RowScales, Step};
-use protocol::sketch::{Checks, Expected, Refuted};
+use protocol::sketch::{Checked, Checks, Expected, Refuted};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 
 use super::CallNumbers;
@@ -88,40 +88,9 @@ pub(crate) struct Encrypt {
     pub(crate) step: Step,
 }
 
-/// A verified answer, `tokens × outer`, row-major. Rows that wrapped more than once are missing until they are put in.
-#[derive(Debug)]
-pub(crate) struct Opened {
-    rows: Buffer,
-    again: Vec<usize>,
-}
-
-impl Opened {
-    /// Rows to be asked for anew, with the provable step, at which none wraps.
-    pub(crate) fn again(&self) -> &[usize] {
-        &self.again
-    }
-
-    /// Puts in what was [missing](Self::again): the answer to exactly these rows, in this order, itself complete.
-    pub(crate) fn fill(mut self, missing: &Buffer) -> Buffer {
-        let outer = missing.len() / self.again.len().max(1);
-        for (row, values) in self.again.iter().zip(missing.chunks_exact(outer.max(1))) {
-            self.rows[row * outer..][..outer].copy_from_slice(values);
-        }
-        self.rows
-    }
-
-    /// All rows, if none is missing.
-    ///
-    /// # Errors
-    /// The answer as it is, where some are.
-    pub(crate) fn whole(self) -> Result<Buffer, Self> {
-        if self.again.is_empty() { Ok(self.rows) } else { Err(self) }
-    }
-}
-
-/// Asks for an answer to be decrypted as its tiles arrive, and verified.
+/// Asks for an answer to be decrypted as its tiles arrive, and verified; the reply is `tokens × outer`, row-major.
 #[derive(Message)]
-#[rtype(result = "Result<Opened, KeyError>")]
+#[rtype(result = "Result<Checked<Buffer>, KeyError>")]
 pub(crate) struct Decrypt {
     pub(crate) call: u64,
     /// The product of the mask by the same matrix.
@@ -224,7 +193,7 @@ fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Re
 }
 
 impl Handler<Decrypt> for KeyManager {
-    type Result = ResponseFuture<Result<Opened, KeyError>>;
+    type Result = ResponseFuture<Result<Checked<Buffer>, KeyError>>;
 
     fn handle(&mut self, message: Decrypt, _context: &mut Self::Context) -> Self::Result {
         let held = self.tickets.remove(&message.call).ok_or(KeyError::NoTicket(message.call));
@@ -234,7 +203,12 @@ impl Handler<Decrypt> for KeyManager {
 }
 
 /// Decrypts tiles as they arrive, then verifies, scales and un-rotates the whole.
-async fn open(table: Arc<LayerTable>, clock: Arc<PhaseClock>, held: Held, answer: Decrypt) -> Result<Opened, KeyError> {
+async fn open(
+    table: Arc<LayerTable>,
+    clock: Arc<PhaseClock>,
+    held: Held,
+    answer: Decrypt,
+) -> Result<Checked<Buffer>, KeyError> {
     let Held { product, precision, tokens, ticket, scales, checks, expected } = held;
     let Decrypt { call, masks, mut tiles, sent } = answer;
     let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
@@ -259,12 +233,10 @@ async fn open(table: Arc<LayerTable>, clock: Arc<PhaseClock>, held: Held, answer
         let verifying = Instant::now();
         let verified = checks.sketch.verify(decrypted, &expected);
         of_checks.add_check(verifying.elapsed());
-        let verified = verified?;
-        let again = verified.again().to_vec();
-        let mut rows = verified.into_values();
+        let mut verified = verified?;
         let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
-        entry.codec(product.direction).finish(&mut rows, &scales).map_err(KeyError::Decode)?;
-        Ok::<_, KeyError>(Opened { rows, again })
+        entry.codec(product.direction).finish(verified.values_mut(), &scales).map_err(KeyError::Decode)?;
+        Ok::<_, KeyError>(verified)
     })
     .await??;
     clock.add_product(exchange, decrypt_time + start.elapsed());

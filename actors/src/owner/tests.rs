@@ -303,6 +303,7 @@ async fn apply(
 ) -> (Cluster, Result<Buffer, crate::backend::BackendError>) {
     let call = tokio::task::spawn_blocking(move || {
         let result = cluster.backend.apply(linear.along(direction), Arc::new(rows.into()), tokens);
+        let result = result.map(crate::backend::Product::into_rows);
         (cluster, result)
     });
     call.await.unwrap()

@@ -11,7 +11,7 @@ use protocol::ids::ProductId;
 
 use super::*;
 use crate::adapter;
-use crate::backend::{BackendError, PlainBackend};
+use crate::backend::{BackendError, PlainBackend, Product};
 use crate::buffer::Buffer;
 use crate::data::{IGNORED, Position};
 use crate::lora::LoraConfig;
@@ -154,7 +154,7 @@ struct Failing {
 }
 
 impl LinearBackend for Failing {
-    fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Product, BackendError> {
         match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
             Ok(_) => self.plain.apply(product, rows, n),
             Err(_) => Err(BackendError { product, why: "every worker is gone".into() }),

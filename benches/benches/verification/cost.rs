@@ -38,8 +38,8 @@ pub(crate) fn measure(model: &Arc<Model>, rows: &Rows) -> anyhow::Result<()> {
             let (opened, decrypted) = timed(|| product.decrypt(sent.ticket, &masks, &answer));
             let decrypted = decrypted?;
             let (verified, values) = timed(|| product.checks.sketch.verify(decrypted, &sent.expected));
-            let mut values = values?.into_values();
-            let (finished, result) = timed(|| product.codec.finish(&mut values, &sent.scales));
+            let mut values = values?;
+            let (finished, result) = timed(|| product.codec.finish(values.values_mut(), &sent.scales));
             result?;
             sealing += sealed;
             opening += opened + verified + finished;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use actors::backend::{BackendError, LinearBackend, PlainBackend};
+use actors::backend::{BackendError, LinearBackend, PlainBackend, Product};
 use actors::buffer::Buffer;
 use actors::data::{Batches, DataOptions, Dataset};
 use actors::trainer::{TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData};
@@ -25,7 +25,7 @@ struct Recorder {
 }
 
 impl LinearBackend for Recorder {
-    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
         self.rows.lock().expect("nobody panicked").insert(product, (Arc::clone(&rows), tokens));
         self.plain.apply(product, rows, tokens)
     }

@@ -205,10 +205,10 @@ pub(crate) fn forged(model: &Arc<Model>, rows: &Rows, count: usize) -> anyhow::R
         outcome.tried += 1;
         match product.checks.sketch.verify(decrypted, &sent.expected) {
             Err(_) => outcome.refused += 1,
-            Ok(verified) => {
+            Ok(mut verified) => {
                 let again = verified.again().to_vec();
                 let (noise, norm) =
-                    effect(&answer, &honest_answer, &verified.into_values(), &again, &sent.steps, honest, unit);
+                    effect(&answer, &honest_answer, verified.values_mut(), &again, &sent.steps, honest, unit);
                 outcome.unused += usize::from(noise == 0.0);
                 (outcome.noise, outcome.norm) = (outcome.noise.max(noise), outcome.norm.max(norm));
             }

@@ -278,7 +278,8 @@ impl Encrypted<'_> {
             let multiplied = began.elapsed();
             let mut decryption = ticket.open(Arc::clone(&masks), precision, vec![0.0; tokens * outer])?;
             tiles.iter().try_for_each(|tile| decryption.tile(tile))?;
-            let mut out = self.checks.sketch.verify(decryption.finish()?, &expected)?.into_values();
+            let verified = self.checks.sketch.verify(decryption.finish()?, &expected)?.complete();
+            let mut out = verified.ok().context("no row of these wraps more than once")?.into_values();
             codec.finish(&mut out, &prepared.scales)?;
             let decrypted = began.elapsed();
             let seconds = [encrypted, multiplied - encrypted, decrypted - multiplied];

@@ -66,15 +66,21 @@ impl Expected {
     }
 }
 
-/// Decrypted values that agree with the sketch. Only [`Sketch::verify`] makes one of a stranger's answer.
-pub struct Verified<T> {
+/// An answer that agrees with the sketch, but for rows that wrapped more than once: those are zeros here, and have to be asked
+/// for anew. Only [`Sketch::verify`] makes one.
+#[derive(Debug)]
+pub struct Checked<T> {
     values: T,
     again: Vec<usize>,
     corrected: usize,
 }
 
-impl<T> Verified<T> {
-    /// Rows that wrapped more than once and are zeros here: they have to be asked for anew, with the provable step.
+/// All rows of an answer, verified: made of a [`Checked`] that lacks none, and of nothing else.
+#[derive(Debug)]
+pub struct Verified<T>(T);
+
+impl<T: DerefMut<Target = [f32]>> Checked<T> {
+    /// Rows to be asked for anew, with the provable step, at which none wraps.
     pub fn again(&self) -> &[usize] {
         &self.again
     }
@@ -84,9 +90,37 @@ impl<T> Verified<T> {
         self.corrected
     }
 
-    /// The values; rows of [`Self::again`] are zeros.
+    /// The values, to be decoded in place.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// All rows, if none is missing.
+    ///
+    /// # Errors
+    /// The answer as it is, where some are.
+    pub fn complete(self) -> Result<Verified<T>, Self> {
+        if self.again.is_empty() { Ok(Verified(self.values)) } else { Err(self) }
+    }
+
+    /// Puts in what is [missing](Self::again): the answer to exactly these rows, in this order.
+    ///
+    /// # Panics
+    /// If it has another number of rows, which whoever asked for them cannot bring about.
+    pub fn fill(mut self, missing: Verified<T>) -> Verified<T> {
+        let outer = missing.0.len().checked_div(self.again.len()).unwrap_or(0);
+        assert_eq!(missing.0.len(), outer * self.again.len(), "one row for each that is missing");
+        for (row, values) in self.again.iter().zip(missing.0.chunks_exact(outer.max(1))) {
+            self.values[row * outer..][..outer].copy_from_slice(values);
+        }
+        Verified(self.values)
+    }
+}
+
+impl<T> Verified<T> {
+    /// The values.
     pub fn into_values(self) -> T {
-        self.values
+        self.0
     }
 }
 
@@ -199,7 +233,7 @@ impl Sketch {
         &self,
         decrypted: Decrypted<T>,
         expected: &Expected,
-    ) -> Result<Verified<T>, Refuted> {
+    ) -> Result<Checked<T>, Refuted> {
         let (mut values, steps, precision) = decrypted.into_parts();
         let (outer, tokens) = (self.outer(), expected.tokens());
         assert!(values.len() == tokens * outer && steps.len() == tokens, "the answer to the rows expected");
@@ -209,7 +243,7 @@ impl Sketch {
             values[row * outer..][..outer].fill(0.0);
         }
         let corrected = rows.iter().filter(|row| matches!(row, Row::Corrected(_))).count();
-        Ok(Verified { values, again, corrected })
+        Ok(Checked { values, again, corrected })
     }
 
     /// Mean square of the noise of a call over its prediction.

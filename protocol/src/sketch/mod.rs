@@ -51,7 +51,7 @@ mod wrap;
 use crate::he::SecretRng;
 use crate::ids::{Direction, LinearShape};
 
-pub use body::{Expected, Refuted, Sketch, Verified};
+pub use body::{Checked, Expected, Refuted, Sketch, Verified};
 pub use masks::{ForgedMasks, MaskCheck};
 
 /// Columns of a body product's sketch.

@@ -74,7 +74,7 @@ impl Bench {
         (decryption.finish().unwrap(), expected)
     }
 
-    fn verify(&self, rows: &[f32], step: Step, forge: impl FnOnce(&mut Planes)) -> Result<Verified<Vec<f32>>, Refuted> {
+    fn verify(&self, rows: &[f32], step: Step, forge: impl FnOnce(&mut Planes)) -> Result<Checked<Vec<f32>>, Refuted> {
         let (decrypted, expected) = self.product(rows, step, forge);
         self.checks.sketch.verify(decrypted, &expected)
     }
@@ -115,7 +115,7 @@ fn honest_products_pass_and_their_noise_is_as_predicted() {
                 let (decrypted, expected) = bench.product(&rows, step, |_| {});
                 let verified = bench.checks.sketch.verify(decrypted, &expected).unwrap();
                 assert_eq!((verified.again(), verified.corrected()), (&[][..], 0), "{precision} {direction:?}");
-                let values = verified.into_values();
+                let values = verified.complete().unwrap().into_values();
                 assert!(values.len() == tokens * outer && values[..outer].iter().all(|&value| value == 0.0));
             }
         }
@@ -141,7 +141,7 @@ fn the_sketched_step_is_finer_and_what_comes_out_is_nearer() {
     let rows = gaussian(64 * inner, 6);
     let [provable, sketched] = [Step::Provable, Step::Sketched].map(|step| {
         let (prepared, _) = bench.codec.prepare_expecting(&rows, 64, &bench.checks.sketch, step).unwrap();
-        let values = bench.verify(&rows, step, |_| {}).unwrap().into_values();
+        let values = bench.verify(&rows, step, |_| {}).unwrap().complete().unwrap().into_values();
         let weight = |i: usize, j: usize| f64::from(bench.matrix.values[i * outer + j]);
         let mut missed = 0.0;
         for (row, values) in prepared.rows.chunks(inner).zip(values.chunks(outer)) {
@@ -259,7 +259,9 @@ fn single_wraps_are_corrected_and_rows_with_several_asked_for_anew() {
     decryption.tile(&tile).unwrap();
     let verified = bench.checks.sketch.verify(decryption.finish().unwrap(), &expected).unwrap();
     assert_eq!((verified.again(), verified.corrected()), (&[5][..], 1));
-    let values = verified.into_values();
+    assert!(bench.verify(&rows, Step::Sketched, |_| {}).unwrap().complete().is_ok(), "nothing is missing otherwise");
+    let mut verified = verified.complete().unwrap_err();
+    let values = verified.values_mut().to_vec();
     assert!(values[5 * outer..][..outer].iter().all(|&value| value == 0.0), "nothing of it is handed out");
     for row in (0..tokens).filter(|&row| row != 5) {
         let scale = exact[row * outer..][..outer].iter().fold(0.0_f64, |top, y| top.max(y.abs()));
@@ -267,6 +269,10 @@ fn single_wraps_are_corrected_and_rows_with_several_asked_for_anew() {
             assert!((f64::from(*value) - exact).abs() < 0.05 * scale, "row {row}: {value} for {exact}");
         }
     }
+    let missing = bench.verify(&rows[5 * inner..6 * inner], Step::Provable, |_| {}).unwrap().complete().unwrap();
+    let filled = verified.fill(missing).into_values();
+    assert_ne!(filled[5 * outer..6 * outer], values[5 * outer..6 * outer]);
+    assert_eq!((&filled[..5 * outer], &filled[6 * outer..]), (&values[..5 * outer], &values[6 * outer..]));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use protocol::ids::{ModelDigest, ProductId};
+use protocol::sketch::Verified;
 use protocol::wire::messages::{WorkerHealth, WorkerOffer};
 use tokio::sync::mpsc;
 
@@ -124,7 +125,7 @@ pub struct WorkerLost(pub PeerName);
 
 /// Asks for a base-model product; see [`crate::backend::LinearBackend`].
 #[derive(Message)]
-#[rtype(result = "Result<Buffer, ScheduleError>")]
+#[rtype(result = "Result<Verified<Buffer>, ScheduleError>")]
 pub(crate) struct Apply {
     pub(crate) product: ProductId,
     pub(crate) rows: Arc<Buffer>,
@@ -205,7 +206,7 @@ impl Handler<WorkerLost> for LayerScheduler {
 }
 
 impl Handler<Apply> for LayerScheduler {
-    type Result = ResponseFuture<Result<Buffer, ScheduleError>>;
+    type Result = ResponseFuture<Result<Verified<Buffer>, ScheduleError>>;
 
     fn handle(&mut self, message: Apply, _context: &mut Self::Context) -> Self::Result {
         Box::pin(product::apply(Rc::clone(&self.shell), message))

@@ -12,7 +12,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use protocol::he::MaskProduct;
 use protocol::ids::ProductId;
 use protocol::quant::Step;
-use protocol::sketch::Refuted;
+use protocol::sketch::{Checked, Refuted, Verified};
 use protocol::wire::messages::ProductHeader;
 use tracing::Instrument as _;
 
@@ -21,7 +21,7 @@ use super::error::{ScheduleError, Verdict, gone, verdict};
 use super::shell::Shell;
 use crate::buffer::Buffer;
 use crate::owner::fleet::{Event, Failure, Measured};
-use crate::owner::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Opened, Sealed};
+use crate::owner::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Sealed};
 use crate::owner::masks::MaskError;
 use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest};
@@ -71,7 +71,7 @@ struct Trials {
 ///
 /// # Errors
 /// What is wrong with it, if no worker can help that; that workers refuse it; that none is left.
-pub(super) async fn apply(shell: Rc<Shell>, message: Apply) -> Result<Buffer, ScheduleError> {
+pub(super) async fn apply(shell: Rc<Shell>, message: Apply) -> Result<Verified<Buffer>, ScheduleError> {
     if shell.table.entry(message.product.linear).is_none() {
         return Err(ScheduleError::NoRoute(message.product.linear));
     }
@@ -149,7 +149,7 @@ impl Trials {
     }
 }
 
-type Ended = (PeerName, Result<Buffer, ScheduleError>);
+type Ended = (PeerName, Result<Verified<Buffer>, ScheduleError>);
 
 /// Begins an attempt at a worker.
 fn start<'a>(
@@ -172,7 +172,7 @@ async fn race(
     peer: PeerName,
     message: &Apply,
     attempt: Attempt,
-) -> Result<Buffer, (PeerName, ScheduleError)> {
+) -> Result<Verified<Buffer>, (PeerName, ScheduleError)> {
     let (product, macs) = (message.product, macs(shell, message));
     let slow_after = shell.ask(|fleet| fleet.slow_after(product, macs)).unwrap_or(LONGEST_PAUSE);
     let run = |peer| start(shell, peer, message, attempt, macs);
@@ -243,7 +243,7 @@ async fn try_at(
     message: &Apply,
     attempt: Attempt,
     macs: f64,
-) -> Result<Buffer, ScheduleError> {
+) -> Result<Verified<Buffer>, ScheduleError> {
     let flight = Flight::new(shell, peer);
     let result = tokio::select! {
         result = whole(shell, peer, message, attempt) => result,
@@ -298,9 +298,9 @@ async fn whole(
     peer: &PeerName,
     message: &Apply,
     attempt: Attempt,
-) -> Result<(Buffer, Instant), ScheduleError> {
+) -> Result<(Verified<Buffer>, Instant), ScheduleError> {
     let (opened, sent) = exchange(shell, peer, message, attempt.step()).await?;
-    let opened = match opened.whole() {
+    let opened = match opened.complete() {
         Ok(rows) => return Ok((rows, sent)),
         Err(opened) => opened,
     };
@@ -310,8 +310,9 @@ async fn whole(
     let missing = Apply { product: message.product, rows: Arc::new(rows.into()), tokens };
     let (missing, _) = exchange(shell, peer, &missing, Step::Provable).await?;
     // At that step no row of an honest answer wraps.
-    let missing = missing.whole().map_err(|_| KeyError::Refuted(Refuted::Wraps { wrapped: tokens, rows: tokens }))?;
-    Ok((opened.fill(&missing), sent))
+    let missing =
+        missing.complete().map_err(|_| KeyError::Refuted(Refuted::Wraps { wrapped: tokens, rows: tokens }))?;
+    Ok((opened.fill(missing), sent))
 }
 
 /// Encrypts rows, sends them and decrypts what comes back; with the rows comes the moment at which they were sent.
@@ -320,7 +321,7 @@ async fn exchange(
     peer: &PeerName,
     message: &Apply,
     step: Step,
-) -> Result<(Opened, Instant), ScheduleError> {
+) -> Result<(Checked<Buffer>, Instant), ScheduleError> {
     let Apply { product, ref rows, tokens } = *message;
     let (transport, masks) = (shell.transport.as_ref(), &shell.masks);
     let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };

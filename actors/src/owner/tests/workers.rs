@@ -96,7 +96,8 @@ fn products_are_right_whatever_devices_a_worker_has() {
                             .flat_map(|row| (0..outer).map(move |j| (row, j)))
                             .map(|(row, j)| product(row, j))
                             .collect();
-                        let found = backend.apply(linear.along(direction), Arc::new(rows.into()), tokens).unwrap();
+                        let found =
+                            backend.apply(linear.along(direction), Arc::new(rows.into()), tokens).unwrap().into_rows();
                         let error = relative_error(&found, &expected);
                         assert!(error < 0.02, "{split} {linear} {direction:?}: relative error {error}");
                     }

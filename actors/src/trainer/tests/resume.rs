@@ -153,7 +153,7 @@ struct Held {
 }
 
 impl LinearBackend for Held {
-    fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Buffer, BackendError> {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, n: usize) -> Result<Product, BackendError> {
         if self.calls.fetch_add(1, Ordering::Relaxed) == self.at {
             self.barrier.wait();
             self.barrier.wait();
