@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use protocol::columns::{ColumnError, ColumnLedger};
 use protocol::he::{Planes, ProductTile};
 use rayon::prelude::*;
 
@@ -46,8 +47,8 @@ pub struct SumShape {
 /// A sum under way.
 pub struct CiphertextSum {
     shape: SumShape,
-    /// `[part][column]`
-    came: Vec<Vec<bool>>,
+    /// Of each part.
+    came: Vec<ColumnLedger>,
     cells: Vec<Cell>,
     /// Cells that are not given away yet.
     left: usize,
@@ -69,7 +70,7 @@ impl CiphertextSum {
             Cell { missing: shape.parts * columns.len(), columns, sum: None }
         };
         let cells: Vec<Cell> = (0..shape.outer).step_by(shape.cell_columns.max(1)).map(cell).collect();
-        Self { shape, came: vec![vec![false; shape.outer]; shape.parts], left: cells.len(), cells }
+        Self { shape, came: vec![ColumnLedger::new(shape.outer); shape.parts], left: cells.len(), cells }
     }
 
     /// Adds a tile of a part, and returns the tiles of the sum that are complete with it.
@@ -77,18 +78,16 @@ impl CiphertextSum {
     /// # Errors
     /// When the tile does not belong here; then nothing is added.
     pub fn add(&mut self, part: usize, tile: ProductTile) -> Result<Vec<ProductTile>, PartError> {
-        let SumShape { limbs, output_limbs, rows, outer, .. } = self.shape;
+        let SumShape { limbs, output_limbs, rows, .. } = self.shape;
         let ProductTile { first_column, rows: tile } = tile;
         let came = self.came.get_mut(part).ok_or(PartError::Unknown(part))?;
-        let end = first_column.checked_add(tile.columns()).filter(|&end| end <= outer);
-        let columns = first_column..end.ok_or(PartError::Shape)?;
-        if (tile.limbs(), tile.rows()) != (limbs, rows) || columns.is_empty() {
+        if (tile.limbs(), tile.rows()) != (limbs, rows) {
             return Err(PartError::Shape);
         }
-        if let Some(twice) = columns.clone().find(|&column| came[column]) {
-            return Err(PartError::Twice(twice));
-        }
-        came[columns.clone()].fill(true);
+        let columns = came.enter(first_column, tile.columns()).map_err(|error| match error {
+            ColumnError::OutOfRange => PartError::Shape,
+            ColumnError::Twice(column) => PartError::Twice(column),
+        })?;
 
         let touched = |cell: &&mut Cell| cell.columns.start < columns.end && columns.start < cell.columns.end;
         let mut tile = Some(tile);

@@ -13,6 +13,7 @@ use super::products::{MaskTransform, Polynomials, Working};
 use super::secret::OneTimeSecret;
 use super::word::Word;
 use super::{Planes, Precision, ProductTile};
+use crate::columns::{ColumnError, ColumnLedger};
 
 /// The only right to decrypt one product: its one-time secrets and its steps. Neither can be read, copied or printed;
 /// opening it consumes it, and dropping it wipes the secrets.
@@ -65,7 +66,7 @@ impl Ticket {
         if self.tokens().checked_mul(masks.outer()) != Some(out.len()) {
             return Err(DecryptError::Output(out.len()));
         }
-        let columns = Columns::of(masks.outer());
+        let columns = ColumnLedger::new(masks.outer());
         Ok(Decryption { ticket: self, masks, columns, out })
     }
 }
@@ -74,7 +75,7 @@ impl Ticket {
 pub struct Decryption<T> {
     ticket: Ticket,
     masks: Arc<MaskProduct>,
-    columns: Columns,
+    columns: ColumnLedger,
     pub(super) out: T,
 }
 
@@ -154,52 +155,36 @@ fn due(expected: &Option<Precision>) -> String {
     expected.map_or_else(String::new, |expected| format!(": {expected} with {} mask limbs is due", expected.mask_limbs))
 }
 
-/// Which output columns of a product have come.
-pub(super) struct Columns {
-    seen: Vec<bool>,
+/// Which columns a tile of a product has, if it has the right dimensions and only columns that have not come.
+pub(super) fn fitting(
+    ledger: &ColumnLedger,
+    tile: &ProductTile,
+    expected_limbs: usize,
+    expected_rows: usize,
+) -> Result<Range<usize>, DecryptError> {
+    let (first, columns, outer) = (tile.first_column, tile.rows.columns(), ledger.outer());
+    let (limbs, rows) = (tile.rows.limbs(), tile.rows.rows());
+    if (limbs, rows) != (expected_limbs, expected_rows) {
+        return Err(DecryptError::Dimensions { limbs, rows, columns, expected_limbs, expected_rows });
+    }
+    ledger.check(first, columns).map_err(|error| match error {
+        ColumnError::OutOfRange => DecryptError::Columns { first, columns, outer },
+        ColumnError::Twice(column) => DecryptError::Repeated(column),
+    })
 }
 
-impl Columns {
-    /// None of `outer` columns.
-    pub(super) fn of(outer: usize) -> Self {
-        Self { seen: vec![false; outer] }
+/// Whether all columns have come.
+pub(super) fn complete(ledger: &ColumnLedger) -> Result<(), DecryptError> {
+    match ledger.first_missing() {
+        Some(first) => Err(DecryptError::Missing { missing: ledger.left(), first }),
+        None => Ok(()),
     }
+}
 
-    /// Whether a tile has the right dimensions and only columns that have not come; says which ones.
-    pub(super) fn check(&self, tile: &ProductTile, limbs: usize, rows: usize) -> Result<Range<usize>, DecryptError> {
-        let (first, columns, outer) = (tile.first_column, tile.rows.columns(), self.seen.len());
-        if tile.rows.limbs() != limbs || tile.rows.rows() != rows {
-            return Err(DecryptError::Dimensions {
-                limbs: tile.rows.limbs(),
-                rows: tile.rows.rows(),
-                columns,
-                expected_limbs: limbs,
-                expected_rows: rows,
-            });
-        }
-        let end = match first.checked_add(columns) {
-            Some(end) if end <= outer && columns > 0 => end,
-            _ => return Err(DecryptError::Columns { first, columns, outer }),
-        };
-        match self.seen[first..end].iter().position(|&seen| seen) {
-            Some(repeated) => Err(DecryptError::Repeated(first + repeated)),
-            None => Ok(first..end),
-        }
-    }
-
-    /// Marks columns that [`Self::check`] has let pass as come.
-    pub(super) fn claim(&mut self, columns: Range<usize>) {
-        self.seen[columns].fill(true);
-    }
-
-    /// Whether all have come.
-    pub(super) fn finish(&self) -> Result<(), DecryptError> {
-        let missing = self.seen.iter().filter(|&&seen| !seen).count();
-        match self.seen.iter().position(|&seen| !seen) {
-            Some(first) => Err(DecryptError::Missing { missing, first }),
-            None => Ok(()),
-        }
-    }
+/// Enters columns that [`fitting`] has let pass.
+pub(super) fn enter(ledger: &mut ColumnLedger, columns: &Range<usize>) {
+    let entered = ledger.enter(columns.start, columns.len());
+    debug_assert!(entered.is_ok(), "they were just found to fit");
 }
 
 /// What all column tiles of one decryption share.
@@ -232,8 +217,8 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
     pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
         let (ticket, outer) = (&self.ticket, self.masks.outer());
         let precision = ticket.precision;
-        let columns = self.columns.check(tile, usize::from(precision.output_limbs), ticket.tokens())?;
-        self.columns.claim(columns.clone());
+        let columns = fitting(&self.columns, tile, usize::from(precision.output_limbs), ticket.tokens())?;
+        enter(&mut self.columns, &columns);
         let (body_bits, mask_bits) = (8 * u32::from(precision.output_limbs), 8 * u32::from(precision.mask_limbs));
         let bits = body_bits.max(mask_bits);
         let dropped = f64::from(precision.set.modulus_bits() - bits).exp2();
@@ -263,7 +248,7 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
     /// When columns are missing.
     pub fn finish(self) -> Result<Decrypted<T>, DecryptError> {
         let Self { ticket: Ticket { precision, steps, .. }, columns, out, .. } = self;
-        columns.finish()?;
+        complete(&columns)?;
         Ok(Decrypted { values: out, steps, precision })
     }
 }

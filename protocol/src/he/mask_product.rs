@@ -11,10 +11,11 @@
 
 use rayon::prelude::*;
 
-use super::decrypt::{Columns, DecryptError};
+use super::decrypt::{DecryptError, complete, enter, fitting};
 use super::lanes::{TILE, transpose_bytes, vectorised};
 use super::modulus::switch_value;
 use super::{Planes, Precision, ProductTile};
+use crate::columns::ColumnLedger;
 use crate::pool::Pool;
 
 /// Bytes that may wait for the next product that is read: two of the largest of a model of a billion parameters.
@@ -85,7 +86,7 @@ const fn column_bytes(precision: Precision) -> usize {
 /// A mask product whose tiles are still coming.
 pub struct MaskProductBuilder {
     product: MaskProduct,
-    columns: Columns,
+    columns: ColumnLedger,
 }
 
 impl MaskProductBuilder {
@@ -98,7 +99,7 @@ impl MaskProductBuilder {
             return Err(DecryptError::Precision { precision, expected: None });
         }
         let bytes = vec![0; outer * column_bytes(precision)];
-        Ok(Self { product: MaskProduct { precision, outer, bytes }, columns: Columns::of(outer) })
+        Ok(Self { product: MaskProduct { precision, outer, bytes }, columns: ColumnLedger::new(outer) })
     }
 
     /// Takes a tile, `mask_limbs × k·N × columns`.
@@ -107,8 +108,8 @@ impl MaskProductBuilder {
     /// When the tile does not fit the product or overlaps an earlier one; it is not taken then.
     pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
         let precision = self.product.precision;
-        let columns = self.columns.check(tile, usize::from(precision.mask_limbs), precision.set.mask_rows())?;
-        self.columns.claim(columns.clone());
+        let columns = fitting(&self.columns, tile, usize::from(precision.mask_limbs), precision.set.mask_rows())?;
+        enter(&mut self.columns, &columns);
         let size = column_bytes(precision);
         self.product.bytes[columns.start * size..columns.end * size]
             .par_chunks_mut(TILE * size)
@@ -122,7 +123,7 @@ impl MaskProductBuilder {
     /// # Errors
     /// When columns are missing.
     pub fn finish(self) -> Result<UnverifiedMasks, DecryptError> {
-        self.columns.finish()?;
+        complete(&self.columns)?;
         Ok(UnverifiedMasks(self.product))
     }
 }

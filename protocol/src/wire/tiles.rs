@@ -3,6 +3,7 @@
 
 use super::messages::{ProductHeader, TileHeader};
 use super::shape::{PlanesShape, ShapeError};
+use crate::columns::{ColumnError, ColumnLedger};
 use crate::he::{Planes, ProductTile};
 
 /// Columns that a tile has at least, on average over an answer: a narrower one costs its receiver more in headers and in
@@ -76,8 +77,7 @@ pub struct TileLedger {
     limbs: usize,
     rows: usize,
     limit: usize,
-    came: Vec<bool>,
-    left: usize,
+    columns: ColumnLedger,
     /// Tiles that may still come.
     tiles: usize,
 }
@@ -95,8 +95,7 @@ impl TileLedger {
             limbs: header.answer_limbs(),
             rows: header.rows(),
             limit,
-            came: vec![false; outer],
-            left: outer,
+            columns: ColumnLedger::new(outer),
             tiles: most_tiles(outer),
         }
     }
@@ -109,21 +108,21 @@ impl TileLedger {
         if tile.call != self.call {
             return Err(TileError::OtherCall { ours: self.call, theirs: tile.call });
         }
-        let outer = self.came.len();
+        let outer = self.columns.outer();
         let out_of_range = TileError::OutOfRange { first: tile.first_column, columns: tile.columns, outer };
         let first = usize::try_from(tile.first_column).map_err(|_| out_of_range)?;
         let columns = usize::try_from(tile.columns).map_err(|_| out_of_range)?;
-        let end = first.checked_add(columns).filter(|&end| columns > 0 && end <= outer).ok_or(out_of_range)?;
-        if let Some(twice) = (first..end).find(|&column| self.came[column]) {
-            return Err(TileError::Twice(twice));
-        }
+        let told = |error| match error {
+            ColumnError::OutOfRange => out_of_range,
+            ColumnError::Twice(column) => TileError::Twice(column),
+        };
+        self.columns.check(first, columns).map_err(told)?;
         if self.tiles == 0 {
             return Err(TileError::TooMany { limit: most_tiles(outer), outer });
         }
         let planes = PlanesShape::new(self.limbs, self.rows, columns, self.limit)?;
+        self.columns.enter(first, columns).map_err(told)?;
         self.tiles -= 1;
-        self.came[first..end].fill(true);
-        self.left -= columns;
         Ok(TileShape { first_column: first, planes })
     }
 
@@ -144,6 +143,6 @@ impl TileLedger {
 
     /// Columns still to come.
     pub fn left(&self) -> usize {
-        self.left
+        self.columns.left()
     }
 }
