@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -163,8 +164,11 @@ impl Owner {
         let mut child = command.stdout(place.log("owner")?).stderr(Stdio::piped()).spawn()?;
         let mut said = BufReader::new(child.stderr.take().context("standard error is piped")?).lines();
         let (sender, lines) = mpsc::channel(64);
+        let mut log = place.log("owner")?;
         tokio::spawn(async move {
             while let Ok(Some(line)) = said.next_line().await {
+                // What cannot be written to the log is still heeded.
+                let _ = writeln!(log, "{line}");
                 if sender.send(line).await.is_err() {
                     break;
                 }
