@@ -111,7 +111,9 @@ impl Worker {
         };
         let network = format!("[network]\nlisten = {listen:?}\npeers = {dial:?}\n");
         let settings = place.settings(&format!("{}.toml", self.name), &network)?;
-        let mut command = place.node(&["--role", "worker"]);
+        // However this program ends, none is left behind.
+        let mut command = place.node(&["--role", "worker", "--until-stdin-closes"]);
+        command.stdin(Stdio::piped());
         command.arg("--config").arg(settings).arg("--identity").arg(key);
         let mut child = command.stdout(Stdio::piped()).stderr(place.log(&self.name)?).spawn()?;
         let mut said = BufReader::new(child.stdout.take().context("standard output is piped")?).lines();
