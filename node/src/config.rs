@@ -48,8 +48,8 @@ pub struct NetworkConfig {
     pub peers: Vec<String>,
     /// Look for peers on the local network.
     pub mdns: bool,
-    /// Key file of this peer's identity; without one, an owner is a new peer in every run, and a worker keeps its key
-    /// in the user's configuration folder.
+    /// Key file of this peer's identity; without one, an owner is a new peer in every run, which keeps its key with the
+    /// results, and a worker keeps its key in the user's configuration folder.
     pub identity: Option<PathBuf>,
 }
 

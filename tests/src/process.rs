@@ -32,19 +32,22 @@ pub struct Finished {
     pub stderr: String,
 }
 
-/// The binary that `cargo test` or `cargo build` built beside the tests.
-fn binary() -> PathBuf {
-    let mut path = std::env::current_exe().expect("a test knows its own path");
-    path.pop();
-    if path.ends_with("deps") || path.ends_with("examples") {
-        path.pop();
-    }
-    let binary = path.join(format!("node{}", std::env::consts::EXE_SUFFIX));
-    assert!(binary.exists(), "{} is missing: build it with `cargo build --release -p node`", binary.display());
-    binary
-}
-
 impl Node {
+    /// The binary that `cargo test` or `cargo build` built beside the tests.
+    ///
+    /// # Panics
+    /// When it was not built.
+    pub fn binary() -> PathBuf {
+        let mut path = std::env::current_exe().expect("a test knows its own path");
+        path.pop();
+        if path.ends_with("deps") || path.ends_with("examples") {
+            path.pop();
+        }
+        let binary = path.join(format!("node{}", std::env::consts::EXE_SUFFIX));
+        assert!(binary.exists(), "{} is missing: build it with `cargo build --release -p node`", binary.display());
+        binary
+    }
+
     /// Starts `node` with these arguments.
     pub fn start<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
         Self::of(command(arguments))
@@ -171,7 +174,7 @@ impl Node {
 
 /// The binary with pipes.
 fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(binary());
+    let mut command = Command::new(Node::binary());
     command.args(arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

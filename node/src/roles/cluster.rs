@@ -26,9 +26,10 @@ use tokio::task::JoinSet;
 
 use super::bans::Bans;
 use super::progress::Progress;
+use super::start::Start;
 use crate::config::{Config, OwnerConfig};
 use crate::swarm::{
-    Admission, Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, Identity, Libp2pTransport, SwarmConfig,
+    Admission, Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, IdentityLock, Libp2pTransport, SwarmConfig,
     SwarmHandle, SwarmRole, TransportConfig, discover, keep_looking,
 };
 use crate::{disk, folders};
@@ -43,6 +44,7 @@ pub(super) struct Cluster {
     hold: Hold,
     actors: OwnerActors,
     parameter_sets: Vec<ParameterSet>,
+    _identity: Option<IdentityLock>,
     /// What goes on beside the run: looking for workers, heeding what the fleet says. Ends with the cluster.
     _beside: JoinSet<()>,
 }
@@ -55,13 +57,14 @@ impl Cluster {
     /// small, or they do not load their layers as long as the owner's patience lasts.
     pub(super) async fn build(
         config: &Config,
+        start: &Start,
         model: &Arc<Model>,
         digest: ModelDigest,
         progress: &Progress,
     ) -> anyhow::Result<Self> {
         let bans = Bans::of_user();
         let query = query(config, digest, &bans)?;
-        let swarm = start_swarm(config).await?;
+        let (swarm, identity) = start_swarm(config, start).await?;
         let transport = Libp2pTransport::new(swarm.clone(), TransportConfig::default());
         // The table takes a while: it is computed while workers are being looked for.
         let table = tokio::task::spawn_blocking({
@@ -102,7 +105,7 @@ impl Cluster {
             progress.note(&format!("{peer} serves layers {} to {} on {device}", layers.start, layers.end - 1));
         }
         beside.spawn(heed(said, bans));
-        Ok(Self { transport: network, hold, actors, parameter_sets, _beside: beside })
+        Ok(Self { transport: network, hold, actors, parameter_sets, _identity: identity, _beside: beside })
     }
 
     /// Where the trainer gets its products.
@@ -250,18 +253,16 @@ fn mask_room(config: &OwnerConfig) -> MaskRoom {
     MaskRoom { memory_bytes, file: file.ok() }
 }
 
-async fn start_swarm(config: &Config) -> anyhow::Result<SwarmHandle> {
-    let identity = match &config.network.identity {
-        Some(path) => Identity::load_or_create(path)?,
-        None => Identity::ephemeral(),
-    };
+/// The swarm, and the lock of its identity.
+async fn start_swarm(config: &Config, start: &Start) -> anyhow::Result<(SwarmHandle, Option<IdentityLock>)> {
+    let (identity, lock) = start.owner(config)?;
     let (listen, dial) = config.network.addresses()?;
     let mut swarm = SwarmConfig::new(identity, SwarmRole::Owner);
     swarm.listen = listen;
     swarm.dial = dial;
     swarm.mdns = config.network.mdns;
     swarm.kademlia = true;
-    Ok(SwarmHandle::start(swarm).await?)
+    Ok((SwarmHandle::start(swarm).await?, lock))
 }
 
 /// Workers with this model: as many as are wanted, or those that were found in time.

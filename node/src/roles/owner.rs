@@ -53,7 +53,7 @@ pub async fn run(config: Config, start: Start) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let (inputs, cluster) = tokio::select! {
         prepared = prepare(&config, &start, &progress) => prepared?,
-        () = stop.next() => bail!("stopped before the training began; nothing was written"),
+        () = stop.next() => bail!("stopped before the training began"),
     };
     let trained = train(&config, inputs, &start, cluster.as_ref(), &mut progress, &mut stop).await;
     progress.finish();
@@ -70,11 +70,11 @@ async fn prepare(
     progress: &Progress,
 ) -> anyhow::Result<(Inputs, Option<Cluster>)> {
     progress.status("reading model and data");
-    let (reading, start) = (Arc::clone(config), start.clone());
-    let inputs = tokio::task::spawn_blocking(move || read(&reading, &start)).await;
+    let (reading, begins) = (Arc::clone(config), start.clone());
+    let inputs = tokio::task::spawn_blocking(move || read(&reading, &begins)).await;
     let inputs = inputs.context("reading model and data")??;
     let cluster = match config.owner.backend {
-        BackendChoice::Encrypted => Some(Cluster::build(config, &inputs.model, inputs.digest, progress).await?),
+        BackendChoice::Encrypted => Some(Cluster::build(config, start, &inputs.model, inputs.digest, progress).await?),
         BackendChoice::Plain => None,
     };
     Ok((inputs, cluster))

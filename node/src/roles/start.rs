@@ -12,9 +12,12 @@ use super::results::ADAPTER;
 use crate::config::Config;
 use crate::disk;
 use crate::report::{PLOT_FILE, REPORT_FILE};
+use crate::swarm::{self, IdentityLock};
 
 /// Name of the folder for the checkpoints in the folder for the results.
 const CHECKPOINTS: &str = "checkpoints";
+/// Name of the key file of the run's owner in the folder for the results.
+const OWNER_KEY: &str = "owner.key";
 /// What a checkpoint and a report take beside tensors, at least.
 const SPARED_BYTES: u64 = 4 << 20;
 /// What a step takes in a checkpoint and in a report, at most.
@@ -76,6 +79,26 @@ impl Start {
                 Ok(found)
             }
         }
+    }
+
+    /// The name that workers know the run's owner by, and the lock of its file; one that was configured is taken as it is.
+    ///
+    /// A run has one of its own, which nobody can connect with other runs. It is kept with the results, since a run that
+    /// goes on has to be the same owner to its workers: to them a new name is a stranger, who waits until the place of the
+    /// old one is free.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written, or another process uses it.
+    pub(super) fn owner(&self, config: &Config) -> anyhow::Result<(swarm::Identity, Option<IdentityLock>)> {
+        if let Some(path) = &config.network.identity {
+            return Ok((swarm::Identity::load_or_create(path)?, None));
+        }
+        let path = config.owner.out.join(OWNER_KEY);
+        let lock = IdentityLock::take(&path)?;
+        if !matches!(self, Self::Resume(_)) && path.exists() {
+            fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
+        }
+        Ok((swarm::Identity::load_or_create(&path)?, Some(lock)))
     }
 
     /// Removes what a run that is replaced has left, once the new one begins.
@@ -215,6 +238,30 @@ mod tests {
         let error = Start::Resume(Some(out.clone())).checkpoint(&out, 1).unwrap_err().to_string();
         assert!(error.contains("no checkpoint in"), "{error}");
         assert!(Start::Resume(Some(out.join("missing"))).checkpoint(&out, 1).is_err());
+    }
+
+    #[test]
+    fn a_run_that_goes_on_is_the_same_owner_and_a_new_one_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.owner.out = folder.path().join("out");
+        let peer = |start: &Start, config: &Config| start.owner(config).unwrap().0.peer_id();
+        let first = peer(&Start::Fresh, &config);
+        assert_eq!(peer(&Start::Resume(None), &config), first);
+        assert_eq!(peer(&Start::Resume(Some(folder.path().join("elsewhere"))), &config), first);
+        let second = peer(&Start::Overwrite, &config);
+        assert!(second != first && peer(&Start::Resume(None), &config) == second);
+        Start::Fresh.check(&config.owner.out).unwrap();
+        let third = peer(&Start::Fresh, &config);
+        assert!(![first, second].contains(&third));
+        let held = Start::Resume(None).owner(&config).unwrap();
+        let error = Start::Resume(None).owner(&config).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("another process"), "{error}");
+        drop(held);
+        config.network.identity = Some(folder.path().join("mine.key"));
+        let mine = peer(&Start::Fresh, &config);
+        assert_eq!(peer(&Start::Resume(None), &config), mine);
+        assert_ne!(mine, third);
     }
 
     #[test]
