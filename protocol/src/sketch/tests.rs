@@ -136,11 +136,14 @@ fn the_energy_of_honest_noise_is_one() {
 
 #[test]
 fn the_sketched_step_is_finer_and_what_comes_out_is_nearer() {
-    let bench = Bench::new(SHAPE, Direction::Forward, Precision::standard(ParameterSet::P24), 5);
-    let (inner, outer) = SHAPE.along(Direction::Forward);
-    let rows = gaussian(64 * inner, 6);
+    // The worst case is the further from the usual, the more features are summed over.
+    let shape = LinearShape { d_in: 1024, d_out: 64 };
+    let bench = Bench::new(shape, Direction::Forward, Precision::standard(ParameterSet::P24), 5);
+    let (inner, outer) = shape.along(Direction::Forward);
+    let tokens = 24;
+    let rows = gaussian(tokens * inner, 6);
     let [provable, sketched] = [Step::Provable, Step::Sketched].map(|step| {
-        let (prepared, _) = bench.codec.prepare_expecting(&rows, 64, &bench.checks.sketch, step).unwrap();
+        let (prepared, _) = bench.codec.prepare_expecting(&rows, tokens, &bench.checks.sketch, step).unwrap();
         let values = bench.verify(&rows, step, |_| {}).unwrap().complete().unwrap().into_values();
         let weight = |i: usize, j: usize| f64::from(bench.matrix.values[i * outer + j]);
         let mut missed = 0.0;
@@ -152,8 +155,8 @@ fn the_sketched_step_is_finer_and_what_comes_out_is_nearer() {
         }
         (prepared.steps.iter().sum::<f64>(), missed.sqrt())
     });
-    assert!(sketched.0 > 1.2 * provable.0, "steps {sketched:?} and {provable:?}");
-    assert!(sketched.1 < provable.1 / 1.2, "errors {sketched:?} and {provable:?}");
+    assert!(sketched.0 > 2.0 * provable.0, "steps {sketched:?} and {provable:?}");
+    assert!(sketched.1 < provable.1 / 1.5, "errors {sketched:?} and {provable:?}");
 }
 
 /// Adds `value·2^dropped` to an entry of the answer.
