@@ -16,7 +16,7 @@ use actors::trainer::{
     AdapterTarget, CheckpointTarget, Saver, TrainEvent, TrainHandle, TrainOutcome, TrainState, TrainableModel, Trainer,
     TrainerConfig, TrainingData,
 };
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use protocol::ids::ModelDigest;
 use protocol::model::Model;
 
@@ -51,10 +51,11 @@ pub async fn run(config: Config, start: Start) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let mut progress = Progress::new(config.training.steps);
     let mut stop = StopSignals::listen()?;
-    let (inputs, cluster) = tokio::select! {
-        prepared = prepare(&config, &start, &progress) => prepared?,
-        () = stop.next() => bail!("stopped before the training began"),
+    let prepared = tokio::select! {
+        prepared = prepare(&config, &start, &progress) => prepared,
+        () = stop.next() => Err(anyhow!("stopped before the training began")),
     };
+    let (inputs, cluster) = prepared.inspect_err(|_| start::forget_owner(&config.owner.out))?;
     let trained = train(&config, inputs, &start, cluster.as_ref(), &mut progress, &mut stop).await;
     progress.finish();
     if let Some(cluster) = cluster {

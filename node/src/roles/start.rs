@@ -122,6 +122,22 @@ impl Start {
     }
 }
 
+/// Removes the name of an owner that ended before its run began, unless there is a run that goes by it, or another process
+/// that does.
+pub(super) fn forget_owner(out: &Path) {
+    let path = out.join(OWNER_KEY);
+    if !path.exists() || !matches!(earlier(out), Ok(None)) {
+        return;
+    }
+    let Ok(lock) = IdentityLock::take(&path) else { return };
+    for file in [path, out.join(format!("{OWNER_KEY}.lock"))] {
+        if let Err(error) = fs::remove_file(&file) {
+            tracing::debug!(file = %file.display(), %error, "it stays");
+        }
+    }
+    drop(lock);
+}
+
 /// The checkpoints of the run in `out`.
 pub(super) fn store(out: &Path, keep: usize) -> Store {
     Store::new(out.join(CHECKPOINTS), keep)
