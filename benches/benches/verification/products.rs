@@ -104,7 +104,7 @@ impl Product {
         let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
         let (body, ticket) = encrypt(&SEED, &self.domain(), self.precision, plaintext)?;
         let protocol::quant::Prepared { rows, steps, scales } = prepared;
-        Ok(Sent { body: Arc::new(body), ticket, expected, scales, rows, steps })
+        Ok(Sent { body: Arc::new(body), ticket, expected, scales, rows: rows.to_vec(), steps: steps.to_vec() })
     }
 
     /// What a worker with these weights answers.

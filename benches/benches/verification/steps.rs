@@ -140,6 +140,6 @@ fn look(product: &Product, rows: &[f32], tokens: usize) -> anyhow::Result<Seen> 
         }
         seen
     };
-    let rows = prepared.rows.par_chunks_exact(inner).zip(&prepared.steps).zip(&expected);
+    let rows = prepared.rows.par_chunks_exact(inner).zip(prepared.steps.par_iter()).zip(&expected);
     Ok(rows.map(of_row).reduce(Seen::none, |a, b| a.with(&b)))
 }

@@ -21,6 +21,7 @@ use anyhow::{Context as _, bail};
 use protocol::he::ParameterSet;
 use protocol::ids::ModelDigest;
 use protocol::model::Model;
+use protocol::wire::printable;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -300,22 +301,4 @@ fn nobody(query: &DiscoveryQuery, found: &Discovery) -> String {
     }
     text.push_str("\nStart one with `node --role worker --model PATH` and give the address that it prints as --peer");
     text
-}
-
-/// What a peer says of itself, fit for a terminal: no control characters, and not too long.
-fn printable(text: &str) -> String {
-    const LONGEST: usize = 300;
-    text.chars().take(LONGEST).map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_peer_says_cannot_steer_the_terminal() {
-        assert_eq!(printable("cpu (avx2)"), "cpu (avx2)");
-        assert_eq!(printable("\u{1b}[2Jcpu\n"), "?[2Jcpu?");
-        assert_eq!(printable(&"x".repeat(100_000)).len(), 300);
-    }
 }

@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use zeroize::Zeroizing;
 
 use super::encoding::{not_finite, room_for, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
@@ -56,20 +57,28 @@ pub struct ProductCodec {
     half: f64,
 }
 
-/// Rows ready to be encrypted. They are private, so they cannot be printed.
+/// Rows ready to be encrypted. They are private, so they cannot be printed, and are wiped on drop.
 pub struct Prepared {
     /// `tokens × inner`, row-major: rotated and scaled rows.
-    pub rows: Vec<f32>,
+    pub rows: Zeroizing<Vec<f32>>,
     /// κ of each of these rows: the message is `round(κ·row)` in f64, and a decrypted value over κ is a value of the
     /// product. 0 for a row of zeros.
-    pub steps: Vec<f64>,
+    pub steps: Zeroizing<Vec<f64>>,
     /// What [`ProductCodec::finish`] needs to know of the rows.
     pub scales: RowScales,
 }
 
 /// The power of two that was taken out of each row; 0 for a row of zeros, whose result is exact zeros. As private as
 /// the rows, and not printed either.
-pub struct RowScales(Vec<f64>);
+pub struct RowScales(Zeroizing<Vec<f64>>);
+
+impl Prepared {
+    /// Of rows and the step and scale of each.
+    fn new(rows: Zeroizing<Vec<f32>>, steps_and_scales: &[(f64, f64)]) -> Self {
+        let (steps, scales): (Vec<f64>, Vec<f64>) = steps_and_scales.iter().copied().unzip();
+        Self { rows, steps: steps.into(), scales: RowScales(scales.into()) }
+    }
+}
 
 impl RowScales {
     /// Rows that they belong to.
@@ -112,7 +121,7 @@ impl ProductCodec {
     pub fn prepare(&self, rows: &[f32], tokens: usize) -> Result<Prepared, QuantError> {
         let inner = self.inner.dimension();
         check_length("the rows", rows.len(), tokens, inner)?;
-        let mut prepared = vec![0.0_f32; rows.len()];
+        let mut prepared = Zeroizing::new(vec![0.0_f32; rows.len()]);
         let steps_and_scales: Vec<(f64, f64)> = prepared
             .par_chunks_mut(inner)
             .zip(rows.par_chunks(inner))
@@ -120,8 +129,7 @@ impl ProductCodec {
             .with_min_len((VALUES_PER_TASK / inner).max(1))
             .map(|(row, (to, from))| prepare_row(self, from, to).ok_or_else(|| not_finite(row, from)))
             .collect::<Result<_, _>>()?;
-        let (steps, scales) = steps_and_scales.into_iter().unzip();
-        Ok(Prepared { rows: prepared, steps, scales: RowScales(scales) })
+        Ok(Prepared::new(prepared, &Zeroizing::new(steps_and_scales)))
     }
 
     /// [`Self::prepare`] for an answer that will be verified: also says what it has to agree with.
@@ -141,8 +149,8 @@ impl ProductCodec {
         let inner = self.inner.dimension();
         assert!(sketch.inner() == inner && sketch.outer() == self.outer.dimension(), "a sketch of this matrix");
         check_length("the rows", rows.len(), tokens, inner)?;
-        let (mut prepared, mut expected) = (vec![0.0_f32; rows.len()], Expected::of(tokens));
-        let mut steps_and_scales = vec![(0.0, 0.0); tokens];
+        let (mut prepared, mut expected) = (Zeroizing::new(vec![0.0_f32; rows.len()]), Expected::of(tokens));
+        let mut steps_and_scales = Zeroizing::new(vec![(0.0, 0.0); tokens]);
         prepared
             .par_chunks_mut(ROWS_PER_TASK * inner)
             .zip(rows.par_chunks(ROWS_PER_TASK * inner))
@@ -163,8 +171,7 @@ impl ProductCodec {
                 }
                 Ok(())
             })?;
-        let (steps, scales) = steps_and_scales.into_iter().unzip();
-        Ok((Prepared { rows: prepared, steps, scales: RowScales(scales) }, expected))
+        Ok((Prepared::new(prepared, &steps_and_scales), expected))
     }
 
     /// The finer of the provable step and the sketched one, for a row of this largest magnitude whose outputs have this root
@@ -207,7 +214,7 @@ impl ProductCodec {
         let outer = self.outer.dimension();
         check_length("the product", out.len(), scales.tokens(), outer)?;
         out.par_chunks_mut(outer)
-            .zip(&scales.0)
+            .zip(scales.0.par_iter())
             .with_min_len((VALUES_PER_TASK / outer).max(1))
             .for_each(|(row, &row_scale)| finish_row(self, row, row_scale));
         Ok(())

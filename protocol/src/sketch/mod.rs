@@ -30,9 +30,15 @@
 //! falls into a window of width `18σ_c`: at most two of sixteen, for they are at least 1 apart. Sixteen independent columns
 //! pass with at most (1/8)^16 = 2^-48; with `|δ_j| > 18σ_c` one value is left, and 2^-64. Smaller errors on many entries
 //! pass a column only if a sum of theirs with random signs and sizes falls into that window; `σ_c` is about five times the
-//! 2-norm of a row's honest noise, and so is that sum of the 2-norm of `δ`. What passes is bounded, therefore: an error of a
-//! few times the honest noise in single rows, of about a quarter of its energy over a call. It costs accuracy, not secrets:
-//! whether a row passes does not depend on what was encrypted.
+//! 2-norm of a row's honest noise, and so is that sum of the 2-norm of `δ`. Between what always passes and these bounds the
+//! probability falls: with one entry of `δ_j`, at most `⌊18σ_c/|δ_j|⌋ + 1` values of sixteen pass a column. What passes is
+//! bounded, therefore: an error of some ten times the honest noise in single rows, of about a quarter of its energy over a call.
+//! It costs accuracy, not secrets: whether a row passes does not depend on what was encrypted.
+//!
+//! **Where this ends.** No entry can be off by more than `q/2`, and `σ_c` grows with the norm of the whole matrix. As long as
+//! `9σ_c < q/2`, as for every matrix of SmolLM2-135M at P24, the bound above covers whatever an entry can be altered by that
+//! much. For a matrix of 2,048 × 16,384 at P24 `9σ_c` is near `2·q/2`: there a single entry that is off by `q/2` passes with
+//! (4/16)^16 = 2^-32, while errors on many entries are refused as before.
 //!
 //! # What must stay secret
 //!

@@ -35,7 +35,7 @@ fn noiseless(prepared: &Prepared, matrix: &Int8Matrix, direction: Direction) -> 
         Direction::Backward => matrix.values[o * matrix.shape.d_out + i],
     };
     let mut out = Vec::new();
-    for (row, &step) in prepared.rows.chunks(inner).zip(&prepared.steps) {
+    for (row, &step) in prepared.rows.chunks(inner).zip(prepared.steps.iter()) {
         for o in 0..outer {
             let message = |i: usize| (f64::from(row[i]) * step).round() as i128;
             let sum: i128 = (0..inner).map(|i| message(i) * i128::from(weight(i, o))).sum();
