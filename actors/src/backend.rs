@@ -7,8 +7,8 @@ use std::sync::Arc;
 use protocol::ids::ProductId;
 use protocol::sketch::Verified;
 
-use crate::buffer::Buffer;
 use crate::transport::Traffic;
+use protocol::buffer::Buffer;
 
 pub use plain::PlainBackend;
 

@@ -2,7 +2,6 @@
 
 pub mod adapter;
 pub mod backend;
-pub mod buffer;
 pub mod checkpoint;
 pub mod data;
 pub mod files;

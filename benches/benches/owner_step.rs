@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actors::backend::{BackendError, LinearBackend, Product};
-use actors::buffer::Buffer;
 use actors::data::{BatchSource, MicroBatch, Position};
 use actors::trainer::{
     EvaluationReport, TrainEvent, TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData,
 };
+use protocol::buffer::Buffer;
 use protocol::ids::{Direction, Group, LinearShape, ProductId};
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
 use protocol::model::{LlamaConfig, Model};

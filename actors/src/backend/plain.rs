@@ -8,8 +8,8 @@ use protocol::model::{Model, ModelError};
 use rayon::prelude::*;
 
 use super::{BackendError, LinearBackend, Product};
-use crate::buffer::Buffer;
 use crate::llama::{Before, Matrix, MatrixMut, Threads, multiply};
+use protocol::buffer::Buffer;
 
 /// Every served matrix of a model in f32.
 pub struct PlainBackend {

@@ -14,7 +14,7 @@ use super::ops::rows::{block, for_each_block2, for_each_block3};
 use super::ops::{AdapterGradient, swiglu};
 use super::pass::Pass;
 use super::tape::LayerTape;
-use crate::buffer::Buffer;
+use protocol::buffer::Buffer;
 
 /// A pass on its way back.
 pub(super) struct Backward<'a> {

@@ -24,11 +24,11 @@ use self::ops::HeadLoss;
 use self::pass::{Hidden, Pass};
 use self::tape::LayerTape;
 use crate::backend::{BackendError, LinearBackend};
-use crate::buffer::Buffer;
 use crate::data::{IGNORED, MicroBatch};
 use crate::lora::{Draw, LoraAdapters};
 use crate::trace::WORK;
 use crate::transport::Traffic;
+use protocol::buffer::Buffer;
 
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 

@@ -13,9 +13,9 @@ use super::ops::{Adapter, CausalAttention, RmsNorm, RopeTable, swiglu};
 use super::tape::{LayerTape, Lows};
 use super::{Llama, LlamaError};
 use crate::backend::BackendError;
-use crate::buffer::Buffer;
 use crate::data::MicroBatch;
 use crate::lora::{Draw, Dropout, LoraAdapters, Values};
+use protocol::buffer::Buffer;
 
 /// A micro-batch and what it goes through.
 pub(super) struct Pass<'a> {

@@ -3,7 +3,7 @@
 //! Norms' outputs, attention's probabilities and the gated features are not here: they follow from what is.
 
 use super::ops::Attended;
-use crate::buffer::Buffer;
+use protocol::buffer::Buffer;
 
 /// One layer's part.
 pub(super) struct LayerTape {

@@ -9,9 +9,9 @@ use protocol::ids::{Direction, Group, LinearId, ProductId};
 
 use super::*;
 use crate::backend::{BackendError, PlainBackend, Product};
-use crate::buffer::Buffer;
 use crate::lora::{LoraConfig, Projection};
 use crate::testing::{TinyModel, nudge};
+use protocol::buffer::Buffer;
 
 const DRAW: Draw = Draw { seed: 5, step: 0, micro_batch: 0 };
 

@@ -9,8 +9,8 @@ use super::keys::KeyError;
 use super::masks::MaskError;
 use super::scheduler::{Apply, LayerScheduler, ScheduleError};
 use crate::backend::{BackendError, BackendFailure, LinearBackend, Product};
-use crate::buffer::Buffer;
 use crate::transport::{Traffic, Transport, TransportError};
+use protocol::buffer::Buffer;
 
 /// Computes products by asking the layer scheduler and waiting for its answer.
 pub struct EncryptedBackend {

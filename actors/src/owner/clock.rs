@@ -13,7 +13,6 @@ pub struct PhaseClock {
     encrypt: AtomicU64,
     exchange: AtomicU64,
     decrypt: AtomicU64,
-    check: AtomicU64,
 }
 
 /// A reading of a [`PhaseClock`].
@@ -32,9 +31,6 @@ pub struct PhaseTimes {
     pub exchange_seconds: f64,
     /// Seconds in decryption, verification and un-rotation.
     pub decrypt_seconds: f64,
-    /// Seconds in the verification of products of bodies, which are part of those of decryption, and of masks, which are not
-    /// part of those until they came.
-    pub check_seconds: f64,
 }
 
 impl PhaseClock {
@@ -47,11 +43,6 @@ impl PhaseClock {
         self.products.fetch_add(1, Ordering::Relaxed);
         add(&self.exchange, exchange);
         add(&self.decrypt, decrypt);
-    }
-
-    /// Something that came was verified, in so much time.
-    pub(crate) fn add_check(&self, time: Duration) {
-        add(&self.check, time);
     }
 
     /// The product of a mask was asked for and came, in so much time.
@@ -70,7 +61,6 @@ impl PhaseClock {
             encrypt_seconds: seconds(&self.encrypt),
             exchange_seconds: seconds(&self.exchange),
             decrypt_seconds: seconds(&self.decrypt),
-            check_seconds: seconds(&self.check),
         }
     }
 }

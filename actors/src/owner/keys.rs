@@ -20,10 +20,10 @@ use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 use super::CallNumbers;
 use super::clock::PhaseClock;
 use super::table::LayerTable;
-use crate::buffer::Buffer;
 use crate::heavy::{Panicked, on_rayon};
 use crate::trace::WORK;
 use crate::transport::{TileStream, TransportError};
+use protocol::buffer::Buffer;
 
 /// Tickets that may be out or in the making at a time: far above what micro-batches in flight can need, so that reaching it means
 /// that tickets are being lost.
@@ -227,16 +227,12 @@ async fn open(
     }
     let exchange = sent.elapsed().saturating_sub(decrypt_time);
     let decrypted = decryption.finish()?;
-    let (start, of_checks) = (Instant::now(), Arc::clone(&clock));
+    let start = Instant::now();
     let opened = on_rayon(move || {
         let _span = tracing::info_span!(target: WORK, "verify and decode", call, %product).entered();
-        let verifying = Instant::now();
-        let verified = checks.sketch.verify(decrypted, &expected);
-        of_checks.add_check(verifying.elapsed());
-        let mut verified = verified?;
         let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
-        entry.codec(product.direction).finish(verified.values_mut(), &scales).map_err(KeyError::Decode)?;
-        Ok::<_, KeyError>(verified)
+        let decode = entry.codec(product.direction).decoder(&scales);
+        Ok::<_, KeyError>(checks.sketch.verify(decrypted, &expected, decode)?)
     })
     .await??;
     clock.add_product(exchange, decrypt_time + start.elapsed());

@@ -24,8 +24,8 @@ use super::mask_file::{MaskFile, MaskRoom};
 use super::scheduler::{AskHealth, AssignLayers, Candidate, Notice, ReleaseLayers};
 use super::*;
 use crate::backend::{BackendFailure, LinearBackend as _};
-use crate::buffer::Buffer;
 use crate::transport::{PeerName, ProductRequest, TileStream, Traffic, TransportError};
+use protocol::buffer::Buffer;
 
 const SHAPE: LinearShape = LinearShape { d_in: 48, d_out: 40 };
 const LAYERS: u16 = 3;

@@ -23,10 +23,10 @@ use super::parallel::in_flight;
 use super::saver::Saver;
 use super::{TrainError, TrainOutcome, TrainableModel, TrainerConfig};
 use crate::adapter;
-use crate::buffer;
 use crate::data::{BatchSource, MicroBatch};
 use crate::lora::Draw;
 use crate::trace;
+use protocol::buffer;
 
 /// A run under way.
 pub(super) struct Run {

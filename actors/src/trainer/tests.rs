@@ -12,10 +12,10 @@ use protocol::ids::ProductId;
 use super::*;
 use crate::adapter;
 use crate::backend::{BackendError, PlainBackend, Product};
-use crate::buffer::Buffer;
 use crate::data::{IGNORED, Position};
 use crate::lora::LoraConfig;
 use crate::testing::TinyModel;
+use protocol::buffer::Buffer;
 
 /// Sequences of a language in which each token is followed by its successor's double.
 fn micro_batch(first: u32, batch: usize) -> MicroBatch {

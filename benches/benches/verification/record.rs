@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use actors::backend::{BackendError, LinearBackend, PlainBackend, Product};
-use actors::buffer::Buffer;
 use actors::data::{Batches, DataOptions, Dataset};
 use actors::trainer::{TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData};
+use protocol::buffer::Buffer;
 use protocol::ids::ProductId;
 use protocol::model::Model;
 

@@ -57,7 +57,7 @@ pub(crate) fn honest(model: &Arc<Model>, rows: &Rows, count: usize) -> anyhow::R
         let sent = product.send(asked.some_rows(&mut rng), step)?;
         let answer = product.answer(&product.held, &sent.body)?;
         let decrypted = product.decrypt(sent.ticket, masks, &answer)?;
-        match product.checks.sketch.verify(decrypted, &sent.expected) {
+        match product.checks.sketch.verify(decrypted, &sent.expected, |_, _| ()) {
             Ok(verified) => {
                 corrected += verified.corrected();
                 again += verified.again().len();
@@ -203,12 +203,12 @@ pub(crate) fn forged(model: &Arc<Model>, rows: &Rows, count: usize) -> anyhow::R
             continue;
         }
         outcome.tried += 1;
-        match product.checks.sketch.verify(decrypted, &sent.expected) {
+        match product.checks.sketch.verify(decrypted, &sent.expected, |_, _| ()) {
             Err(_) => outcome.refused += 1,
-            Ok(mut verified) => {
+            Ok(verified) => {
                 let again = verified.again().to_vec();
                 let (noise, norm) =
-                    effect(&answer, &honest_answer, verified.values_mut(), &again, &sent.steps, honest, unit);
+                    effect(&answer, &honest_answer, verified.values(), &again, &sent.steps, honest, unit);
                 outcome.unused += usize::from(noise == 0.0);
                 (outcome.noise, outcome.norm) = (outcome.noise.max(noise), outcome.norm.max(norm));
             }

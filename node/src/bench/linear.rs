@@ -278,9 +278,9 @@ impl Encrypted<'_> {
             let multiplied = began.elapsed();
             let mut decryption = ticket.open(Arc::clone(&masks), precision, vec![0.0; tokens * outer])?;
             tiles.iter().try_for_each(|tile| decryption.tile(tile))?;
-            let verified = self.checks.sketch.verify(decryption.finish()?, &expected)?.complete();
-            let mut out = verified.ok().context("no row of these wraps more than once")?.into_values();
-            codec.finish(&mut out, &prepared.scales)?;
+            let decode = codec.decoder(&prepared.scales);
+            let verified = self.checks.sketch.verify(decryption.finish()?, &expected, decode)?.complete();
+            let out = verified.ok().context("no row of these wraps more than once")?.into_values();
             let decrypted = began.elapsed();
             let seconds = [encrypted, multiplied - encrypted, decrypted - multiplied];
             times.iter_mut().zip(seconds).for_each(|(times, time)| times.push(time.as_secs_f64()));

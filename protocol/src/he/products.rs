@@ -2,13 +2,12 @@
 //!
 //! A column of masks is what the keystream is made of, and what a mask product is kept as: bytes `[limb][component][N]`.
 
-use zeroize::Zeroizing;
-
 use super::ParameterSet;
 use super::fft::{Digits, Ring, accumulate};
 use super::lanes::{STRIP, TILE};
 use super::secret::OneTimeSecret;
 use super::word::Word;
+use crate::wiped::Wiped;
 
 /// What a column of masks becomes: `k` polynomials cut into digits, each transformed.
 #[derive(Clone, Copy)]
@@ -23,11 +22,11 @@ pub(crate) struct MaskTransform {
 /// Working memory for one column, wiped on drop.
 pub(crate) struct Working<W: Word> {
     /// Coefficients of one polynomial.
-    values: Zeroizing<Vec<W>>,
+    values: Wiped<W>,
     /// A sum of products in the transformed domain.
-    sum: Zeroizing<Vec<f64>>,
+    sum: Wiped<f64>,
     /// The transform's own.
-    transform: Zeroizing<Vec<f64>>,
+    transform: Wiped<f64>,
 }
 
 impl MaskTransform {
@@ -50,9 +49,9 @@ impl MaskTransform {
     /// Memory for [`Self::transform`] and [`Self::multiply`].
     pub(crate) fn working<W: Word>(&self) -> Working<W> {
         Working {
-            values: Zeroizing::new(vec![W::default(); self.size]),
-            sum: Zeroizing::new(vec![0.0; self.size]),
-            transform: Zeroizing::new(vec![0.0; self.ring.working_numbers()]),
+            values: Wiped::zeros(self.size),
+            sum: Wiped::zeros(self.size),
+            transform: Wiped::zeros(self.ring.working_numbers()),
         }
     }
 
@@ -113,7 +112,7 @@ fn load<W: Word, const LIMBS: usize>(bytes: &[u8], component: usize, values: &mu
 pub(crate) struct Polynomials<W: Word> {
     size: usize,
     /// `[column][N + PADDING]`.
-    values: Zeroizing<Vec<W>>,
+    values: Wiped<W>,
 }
 
 /// Values between two columns: columns a power of two apart would all compete for the same sets of the cache while
@@ -124,7 +123,7 @@ impl<W: Word> Polynomials<W> {
     /// Memory for [`TILE`] polynomials.
     pub(crate) fn new(set: ParameterSet) -> Self {
         let size = set.polynomial_size();
-        Self { size, values: Zeroizing::new(vec![W::default(); TILE * (size + PADDING)]) }
+        Self { size, values: Wiped::zeros(TILE * (size + PADDING)) }
     }
 
     /// The coefficients of a column.

@@ -3,10 +3,11 @@
 
 use chacha20::ChaCha20;
 use cipher::{KeyIvInit, StreamCipher};
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 use super::ParameterSet;
 use super::word::Word;
+use crate::wiped::Wiped;
 
 /// ChaCha20 keyed by 32 bytes from the operating system; wiped on drop.
 pub(crate) struct SecretRng {
@@ -64,8 +65,8 @@ pub(crate) fn ternary(rng: &mut SecretRng, out: &mut [i8]) {
 /// 2η bits, less η; so an error is one population count.
 pub(crate) struct ErrorSampler {
     eta: u32,
-    bytes: Vec<u8>,
-    counts: Vec<u8>,
+    bytes: Wiped<u8>,
+    counts: Wiped<u8>,
 }
 
 impl ErrorSampler {
@@ -73,7 +74,7 @@ impl ErrorSampler {
     pub(crate) fn new(set: ParameterSet, count: usize) -> Self {
         debug_assert!(count.is_multiple_of(4));
         let eta = set.error_eta();
-        Self { eta, bytes: vec![0; Self::random_bytes(eta, count)], counts: vec![0; count] }
+        Self { eta, bytes: Wiped::zeros(Self::random_bytes(eta, count)), counts: Wiped::zeros(count) }
     }
 
     /// η = 4 takes a byte. η = 21 takes 42 bits: five whole bytes, and a quarter of a byte shared by four.
@@ -108,16 +109,9 @@ impl ErrorSampler {
             }
         }
         let eta = self.eta as i32;
-        for (value, &sum) in values.iter_mut().zip(&self.counts) {
+        for (value, &sum) in values.iter_mut().zip(self.counts.iter()) {
             *value = value.add(W::of_signed(i32::from(sum) - eta));
         }
-    }
-}
-
-impl Drop for ErrorSampler {
-    fn drop(&mut self) {
-        self.bytes.zeroize();
-        self.counts.zeroize();
     }
 }
 

@@ -1,10 +1,9 @@
 //! One-time secrets.
 
-use zeroize::Zeroizing;
-
 use super::ParameterSet;
 use super::fft::Ring;
 use super::sampling::{SecretRng, ternary};
+use crate::wiped::Wiped;
 
 /// The ternary secret of one token block of one call.
 ///
@@ -12,13 +11,13 @@ use super::sampling::{SecretRng, ternary};
 /// serialised, and its memory is wiped on drop.
 pub(crate) struct OneTimeSecret {
     /// Transform of each component divided by `N/2`, `[component][N]`.
-    transformed: Zeroizing<Box<[f64]>>,
+    transformed: Wiped<f64>,
 }
 
 impl OneTimeSecret {
     /// A fresh secret.
     pub(crate) fn generate(set: ParameterSet, rng: &mut SecretRng) -> Self {
-        let mut coefficients = Zeroizing::new(vec![0i8; set.mask_rows()].into_boxed_slice());
+        let mut coefficients = Wiped::zeros(set.mask_rows());
         ternary(rng, &mut coefficients);
         Self::of(set, &coefficients)
     }
@@ -27,8 +26,8 @@ impl OneTimeSecret {
     pub(crate) fn of(set: ParameterSet, coefficients: &[i8]) -> Self {
         let size = set.polynomial_size();
         let ring = Ring::of_size(size);
-        let mut transformed = Zeroizing::new(vec![0.0; coefficients.len()].into_boxed_slice());
-        let mut working = Zeroizing::new(vec![0.0; ring.working_numbers()]);
+        let mut transformed = Wiped::zeros(coefficients.len());
+        let mut working = Wiped::zeros(ring.working_numbers());
         let scale = 2.0 / size as f64;
         for (out, coefficients) in transformed.chunks_exact_mut(size).zip(coefficients.chunks_exact(size)) {
             let scaled = |j: usize| f64::from(coefficients[j]) * scale;

@@ -7,7 +7,7 @@ use super::lanes::{transpose_any, transpose_words};
 const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
 /// An unsigned word whose arithmetic wraps, so that it is also arithmetic mod any smaller power of two.
-pub(crate) trait Word: Copy + Default + Send + Sync + zeroize::Zeroize + 'static {
+pub(crate) trait Word: Send + Sync + zeroize::DefaultIsZeroes {
     /// The byte of weight `2^(8·limb)`.
     fn limb(self, limb: usize) -> u8;
     /// `byte · 2^(8·limb)`.

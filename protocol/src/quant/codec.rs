@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use super::encoding::{not_finite, room_for, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
+use crate::buffer::Buffer;
 use crate::he::{Precision, vectorised};
 use crate::ids::Direction;
 use crate::sketch::{Expected, Sketch};
@@ -25,7 +26,7 @@ use crate::sketch::{Expected, Sketch};
 const VALUES_PER_TASK: usize = 1 << 14;
 
 /// Rows that a task takes at a time: few enough to stay in a core's cache between rotation and sketch.
-const ROWS_PER_TASK: usize = 18;
+const ROWS_PER_TASK: usize = 24;
 
 /// Root mean squares of a row's outputs that fit between 0 and q/2 at the sketched step. The largest output of a row of the
 /// model measured is 2 to 9 of them, and what the sketch tells of them is right within a factor of 0.35 to 1.8: of 115,000
@@ -57,10 +58,11 @@ pub struct ProductCodec {
     half: f64,
 }
 
-/// Rows ready to be encrypted. They are private, so they cannot be printed, and are wiped on drop.
+/// Rows ready to be encrypted. They are private, so they cannot be printed, and are wiped: the rows with all buffers at the
+/// end of a step, the rest on drop.
 pub struct Prepared {
     /// `tokens × inner`, row-major: rotated and scaled rows.
-    pub rows: Zeroizing<Vec<f32>>,
+    pub rows: Buffer,
     /// κ of each of these rows: the message is `round(κ·row)` in f64, and a decrypted value over κ is a value of the
     /// product. 0 for a row of zeros.
     pub steps: Zeroizing<Vec<f64>>,
@@ -74,7 +76,7 @@ pub struct RowScales(Zeroizing<Vec<f64>>);
 
 impl Prepared {
     /// Of rows and the step and scale of each.
-    fn new(rows: Zeroizing<Vec<f32>>, steps_and_scales: &[(f64, f64)]) -> Self {
+    fn new(rows: Buffer, steps_and_scales: &[(f64, f64)]) -> Self {
         let (steps, scales): (Vec<f64>, Vec<f64>) = steps_and_scales.iter().copied().unzip();
         Self { rows, steps: steps.into(), scales: RowScales(scales.into()) }
     }
@@ -121,7 +123,7 @@ impl ProductCodec {
     pub fn prepare(&self, rows: &[f32], tokens: usize) -> Result<Prepared, QuantError> {
         let inner = self.inner.dimension();
         check_length("the rows", rows.len(), tokens, inner)?;
-        let mut prepared = Zeroizing::new(vec![0.0_f32; rows.len()]);
+        let mut prepared = Buffer::scratch(rows.len());
         let steps_and_scales: Vec<(f64, f64)> = prepared
             .par_chunks_mut(inner)
             .zip(rows.par_chunks(inner))
@@ -149,7 +151,7 @@ impl ProductCodec {
         let inner = self.inner.dimension();
         assert!(sketch.inner() == inner && sketch.outer() == self.outer.dimension(), "a sketch of this matrix");
         check_length("the rows", rows.len(), tokens, inner)?;
-        let (mut prepared, mut expected) = (Zeroizing::new(vec![0.0_f32; rows.len()]), Expected::of(tokens));
+        let (mut prepared, mut expected) = (Buffer::scratch(rows.len()), Expected::of(tokens));
         let mut steps_and_scales = Zeroizing::new(vec![(0.0, 0.0); tokens]);
         prepared
             .par_chunks_mut(ROWS_PER_TASK * inner)
@@ -193,6 +195,7 @@ impl ProductCodec {
             return None;
         }
         if top == 0.0 {
+            to.fill(0.0);
             return Some((0.0, 0.0));
         }
         let taken = exponent(top);
@@ -206,6 +209,18 @@ impl ProductCodec {
         Some((step, if step == 0.0 { 0.0 } else { power_of_two(taken + self.scale_exponent) }))
     }
 
+    /// What takes the decrypted values of a row over κ, by its number, to the product's outputs, in place; for
+    /// [`Sketch::verify`], which has each row at hand.
+    ///
+    /// It panics if there is no such row, or it is of another width: whoever keeps answer and scales together cannot bring
+    /// that about.
+    pub fn decoder(&self, scales: &RowScales) -> impl Fn(usize, &mut [f32]) + Sync {
+        |row, values| {
+            assert_eq!(values.len(), self.outer.dimension(), "a row of this product");
+            finish_row(self, values, scales.0[row]);
+        }
+    }
+
     /// Decrypted values over κ (`tokens × outer` row-major) to the product's outputs, in place.
     ///
     /// # Errors
@@ -213,10 +228,11 @@ impl ProductCodec {
     pub fn finish(&self, out: &mut [f32], scales: &RowScales) -> Result<(), QuantError> {
         let outer = self.outer.dimension();
         check_length("the product", out.len(), scales.tokens(), outer)?;
+        let decode = self.decoder(scales);
         out.par_chunks_mut(outer)
-            .zip(scales.0.par_iter())
+            .enumerate()
             .with_min_len((VALUES_PER_TASK / outer).max(1))
-            .for_each(|(row, &row_scale)| finish_row(self, row, row_scale));
+            .for_each(|(row, values)| decode(row, values));
         Ok(())
     }
 

@@ -33,7 +33,7 @@ const NEGLIGIBLE: f64 = 1.0 / 1024.0;
 const MEAN_SQUARE: f64 = 25.5;
 
 /// Rows that a task checks at a time.
-const ROWS: usize = 18;
+const ROWS: usize = 24;
 
 /// The secret columns `R` of one matrix in one direction, and the matrix times these.
 pub struct Sketch {
@@ -90,9 +90,9 @@ impl<T: DerefMut<Target = [f32]>> Checked<T> {
         self.corrected
     }
 
-    /// The values, to be decoded in place.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
+    /// The values: zeros where rows are missing.
+    pub fn values(&self) -> &[f32] {
+        &self.values
     }
 
     /// All rows, if none is missing.
@@ -224,6 +224,9 @@ impl Sketch {
     /// Accepts decrypted values, `tokens × outer` over κ, as the product of the rows that `expected` was computed of, or
     /// refuses them. Single wraps are corrected on the way.
     ///
+    /// What is to be done with each row, by its number, `decode` does in place right after its check, while it is in the
+    /// processor's cache; nobody sees what comes of that before all rows are accepted.
+    ///
     /// # Errors
     /// Why the answer is refused. Values and expectation are gone then.
     ///
@@ -233,11 +236,12 @@ impl Sketch {
         &self,
         decrypted: Decrypted<T>,
         expected: &Expected,
+        decode: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<Checked<T>, Refuted> {
         let (mut values, steps, precision) = decrypted.into_parts();
         let (outer, tokens) = (self.outer(), expected.tokens());
         assert!(values.len() == tokens * outer && steps.len() == tokens, "the answer to the rows expected");
-        let rows = self.check(&mut values, expected, &steps, precision);
+        let rows = self.check(&mut values, expected, &steps, precision, decode);
         let again = judge(&rows)?;
         for &row in &again {
             values[row * outer..][..outer].fill(0.0);
@@ -250,7 +254,7 @@ impl Sketch {
     #[cfg(test)]
     pub(super) fn energy(&self, decrypted: Decrypted<Vec<f32>>, expected: &Expected) -> f64 {
         let (mut values, steps, precision) = decrypted.into_parts();
-        let rows = self.check(&mut values, expected, &steps, precision);
+        let rows = self.check(&mut values, expected, &steps, precision, |_, _| ());
         let energies = rows.iter().map(|row| if let Row::Fine(energy) = row { *energy } else { f64::NAN });
         energies.sum::<f64>() / rows.len() as f64
     }
@@ -261,21 +265,29 @@ impl Sketch {
         self.columns[output][column]
     }
 
-    /// What each row is.
-    fn check(&self, values: &mut [f32], expected: &Expected, steps: &[f64], precision: Precision) -> Vec<Row> {
+    /// What each row is; `decode` gets every row.
+    fn check(
+        &self,
+        values: &mut [f32],
+        expected: &Expected,
+        steps: &[f64],
+        precision: Precision,
+        decode: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Vec<Row> {
         let noise = Noise::new(self.variances(precision), f64::from(precision.set.modulus_bits()).exp2());
         let outer = self.outer();
         let mut rows = vec![Row::Empty; expected.tokens()];
         let tasks = values.par_chunks_mut(ROWS * outer).zip(expected.0.par_chunks(ROWS)).zip(steps.par_chunks(ROWS));
-        tasks.zip(rows.par_chunks_mut(ROWS)).for_each(|(((values, expected), steps), rows)| {
+        tasks.zip(rows.par_chunks_mut(ROWS)).enumerate().for_each(|(task, (((values, expected), steps), rows))| {
             let mut sums = Zeroizing::new([[0.0; COLUMNS]; ROWS]);
             let sums = &mut sums[..expected.len()];
             multiply(values, &self.columns, sums);
             let each = values.chunks_exact_mut(outer).zip(expected).zip(steps).zip(&*sums).zip(rows);
-            for ((((values, expected), &step), sums), row) in each {
+            for (at, ((((values, expected), &step), sums), row)) in each.enumerate() {
                 if step > 0.0 {
                     *row = self.check_row(values, expected, sums, step, &noise);
                 }
+                decode(task * ROWS + at, values);
             }
         });
         rows

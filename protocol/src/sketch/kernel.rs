@@ -2,9 +2,12 @@
 
 use super::COLUMNS;
 
-/// Rows that share what is loaded of the columns: two vectors of sums each, which leaves a vector register for a value and two
-/// for the columns.
+/// Rows that share what is loaded of the columns where a vector register holds eight sums: two registers each, which leaves one
+/// for a value and two for the columns.
 const ROWS: usize = 6;
+
+/// The same where it holds sixteen: a register each. For more rows than these there are no registers for their addresses.
+const WIDE_ROWS: usize = 12;
 
 /// Terms that are added up in f32 before the sum goes to f64.
 const BLOCK: usize = 256;
@@ -35,37 +38,51 @@ impl Entry for i8 {
 /// Takes the same time whatever the values.
 pub(super) fn multiply<E: Entry>(rows: &[f32], columns: &[[E; COLUMNS]], out: &mut [[f64; COLUMNS]]) {
     debug_assert_eq!(rows.len(), columns.len() * out.len());
-    let width = columns.len();
-    let mut blocks = out.chunks_exact_mut(ROWS);
-    let mut first = 0;
-    for out in blocks.by_ref() {
-        let row: [&[f32]; ROWS] = std::array::from_fn(|row| &rows[(first + row) * width..][..width]);
-        multiply_rows::<E, ROWS>(row, columns, out);
-        first += ROWS;
-    }
-    for out in blocks.into_remainder() {
-        multiply_rows::<E, 1>([&rows[first * width..][..width]], columns, std::slice::from_mut(out));
-        first += 1;
-    }
-}
-
-fn multiply_rows<E: Entry, const N: usize>(rows: [&[f32]; N], columns: &[[E; COLUMNS]], out: &mut [[f64; COLUMNS]]) {
     #[cfg(target_arch = "x86_64")]
     {
+        #[target_feature(enable = "avx512f")]
+        fn widest<E: Entry>(rows: &[f32], columns: &[[E; COLUMNS]], out: &mut [[f64; COLUMNS]]) {
+            multiply_body::<E, WIDE_ROWS>(rows, columns, out, f32::mul_add);
+        }
         #[target_feature(enable = "avx2,fma")]
-        fn wide<E: Entry, const N: usize>(rows: [&[f32]; N], columns: &[[E; COLUMNS]], out: &mut [[f64; COLUMNS]]) {
-            multiply_body::<E, N>(rows, columns, out, f32::mul_add);
+        fn wide<E: Entry>(rows: &[f32], columns: &[[E; COLUMNS]], out: &mut [[f64; COLUMNS]]) {
+            multiply_body::<E, ROWS>(rows, columns, out, f32::mul_add);
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the function needs AVX-512F, which was just detected.
+            return unsafe { widest(rows, columns, out) };
         }
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
             // SAFETY: the function needs AVX2 and FMA, which were just detected.
-            return unsafe { wide::<E, N>(rows, columns, out) };
+            return unsafe { wide(rows, columns, out) };
         }
     }
-    multiply_body::<E, N>(rows, columns, out, |a, b, c| a * b + c);
+    multiply_body::<E, ROWS>(rows, columns, out, |a, b, c| a * b + c);
 }
 
 #[inline(always)]
 fn multiply_body<E: Entry, const N: usize>(
+    rows: &[f32],
+    columns: &[[E; COLUMNS]],
+    out: &mut [[f64; COLUMNS]],
+    multiply_add: impl Fn(f32, f32, f32) -> f32 + Copy,
+) {
+    let width = columns.len();
+    let mut blocks = out.chunks_exact_mut(N);
+    let mut first = 0;
+    for out in blocks.by_ref() {
+        let row: [&[f32]; N] = std::array::from_fn(|row| &rows[(first + row) * width..][..width]);
+        multiply_rows(row, columns, out, multiply_add);
+        first += N;
+    }
+    for out in blocks.into_remainder() {
+        multiply_rows([&rows[first * width..][..width]], columns, std::slice::from_mut(out), multiply_add);
+        first += 1;
+    }
+}
+
+#[inline(always)]
+fn multiply_rows<E: Entry, const N: usize>(
     rows: [&[f32]; N],
     columns: &[[E; COLUMNS]],
     out: &mut [[f64; COLUMNS]],

@@ -102,13 +102,13 @@ impl MaskCheck {
             let mut column = vec![0; bytes];
             combine::<W>(rows, columns, |_, words| {
                 keystream.write(&mut column);
-                W::load(&column, words);
+                load::<W>(&column, words);
             })
         };
         let of_product = |first: usize, columns: &[[i8; MASK_COLUMNS]]| {
             let negative: Zeroizing<Vec<_>> =
                 Zeroizing::new(columns.iter().map(|column| column.map(|r| -i32::from(r))).collect());
-            combine::<W>(rows, &negative, |at, words| W::load(masks.column(first + at), words))
+            combine::<W>(rows, &negative, |at, words| load::<W>(masks.column(first + at), words))
         };
         let fair = |count: usize| count.div_ceil(2 * rayon::current_num_threads()).max(FEWEST);
         let (inner_task, outer_task) = (fair(self.products.len()), fair(self.outer));
@@ -170,6 +170,11 @@ fn combine<W: Residue>(
         add_up::<W>(rows, &words, coefficients, &mut sums);
     }
     sums
+}
+
+vectorised! {
+    /// Words of a column of bytes, `[limb][row]`.
+    fn load<W: Residue>(bytes: &[u8], words: &mut [W]) = W::load
 }
 
 vectorised! {
@@ -239,6 +244,7 @@ macro_rules! residue {
                 self << (Self::BITS - bits)
             }
 
+            #[inline(always)]
             fn load(bytes: &[u8], words: &mut [Self]) {
                 words.fill(0);
                 for (limb, plane) in bytes.chunks_exact(words.len()).enumerate() {

@@ -1,7 +1,7 @@
 //! Honest products pass, forged ones do not, and wraps are told from both.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use rand::{Rng as _, SeedableRng as _};
@@ -76,7 +76,7 @@ impl Bench {
 
     fn verify(&self, rows: &[f32], step: Step, forge: impl FnOnce(&mut Planes)) -> Result<Checked<Vec<f32>>, Refuted> {
         let (decrypted, expected) = self.product(rows, step, forge);
-        self.checks.sketch.verify(decrypted, &expected)
+        self.checks.sketch.verify(decrypted, &expected, |_, _| ())
     }
 }
 
@@ -113,7 +113,7 @@ fn honest_products_pass_and_their_noise_is_as_predicted() {
             rows[inner..2 * inner].iter_mut().for_each(|x| *x *= 1e-20);
             for step in [Step::Provable, Step::Sketched] {
                 let (decrypted, expected) = bench.product(&rows, step, |_| {});
-                let verified = bench.checks.sketch.verify(decrypted, &expected).unwrap();
+                let verified = bench.checks.sketch.verify(decrypted, &expected, |_, _| ()).unwrap();
                 assert_eq!((verified.again(), verified.corrected()), (&[][..], 0), "{precision} {direction:?}");
                 let values = verified.complete().unwrap().into_values();
                 assert!(values.len() == tokens * outer && values[..outer].iter().all(|&value| value == 0.0));
@@ -260,11 +260,16 @@ fn single_wraps_are_corrected_and_rows_with_several_asked_for_anew() {
     let tile = reference_answer(precision, Direction::Forward, &body, &bench.matrix.values, SHAPE);
     let mut decryption = ticket.open(Arc::clone(&bench.masks), precision, vec![0.0; tokens * outer]).unwrap();
     decryption.tile(&tile).unwrap();
-    let verified = bench.checks.sketch.verify(decryption.finish().unwrap(), &expected).unwrap();
+    let seen = Mutex::new(Vec::new());
+    let decode = |row: usize, _: &mut [f32]| seen.lock().unwrap().push(row);
+    let verified = bench.checks.sketch.verify(decryption.finish().unwrap(), &expected, decode).unwrap();
     assert_eq!((verified.again(), verified.corrected()), (&[5][..], 1));
+    let mut seen = seen.into_inner().unwrap();
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(0..tokens), "each row is decoded once");
     assert!(bench.verify(&rows, Step::Sketched, |_| {}).unwrap().complete().is_ok(), "nothing is missing otherwise");
-    let mut verified = verified.complete().unwrap_err();
-    let values = verified.values_mut().to_vec();
+    let verified = verified.complete().unwrap_err();
+    let values = verified.values().to_vec();
     assert!(values[5 * outer..][..outer].iter().all(|&value| value == 0.0), "nothing of it is handed out");
     for row in (0..tokens).filter(|&row| row != 5) {
         let scale = exact[row * outer..][..outer].iter().fold(0.0_f64, |top, y| top.max(y.abs()));

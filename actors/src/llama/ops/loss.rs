@@ -15,10 +15,10 @@
 use protocol::model::ModelError;
 use rayon::prelude::*;
 
-use crate::buffer::Buffer;
 use crate::data::IGNORED;
 use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::llama::vector::{add_scaled, exp_row, maximum, scale};
+use protocol::buffer::Buffer;
 
 /// Entries of the vocabulary whose logits are made at once: their part of the head stays in the cache between its two
 /// products.

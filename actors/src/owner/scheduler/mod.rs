@@ -21,8 +21,8 @@ use super::fleet::{Event, Fleet, FleetSettings, Presence};
 use super::keys::KeyManager;
 use super::masks::MaskCache;
 use super::table::LayerTable;
-use crate::buffer::Buffer;
 use crate::transport::{PeerName, Transport};
+use protocol::buffer::Buffer;
 
 /// How often the fleet is told that time goes on: it asks workers that load their layers about as often.
 const TICK: Duration = Duration::from_millis(100);

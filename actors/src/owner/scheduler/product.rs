@@ -19,12 +19,12 @@ use tracing::Instrument as _;
 use super::Apply;
 use super::error::{ScheduleError, Verdict, gone, verdict};
 use super::shell::Shell;
-use crate::buffer::Buffer;
 use crate::owner::fleet::{Event, Failure, Measured};
 use crate::owner::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Sealed};
 use crate::owner::masks::MaskError;
 use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest};
+use protocol::buffer::Buffer;
 
 /// Pause before a product is sent again to a worker at which it failed; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);

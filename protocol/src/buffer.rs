@@ -1,4 +1,4 @@
-//! Rows of numbers whose memory is used again ([`protocol::pool`]), and wiped between two steps.
+//! Rows of numbers whose memory is used again ([`crate::pool`]), and wiped between two steps.
 //!
 //! The rows are an owner's private values. What the pool frees is wiped at once; what waits in it is wiped when a step is
 //! over ([`wipe_idle`]). Wiping each buffer when it is dropped would leave no less behind, since a step holds private values
@@ -8,7 +8,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use protocol::pool::Pool;
+use crate::pool::Pool;
 use zeroize::Zeroizing;
 
 /// What waits for the next buffers: all that a pass through a small model keeps, or what some layers of a model of a
