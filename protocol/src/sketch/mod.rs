@@ -28,17 +28,21 @@
 //! does not depend on the secret of the encryption, nor on `R`, of which the worker has never seen anything. Let one entry
 //! `|δ_j| > 9σ_c`. Whatever the others are, the values of `R_jc` that let column `c` pass are those for which `δ_j·R_jc`
 //! falls into a window of width `18σ_c`: at most two of sixteen, for they are at least 1 apart. Sixteen independent columns
-//! pass with at most (1/8)^16 = 2^-48; with `|δ_j| > 18σ_c` one value is left, and 2^-64. Smaller errors on many entries
-//! pass a column only if a sum of theirs with random signs and sizes falls into that window; `σ_c` is about five times the
-//! 2-norm of a row's honest noise, and so is that sum of the 2-norm of `δ`. Between what always passes and these bounds the
-//! probability falls: with one entry of `δ_j`, at most `⌊18σ_c/|δ_j|⌋ + 1` values of sixteen pass a column. What passes is
-//! bounded, therefore: an error of some ten times the honest noise in single rows, of about a quarter of its energy over a call.
-//! It costs accuracy, not secrets: whether a row passes does not depend on what was encrypted.
+//! pass with at most (1/8)^16 = 2^-48; with `|δ_j| > 18σ_c` one value is left, and 2^-64. Errors on many entries pass a
+//! column only if a sum of theirs with random signs and sizes falls into that window; `σ_c` is about five times the 2-norm of
+//! a row's honest noise, and so is that sum of the 2-norm of `δ`.
 //!
-//! **Where this ends.** No entry can be off by more than `q/2`, and `σ_c` grows with the norm of the whole matrix. As long as
-//! `9σ_c < q/2`, as for every matrix of SmolLM2-135M at P24, the bound above covers whatever an entry can be altered by that
-//! much. For a matrix of 2,048 × 16,384 at P24 `9σ_c` is near `2·q/2`: there a single entry that is off by `q/2` passes with
-//! (4/16)^16 = 2^-32, while errors on many entries are refused as before.
+//! **What passes is bounded by its size**, whatever its shape and whatever the matrix: an error with `‖δ‖₂ ≥ 12σ_c`, which is
+//! sixty times the honest noise of a row, passes with at most 2^-40 (one entry: 2^-48; two equal ones, the worst: 2^-40.6;
+//! others computed in the tests lie between). Below that the probability rises: an error of ten times the honest noise, spread
+//! over a row, passes once in some 1,600 rows, of six times once in eleven. Where many rows are off, the energy of the call
+//! ends it at a quarter above the honest one. What passes costs accuracy, not secrets: whether it does depends on nothing that
+//! was encrypted.
+//!
+//! No entry can be off by more than `q/2`, while `σ_c` grows with the norm of the whole matrix. As long as `9σ_c < q/2`, as for
+//! every matrix of SmolLM2-135M at P24, an entry that is off by that much is refused with 2^-48. From some 2,048 × 16,384 on
+//! it is among the small errors: at the sketched step `q/2` is ten times the root mean square of a row's outputs, which of the
+//! norm of 16,384 of them is 8 %.
 //!
 //! # What must stay secret
 //!

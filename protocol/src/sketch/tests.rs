@@ -283,6 +283,36 @@ fn single_wraps_are_corrected_and_rows_with_several_asked_for_anew() {
     assert_eq!((&filled[..5 * outer], &filled[6 * outer..]), (&values[..5 * outer], &values[6 * outer..]));
 }
 
+/// What the module's argument says of errors of a size and any shape: the largest probability that `Σ δ_j·R_j` falls into a
+/// window of `18σ_c`, computed exactly for `δ` in some proportions and `‖δ‖₂ = 12σ_c`.
+#[test]
+fn an_error_of_twelve_deviations_passes_hardly_whatever_its_shape() {
+    let proportions: Vec<Vec<usize>> = (1..40)
+        .map(|count| vec![1; count])
+        .chain((2..20).map(|largest| vec![largest, 1]))
+        .chain((2..12).map(|largest| [vec![largest], vec![1; 30]].concat()))
+        .chain([vec![1, 2, 3], vec![2, 2, 1], vec![3, 2, 2, 1], vec![1, 2, 4, 8, 16], vec![5, 4, 3, 2, 1, 1, 1]])
+        .collect();
+    for proportions in proportions {
+        // Probabilities of the sums, shifted so that the least is at 0.
+        let mut sums = vec![1.0];
+        for &share in &proportions {
+            let mut next = vec![0.0; sums.len() + 16 * share];
+            for (at, probability) in sums.iter().enumerate() {
+                for entry in (0..=16).filter(|&entry| entry != 8) {
+                    next[at + entry * share] += probability / 16.0;
+                }
+            }
+            sums = next;
+        }
+        let norm = proportions.iter().map(|&share| (share * share) as f64).sum::<f64>().sqrt();
+        let window = (2.0 * WINDOW * norm / 12.0).floor() as usize + 1;
+        let passes = sums.windows(window.min(sums.len())).map(|sums| sums.iter().sum()).fold(0.0_f64, f64::max);
+        let bits = -(COLUMNS as f64) * passes.log2();
+        assert!(bits >= 40.0, "{proportions:?}: 2^-{bits:.1}");
+    }
+}
+
 #[test]
 fn forged_masks_are_refused_whatever_is_wrong_with_them() {
     for precision in precisions() {
