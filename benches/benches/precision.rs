@@ -1,8 +1,8 @@
 //! How exact one encrypted product is: `cargo bench -p benches --bench precision`.
 //!
 //! For inner dimensions of 576, 2048 and 8192 and Gaussian rows and weights it takes a product the whole way (rotate,
-//! encode, encrypt, the reference worker's product and modulus switching, decrypt, un-rotate) and prints, as a
-//! Markdown table, its relative error against the product in f64, beside what the planner predicts, what plain 8-bit
+//! encode, encrypt, the reference worker's product and modulus switching, decrypt, un-rotate) at the provable and at the
+//! sketched step, and prints, as a Markdown table, its relative error against the product in f64, beside what the planner predicts, what plain 8-bit
 //! activations and weights do to the same product, and what the planner would choose. It is the scheme that is measured, so
 //! nothing is verified.
 #![allow(clippy::disallowed_methods)]
@@ -15,8 +15,10 @@ use protocol::he::reference::{reference_answer, reference_masks};
 use protocol::he::{MaskDomain, MaskProductBuilder, MaskSeed, ParameterSet, Plaintext, Precision, encrypt};
 use protocol::ids::{Direction, Group, LinearId, LinearShape};
 use protocol::quant::{
-    Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, plain_w8a8_error, plan, predicted_relative_error, serve,
+    Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, Step, plain_w8a8_error, plan, predicted_relative_error,
+    serve,
 };
+use protocol::sketch::{Checks, Sketch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -28,29 +30,35 @@ const WAY: Direction = Direction::Forward;
 
 fn main() -> Result<()> {
     println!(
-        "| d_in | set/body:output bytes | of masks | measured | predicted | plain W8A8 measured | predicted | planner's choice |"
+        "| d_in | set/body:output bytes | of masks | step | measured | predicted | plain W8A8 measured | predicted | planner's choice |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for d_in in [576, 2048, 8192] {
         let shape = LinearShape { d_in, d_out: OUTPUTS };
         let (rows, weights) = (gaussian(TOKENS * d_in, 1), gaussian(d_in * OUTPUTS, 2));
         let exact = product(&rows, &weights, d_in);
         let plain = relative_error(&plain_int8(&rows, &weights, d_in), &exact);
         let (matrix, meta) = serve(weights, shape)?;
+        let [checks, _] = Checks::draw(&matrix.values, shape)?;
         let plain_predicted = plain_w8a8_error(&meta, WAY);
         let chosen = plan(&meta, WAY, &PrecisionTarget::default());
 
         let mut precisions: Vec<_> = ParameterSet::ALL.into_iter().map(Precision::standard).collect();
         precisions.insert(1, Precision { mask_limbs: 2, ..Precision::standard(ParameterSet::P24) });
         precisions.push(Precision { body_limbs: 4, ..Precision::standard(ParameterSet::P32) });
-        for precision in precisions {
-            let out = encrypted(&rows, &matrix, &meta, precision).with_context(|| format!("{precision} at {d_in}"))?;
+        for (precision, step) in precisions.into_iter().flat_map(|p| [(p, Step::Provable), (p, Step::Sketched)]) {
+            let out = encrypted(&rows, (&matrix, &meta, &checks.sketch), precision, step);
+            let out = out.with_context(|| format!("{precision} at {d_in}"))?;
             let out: Vec<f64> = out.into_iter().map(f64::from).collect();
-            let [measured, predicted, plain, plain_predicted] =
-                [relative_error(&out, &exact), predicted_relative_error(precision, &meta, WAY), plain, plain_predicted]
-                    .map(|error| format!("{:.2} %", 100.0 * error));
+            let [measured, predicted, plain, plain_predicted] = [
+                relative_error(&out, &exact),
+                predicted_relative_error(precision, &meta, WAY, step),
+                plain,
+                plain_predicted,
+            ]
+            .map(|error| format!("{:.2} %", 100.0 * error));
             println!(
-                "| {d_in} | {precision} | {} | {measured} | {predicted} | {plain} | {plain_predicted} | {chosen}, {} |",
+                "| {d_in} | {precision} | {} | {step:?} | {measured} | {predicted} | {plain} | {plain_predicted} | {chosen}, {} |",
                 precision.mask_limbs, chosen.mask_limbs
             );
         }
@@ -95,10 +103,15 @@ fn round_to_int8<'a>(values: impl Iterator<Item = &'a mut f32>) {
 }
 
 /// The product as owner and worker compute it.
-fn encrypted(rows: &[f32], matrix: &Int8Matrix, meta: &LinearMeta, precision: Precision) -> Result<Vec<f32>> {
+fn encrypted(
+    rows: &[f32],
+    (matrix, meta, sketch): (&Int8Matrix, &LinearMeta, &Sketch),
+    precision: Precision,
+    step: Step,
+) -> Result<Vec<f32>> {
     let features = matrix.shape.d_in;
     let codec = ProductCodec::new(meta, WAY, precision)?;
-    let prepared = codec.prepare(rows, TOKENS)?;
+    let (prepared, _) = codec.prepare_expecting(rows, TOKENS, sketch, step)?;
     let linear = LinearId { layer: 0, group: Group::O };
     let (seed, domain) = (MaskSeed::from_bytes([3; 32]), MaskDomain { set: precision.set, product: linear.along(WAY) });
     let plaintext = Plaintext { rows: &prepared.rows, tokens: TOKENS, features, steps: &prepared.steps };

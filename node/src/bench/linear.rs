@@ -183,7 +183,7 @@ pub fn measure(options: &LinearOptions, multiplier: &Multiplier) -> anyhow::Resu
         bytes_up: measured.bytes_up,
         bytes_down: measured.bytes_down,
         mask_bytes_down: measured.mask_bytes_down,
-        predicted_error: Some(predicted_relative_error(precision, &meta, WAY)),
+        predicted_error: Some(predicted_relative_error(precision, &meta, WAY, Step::Sketched)),
         ..LinearFigures::new(options, multiplier, precision.to_string(), &plain, error)
     })
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::encoding::{not_finite, room_for, step_of};
+use super::encoding::{SKETCHED_BOUND, Step, not_finite, room_for, sketched_room, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
 use crate::buffer::Buffer;
 use crate::he::{Precision, vectorised};
@@ -28,20 +28,6 @@ const VALUES_PER_TASK: usize = 1 << 14;
 /// Rows that a task takes at a time: few enough to stay in a core's cache between rotation and sketch.
 const ROWS_PER_TASK: usize = 24;
 
-/// Root mean squares of a row's outputs that fit between 0 and q/2 at the sketched step. The largest output of a row of the
-/// model measured is 2 to 9 of them, and what the sketch tells of them is right within a factor of 0.35 to 1.8: of 115,000
-/// rows 3 wrapped at this bound, and none more than once; at 8, which is 0.3 bits finer, 74 and 24 (`benches/RESULTS.md`).
-const SKETCHED_BOUND: f64 = 10.0;
-
-/// How fine the integers are that rows become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// So that no output can wrap.
-    Provable,
-    /// The finer of that and the one at which, going by the sketch, an output wraps rarely.
-    Sketched,
-}
-
 /// Turns rows into what is encrypted, and decrypted values into outputs, for one served matrix in one direction.
 /// Cheap to keep: rotations are shared.
 #[derive(Clone, Debug)]
@@ -53,7 +39,9 @@ pub struct ProductCodec {
     scales: Vec<f32>,
     scale_exponent: i32,
     max_norm: f64,
+    /// For a message at the provable step, and at the sketched one.
     room: f64,
+    sketched_room: f64,
     /// `q/2`.
     half: f64,
 }
@@ -108,12 +96,13 @@ impl ProductCodec {
         }
         let max_norm = meta.max_norm(direction);
         let room = room_for(precision, inner, max_norm)?;
+        let sketched_room = sketched_room(precision, max_norm);
         let scale_exponent = exponent(largest_magnitude(&meta.scales));
         let down = power_of_two(-scale_exponent);
         let scales = meta.scales.iter().map(|&scale| (f64::from(scale) * down) as f32).collect();
         let (inner, outer) = (Rotation::cached(inner), Rotation::cached(outer));
         let half = f64::from(precision.set.modulus_bits() - 1).exp2();
-        Ok(Self { direction, inner, outer, scales, scale_exponent, max_norm, room, half })
+        Ok(Self { direction, inner, outer, scales, scale_exponent, max_norm, room, sketched_room, half })
     }
 
     /// `rows` (`tokens × inner` row-major) to what is encrypted.
@@ -184,7 +173,7 @@ impl ProductCodec {
         }
         // A row that the matrix nearly cancels still has to be encoded.
         let encodable = self.half / (2.0 * f64::from(largest));
-        provable.max((self.room / (SKETCHED_BOUND * output_rms)).min(encodable))
+        provable.max((self.sketched_room / (SKETCHED_BOUND * output_rms)).min(encodable))
     }
 
     /// Step and scale of a row, which goes to `to`; `None` if it is not finite.

@@ -2,8 +2,8 @@
 //!
 //! Both ends of a product live here, because they only make sense together. The worker's end is [`int8`]: a
 //! matrix rotated on both sides ([`rotation`]) and rounded to int8 per output channel. The owner's end is
-//! [`codec`]: rows rotated, scaled and given the finest integer step that provably cannot wrap ([`encoding`]),
-//! and the way back from decrypted values to outputs. Between them [`planner`] predicts what a parameter set
+//! [`codec`]: rows rotated, scaled and given an integer step that cannot wrap, or a finer one that rarely does
+//! ([`encoding`]), and the way back from decrypted values to outputs. Between them [`planner`] predicts what a parameter set
 //! does to the result and picks the cheapest one that is good enough.
 
 pub mod codec;
@@ -13,8 +13,8 @@ pub mod int8;
 pub mod planner;
 pub mod rotation;
 
-pub use codec::{Prepared, ProductCodec, RowScales, Step};
-pub use encoding::encoding_steps;
+pub use codec::{Prepared, ProductCodec, RowScales};
+pub use encoding::{Step, encoding_steps};
 pub use error::QuantError;
 pub use int8::{Int8Matrix, LinearMeta, serve};
 pub use planner::{PrecisionTarget, plain_w8a8_error, plan, predicted_relative_error};

@@ -4,11 +4,19 @@
 //! look Gaussian, as rotated rows do. Two things spoil a product, and they are independent:
 //!
 //! - int8 weights, whose error was measured when the matrix was made ([`LinearMeta::weight_error`]);
-//! - the ciphertext. A message has norm `‖m‖ = (q/2 − margin)/M`, `M` the largest norm of the int8 vectors; an output
-//!   gathers `v` from encoding, encryption and the rounding of the body for each unit of `‖w‖²`, and a variance `V` from
-//!   the rounding of the products ([`noise`]).
+//! - the ciphertext. An output gathers `v` from encoding, encryption and the rounding of the body for each unit of `‖w‖²`, and
+//!   a variance `V` from the rounding of the products ([`noise`]).
 //!
-//! Forward, output `j` has power `‖m‖²·‖w_j‖²/d_in` and noise `v·‖w_j‖² + V`, and the owner multiplies it by its scale.
+//! **At the sketched step** outputs of a row have a root mean square of `room/B`, whatever the row, so that forward
+//!
+//! ```text
+//! error = B·√(v·C² + V) / room
+//! ```
+//!
+//! with `C²` the mean of `‖w_j‖²`, weighted by the scales squared, which the owner multiplies outputs by; backward, `R²` of the
+//! matrix's rows takes its place. It depends on nothing but the weights.
+//!
+//! **At the provable step** a message has norm `‖m‖ = (q/2 − margin)/M`, `M` the largest norm of the int8 vectors. Forward, output `j` has power `‖m‖²·‖w_j‖²/d_in` and noise `v·‖w_j‖² + V`, and the owner multiplies it by its scale.
 //! Summed over outputs with weights `scale²`, whose weighted mean of `‖w_j‖²` is `C²`:
 //!
 //! ```text
@@ -25,7 +33,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::LinearMeta;
-use super::encoding::message_room;
+use super::encoding::{SKETCHED_BOUND, Step, message_room, sketched_room};
 use crate::he::{ParameterSet, Precision, noise};
 use crate::ids::Direction;
 
@@ -48,13 +56,14 @@ impl Default for PrecisionTarget {
     }
 }
 
-/// Relative error of an encrypted product, int8 weights included; infinite where the noise alone fills the modulus.
-pub fn predicted_relative_error(precision: Precision, meta: &LinearMeta, direction: Direction) -> f64 {
-    meta.weight_error.hypot(ciphertext_error(precision, meta, direction))
+/// Relative error of an encrypted product at a step, int8 weights included; infinite where the noise alone fills the modulus.
+pub fn predicted_relative_error(precision: Precision, meta: &LinearMeta, direction: Direction, step: Step) -> f64 {
+    meta.weight_error.hypot(ciphertext_error(precision, meta, direction, step))
 }
 
-/// Relative error of a product due to encryption, rounding of the message and modulus switching.
-fn ciphertext_error(precision: Precision, meta: &LinearMeta, direction: Direction) -> f64 {
+/// Relative error of a product due to encryption, rounding of the message and modulus switching. The sketched step is the
+/// provable one where that is finer.
+fn ciphertext_error(precision: Precision, meta: &LinearMeta, direction: Direction, step: Step) -> f64 {
     let (inner, _) = meta.shape.along(direction);
     let max_norm = meta.max_norm(direction).max(1.0);
     let room = message_room(precision, inner, max_norm);
@@ -64,13 +73,16 @@ fn ciphertext_error(precision: Precision, meta: &LinearMeta, direction: Directio
     if meta.rms_column_norm == 0.0 {
         return 0.0;
     }
-    let message = (room / max_norm).powi(2);
-    let output = message * meta.rms_column_norm.powi(2) / meta.shape.d_in as f64;
+    let provable = room / max_norm * meta.rms_column_norm / (meta.shape.d_in as f64).sqrt();
+    let output = match step {
+        Step::Provable => provable,
+        Step::Sketched => provable.max(sketched_room(precision, max_norm) / SKETCHED_BOUND),
+    };
     let met = match direction {
         Direction::Forward => meta.rms_column_norm,
         Direction::Backward => meta.rms_row_norm,
     };
-    (noise::product_variance(precision, met * met) / output).sqrt()
+    noise::product_variance(precision, met * met).sqrt() / output
 }
 
 /// Relative error of the same product in plain int8: the rows quantised symmetrically to ±127 per token, the weights
@@ -94,13 +106,15 @@ fn expected_gaussian_maximum(count: usize) -> f64 {
 /// which is one integer product per byte of a body value, then fewest bytes up and down in each call, then least work for
 /// the owner, then fewest bytes of the mask product, which comes once per run.
 ///
+/// Products are asked for with the sketched step; what has to be asked for anew with the provable one is a row in many.
+///
 /// Where none is within the target, the cheapest whose error is within 5 % of the smallest one to be had.
 pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -> Precision {
     let mut candidates: Vec<(Precision, f64)> = ParameterSet::ALL
         .into_iter()
         .filter(|set| target.set.is_none_or(|forced| forced == *set))
         .flat_map(Precision::all)
-        .map(|precision| (precision, predicted_relative_error(precision, meta, direction)))
+        .map(|precision| (precision, predicted_relative_error(precision, meta, direction, Step::Sketched)))
         .collect();
     candidates.sort_by_key(|(precision, _)| cost(*precision));
     let smallest = candidates.iter().map(|(_, error)| *error).fold(f64::INFINITY, f64::min);
