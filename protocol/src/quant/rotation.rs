@@ -106,14 +106,23 @@ impl Rotation {
     #[inline(always)]
     pub(super) fn rotate(&self, row: &mut [f32]) {
         row.iter_mut().zip(&self.factors).for_each(|(value, factor)| *value *= factor);
-        row.chunks_exact_mut(self.block).for_each(hadamard);
+        self.transform(row);
     }
 
     /// `x ← x·Qᵀ` for one row.
     #[inline(always)]
     pub(super) fn rotate_back(&self, row: &mut [f32]) {
-        row.chunks_exact_mut(self.block).for_each(hadamard);
+        self.transform(row);
         row.iter_mut().zip(&self.factors).for_each(|(value, factor)| *value *= factor);
+    }
+
+    /// The transform of each block of a row: in a loop, since what is handed to an iterator may be compiled without the vector
+    /// instructions that the caller may use.
+    #[inline(always)]
+    fn transform(&self, row: &mut [f32]) {
+        for block in row.chunks_exact_mut(self.block) {
+            hadamard(block);
+        }
     }
 
     fn for_each_row(&self, rows: &mut [f32], act: impl Fn(&mut [f32]) + Sync + Send) {
@@ -147,7 +156,9 @@ vectorised! {
 fn hadamard(values: &mut [f32]) {
     let mut half = 1;
     if values.len() >= BASE {
-        values.as_chunks_mut::<BASE>().0.iter_mut().for_each(hadamard_of_eight);
+        for eight in values.as_chunks_mut::<BASE>().0 {
+            hadamard_of_eight(eight);
+        }
         half = BASE;
     }
     // Two stages at a time read and write everything half as often; the sums are the same.
