@@ -179,7 +179,19 @@ pub(crate) fn transpose_bytes(rows: &mut [u64; 8]) {
     }
 }
 
-/// Runs `$body` (an `#[inline(always)]` function call) compiled for AVX2 where the processor has it, so that its
+/// Whether the processor has the AVX-512 extensions that [`vectorised`] uses: those of words and bytes
+/// beside those of numbers, and BMI2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn widest_vectors() -> bool {
+    std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512dq")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("bmi2")
+}
+
+/// Runs `$body` (an `#[inline(always)]` function call) compiled for AVX-512 or AVX2 where the processor has it, so that its
 /// loops over words and bytes become wide vectors whatever the build was targeted at.
 macro_rules! vectorised {
     ($(#[$meta:meta])* fn $name:ident<$($generic:ident: $bound:path),*>($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $body:path) => {
@@ -190,6 +202,14 @@ macro_rules! vectorised {
                 #[target_feature(enable = "avx2,bmi2")]
                 fn wide<$($generic: $bound),*>($($argument: $type),*) $(-> $result)? {
                     $body($($argument),*)
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,bmi2")]
+                fn widest<$($generic: $bound),*>($($argument: $type),*) $(-> $result)? {
+                    $body($($argument),*)
+                }
+                if $crate::he::widest_vectors() {
+                    // SAFETY: the function needs what `widest_vectors` has just detected.
+                    return unsafe { widest::<$($generic),*>($($argument),*) };
                 }
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("bmi2") {
                     // SAFETY: the function needs AVX2 and BMI2, which were just detected.

@@ -33,6 +33,8 @@ pub(crate) mod tests;
 mod word;
 
 pub(crate) use lanes::vectorised;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use lanes::widest_vectors;
 pub(crate) use mask::MaskColumns;
 pub(crate) use sampling::SecretRng;
 
