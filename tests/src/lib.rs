@@ -1,12 +1,14 @@
 //! The cluster harness: real `node` processes on loopback, on a small random model.
 //!
-//! Tests say what a user would type; the harness finds the binary, makes models and data, reads what processes print,
-//! and leaves no process behind.
+//! Tests say what a user would type beside what all of them do ([`Run`]); the harness finds the binary, makes models and data,
+//! reads what processes print, and leaves no process behind.
 
 mod liar;
 mod process;
+mod run;
 mod workspace;
 
 pub use liar::{Liar, Lie};
 pub use process::{Finished, Node};
-pub use workspace::{LAYERS, Workspace};
+pub use run::{LAYERS, PLAIN, Run, SETTINGS, text};
+pub use workspace::Workspace;

@@ -32,6 +32,27 @@ pub struct Finished {
     pub stderr: String,
 }
 
+impl Finished {
+    /// It ended well.
+    ///
+    /// # Panics
+    /// When it did not.
+    pub fn succeeded(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// It ended with an error that is meant for people; what it said.
+    ///
+    /// # Panics
+    /// When it did not.
+    pub fn refused(self) -> String {
+        assert_eq!(self.code, Some(1), "{}\n{}", self.stdout, self.stderr);
+        assert!(self.stderr.contains("error: ") && !self.stderr.contains("panicked"), "{}", self.stderr);
+        self.stderr
+    }
+}
+
 impl Node {
     /// The binary that `cargo test` or `cargo build` built beside the tests.
     ///

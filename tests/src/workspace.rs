@@ -6,10 +6,6 @@ use std::path::{Path, PathBuf};
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
 use tempfile::TempDir;
 
-/// Layers of a test's model: so many that each of some workers gets one, even if it measured itself on busy cores at a
-/// quarter of the others' speed.
-pub const LAYERS: u64 = 16;
-
 /// A temporary folder with what a test needs in it; removed with the value.
 pub struct Workspace {
     folder: TempDir,
@@ -45,24 +41,11 @@ impl Workspace {
         path
     }
 
-    /// A small random Llama of [`LAYERS`] layers, as a Hugging Face folder.
-    pub fn model(&self, name: &str) -> PathBuf {
-        self.model_with_seed(name, 1)
-    }
-
-    /// The same with other weights.
-    ///
-    /// # Panics
-    /// When the folder cannot be written.
-    pub fn model_with_seed(&self, name: &str, seed: u64) -> PathBuf {
-        self.model_of(name, seed, LAYERS as usize)
-    }
-
     /// A small random Llama of so many layers, as a Hugging Face folder.
     ///
     /// # Panics
     /// When the folder cannot be written.
-    pub fn model_of(&self, name: &str, seed: u64, layers: usize) -> PathBuf {
+    pub fn model(&self, name: &str, seed: u64, layers: usize) -> PathBuf {
         let mut llama = SyntheticLlama::tiny(seed);
         llama.config.layers = layers;
         let path = self.path(name);

@@ -5,16 +5,10 @@
 use std::path::Path;
 
 use serde_json::Value;
-use tests::{Finished, Node, Workspace};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use tests::{Finished, Node, Run, Workspace, text};
 
 fn succeed(arguments: &[&str]) -> Finished {
-    let finished = Node::start(arguments).finish();
-    assert_eq!(finished.code, Some(0), "{}\n{}", finished.stdout, finished.stderr);
-    finished
+    Node::start(arguments).finish().succeeded()
 }
 
 fn json(arguments: &[&str]) -> Value {
@@ -59,9 +53,8 @@ fn a_synthetic_model_is_measured_with_real_processes_and_traced() {
         assert_ne!(worker[0]["pid"], owner[0]["pid"]);
     }
 
-    let said = Node::start(["synth", "--config", "tiny", "--out", text(&model)]).finish();
-    assert_eq!(said.code, Some(1));
-    assert!(said.stderr.contains("not empty"), "{}", said.stderr);
+    let said = Node::start(["synth", "--config", "tiny", "--out", text(&model)]).finish().refused();
+    assert!(said.contains("not empty"), "{said}");
 }
 
 #[test]
@@ -96,14 +89,10 @@ fn random_products_are_exact() {
 
 #[test]
 fn ctrl_c_leaves_a_whole_trace() {
-    let workspace = Workspace::new();
-    let (model, trace) = (workspace.model("model"), workspace.path("worker.json"));
-    let key = workspace.path("worker.key");
-    let mut arguments = vec!["--role", "worker", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0"];
-    arguments.extend(["--model", text(&model), "--identity", text(&key), "--trace", text(&trace)]);
-    let mut worker = Node::start(&arguments);
-    worker.expect_line("listening on ");
+    let run = Run::new();
+    let trace = run.workspace.path("worker.json");
+    let (worker, _) = run.worker(1, &["--trace", text(&trace)]);
     worker.interrupt();
-    assert_eq!(worker.finish().code, Some(0));
+    worker.finish().succeeded();
     assert_eq!(events(&trace)[0]["args"]["name"], "worker");
 }
