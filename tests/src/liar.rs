@@ -1,5 +1,5 @@
 //! A worker that lies, on a real swarm: it speaks the protocol as any other and computes as any other, and then alters what it
-//! sends.
+//! sends, or sends it too late.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,12 +18,12 @@ use protocol::ids::{LinearId, LinearShape, ModelDigest, ProductId};
 use protocol::model::Model;
 use protocol::quant::{Int8Matrix, LinearMeta};
 use protocol::wire::messages::{ControlReply, ControlRequest, Operand, ProductHeader, Refusal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How a worker lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
-    /// Other weights multiply the masks.
+    /// Other weights multiply the masks, from the beginning.
     MasksByOtherWeights,
     /// Other weights multiply the bodies.
     BodiesByOtherWeights,
@@ -39,11 +39,13 @@ pub enum Lie {
     Replay,
     /// The answers' rows are in another order.
     RowsSwapped,
+    /// The answer is right, but it does not come before [`Liar::release`].
+    Late,
 }
 
 impl Lie {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
+    /// All whose answers are wrong.
+    pub const WRONG: [Self; 8] = [
         Self::MasksByOtherWeights,
         Self::BodiesByOtherWeights,
         Self::AllByOtherWeights,
@@ -53,35 +55,71 @@ impl Lie {
         Self::Replay,
         Self::RowsSwapped,
     ];
+
+    /// Whether the masks are multiplied by other weights.
+    fn alters_masks(self) -> bool {
+        matches!(self, Self::MasksByOtherWeights | Self::AllByOtherWeights)
+    }
+
+    /// Whether anything is multiplied by other weights.
+    fn has_other_weights(self) -> bool {
+        self.alters_masks() || self == Self::BodiesByOtherWeights
+    }
+}
+
+/// What a liar does, as it and the test see it.
+struct Conduct {
+    lie: Lie,
+    /// Products of bodies that it still answers as it should.
+    honest: AtomicUsize,
+    lies: AtomicUsize,
+    released: watch::Sender<bool>,
+    late: AtomicUsize,
 }
 
 /// A running worker that lies from some product on. Dropping it ends it.
 pub struct Liar {
-    /// Where it can be dialed.
+    /// Where it can be dialed; empty where it dials.
     pub address: String,
     /// Its name.
     pub peer: String,
+    conduct: Arc<Conduct>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Liar {
-    /// Starts a worker that answers `honest` products of bodies as it should and lies in all others.
-    ///
-    /// # Panics
-    /// When it cannot be started.
+    /// Starts a worker that can be dialed, answers `honest` products of bodies as it should, and lies in all others.
     pub fn start(model: &Path, lie: Lie, honest: usize) -> Self {
+        let mut swarm = SwarmConfig::new(Identity::ephemeral(), SwarmRole::Worker);
+        swarm.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")];
+        Self::on(swarm, model, lie, honest)
+    }
+
+    /// Starts a worker that dials an owner at a port of this machine, and lies once it is told to.
+    pub fn dialing(owner: u16, model: &Path, lie: Lie) -> Self {
+        let mut swarm = SwarmConfig::new(Identity::ephemeral(), SwarmRole::Worker);
+        swarm.dial = vec![format!("/ip4/127.0.0.1/tcp/{owner}").parse().expect("an address")];
+        Self::on(swarm, model, lie, usize::MAX)
+    }
+
+    fn on(swarm: SwarmConfig, model: &Path, lie: Lie, honest: usize) -> Self {
         let (tell, told) = sync_channel(1);
         let (stop, stopped) = oneshot::channel();
-        let model = model.to_owned();
+        let conduct = Arc::new(Conduct {
+            lie,
+            honest: AtomicUsize::new(honest),
+            lies: AtomicUsize::new(0),
+            released: watch::Sender::new(false),
+            late: AtomicUsize::new(0),
+        });
+        let (model, conducts) = (model.to_owned(), Arc::clone(&conduct));
         let work = async move {
-            let service = Lying::start(&model, lie, honest).await;
-            let mut swarm = SwarmConfig::new(Identity::ephemeral(), SwarmRole::Worker);
-            swarm.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().expect("an address")];
+            let service = Lying::start(&model, conducts).await;
             let swarm = SwarmHandle::start(swarm).await.expect("a port is free");
             let serving = serve(&swarm, Arc::new(service), ServeConfig::default()).await.expect("nobody else serves");
-            let place = (swarm.listening()[0].to_string(), swarm.local_peer().to_base58());
-            tell.send(place).expect("the test waits");
+            let address = swarm.listening().first().map(ToString::to_string).unwrap_or_default();
+            tell.send((address, swarm.local_peer().to_base58())).expect("the test waits");
             // It ends with the test, however that ends.
             let _ = stopped.await;
             drop(serving);
@@ -90,7 +128,27 @@ impl Liar {
         let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads and timers");
         let thread = std::thread::spawn(move || actix::System::with_tokio_rt(runtime).block_on(work));
         let (address, peer) = told.recv().expect("the worker starts");
-        Self { address, peer, stop: Some(stop), thread: Some(thread) }
+        Self { address, peer, conduct, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// From now on it lies.
+    pub fn begin(&self) {
+        self.conduct.honest.store(0, Ordering::Relaxed);
+    }
+
+    /// Lies so far.
+    pub fn lies(&self) -> usize {
+        self.conduct.lies.load(Ordering::Relaxed)
+    }
+
+    /// Answers that were held back may go, and none is held back any more.
+    pub fn release(&self) {
+        self.conduct.released.send_replace(true);
+    }
+
+    /// Answers that went after they had been held back.
+    pub fn late(&self) -> usize {
+        self.conduct.late.load(Ordering::Relaxed)
     }
 }
 
@@ -129,33 +187,38 @@ impl ShardSource for Altered {
 type Earlier = Arc<Mutex<HashMap<(ProductId, usize), Vec<ProductTile>>>>;
 
 struct Lying {
-    lie: Lie,
-    honest: usize,
-    answered: AtomicUsize,
+    conduct: Arc<Conduct>,
     right: Worker,
-    wrong: Worker,
+    /// Where the lie needs it.
+    wrong: Option<Worker>,
     earlier: Earlier,
 }
 
 impl Lying {
-    async fn start(model: &Path, lie: Lie, honest: usize) -> Self {
+    async fn start(model: &Path, conduct: Arc<Conduct>) -> Self {
         let source = || ModelSource::new(Arc::new(Model::open(model).expect("a model"))).expect("its digest");
         let worker = async |source: Arc<dyn ShardSource>| {
             let devices: Vec<Arc<dyn Device>> = vec![Arc::new(CpuDevice::new(best_kernel()))];
             let limits = WorkerLimits::default();
             Worker::start(source, devices, Split::Layers, limits, || 0).await.expect("a worker starts")
         };
-        let (right, wrong) = (worker(Arc::new(source())).await, worker(Arc::new(Altered(source()))).await);
-        Self { lie, honest, answered: AtomicUsize::new(0), right, wrong, earlier: Arc::default() }
+        let right = worker(Arc::new(source())).await;
+        let wrong = match conduct.lie.has_other_weights() {
+            true => Some(worker(Arc::new(Altered(source()))).await),
+            false => None,
+        };
+        Self { conduct, right, wrong, earlier: Arc::default() }
     }
 
-    /// Whether this product is answered wrongly.
+    /// Whether this product is answered wrongly, or too late.
     fn lies(&self, header: &ProductHeader) -> bool {
+        let Conduct { lie, honest, released, .. } = &*self.conduct;
         match header.operand {
-            Operand::Masks { .. } => matches!(self.lie, Lie::MasksByOtherWeights | Lie::AllByOtherWeights),
+            Operand::Masks { .. } => lie.alters_masks(),
             Operand::Body { .. } => {
-                let answered = self.answered.fetch_add(1, Ordering::Relaxed);
-                answered >= self.honest && self.lie != Lie::MasksByOtherWeights
+                let over =
+                    honest.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err();
+                over && *lie != Lie::MasksByOtherWeights && !*released.borrow()
             }
         }
     }
@@ -164,10 +227,13 @@ impl Lying {
 #[async_trait]
 impl WorkerService for Lying {
     async fn control(&self, owner: &PeerName, request: ControlRequest) -> ControlReply {
-        let of_wrong = self.wrong.control(owner, request.clone()).await;
+        let of_wrong = match &self.wrong {
+            Some(wrong) => Some(wrong.control(owner, request.clone()).await),
+            None => None,
+        };
         match (self.right.control(owner, request).await, of_wrong) {
             // It is ready when both are.
-            (ControlReply::Health(mut right), ControlReply::Health(wrong)) => {
+            (ControlReply::Health(mut right), Some(ControlReply::Health(wrong))) => {
                 right.loaded = right.loaded.min(wrong.loaded);
                 ControlReply::Health(right)
             }
@@ -177,12 +243,13 @@ impl WorkerService for Lying {
 
     async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<Box<dyn Admitted>, Refusal> {
         let lies = self.lies(header);
-        let by_other_weights =
-            matches!(self.lie, Lie::MasksByOtherWeights | Lie::BodiesByOtherWeights | Lie::AllByOtherWeights);
-        let worker = if lies && by_other_weights { &self.wrong } else { &self.right };
+        let worker = self.wrong.as_ref().filter(|_| lies).unwrap_or(&self.right);
         let admitted = worker.admit(owner, header).await?;
-        let lie = (lies && !by_other_weights).then_some(self.lie);
-        Ok(Box::new(Altering { admitted, lie, header: header.clone(), earlier: Arc::clone(&self.earlier) }))
+        if lies {
+            self.conduct.lies.fetch_add(1, Ordering::Relaxed);
+        }
+        let (conduct, earlier) = (Arc::clone(&self.conduct), Arc::clone(&self.earlier));
+        Ok(Box::new(Altering { admitted, lies, header: header.clone(), conduct, earlier }))
     }
 
     fn serves(&self, peer: &PeerName) -> bool {
@@ -190,15 +257,17 @@ impl WorkerService for Lying {
     }
 
     async fn left(&self, peer: &PeerName) {
-        self.right.left(peer).await;
-        self.wrong.left(peer).await;
+        for worker in std::iter::once(&self.right).chain(&self.wrong) {
+            worker.left(peer).await;
+        }
     }
 }
 
 struct Altering {
     admitted: Box<dyn Admitted>,
-    lie: Option<Lie>,
+    lies: bool,
     header: ProductHeader,
+    conduct: Arc<Conduct>,
     earlier: Earlier,
 }
 
@@ -213,7 +282,7 @@ impl Admitted for Altering {
     }
 
     async fn begin(self: Box<Self>, body: Option<Arc<Planes>>) -> Result<Answer, Refusal> {
-        let Self { admitted, lie, header, earlier } = *self;
+        let Self { admitted, lies, header, conduct, earlier } = *self;
         let Answer { mut tiles, time, place } = admitted.begin(body).await?;
         let mut all = Vec::new();
         while let Some(tile) = tiles.recv().await {
@@ -222,10 +291,14 @@ impl Admitted for Altering {
         if matches!(header.operand, Operand::Body { .. }) {
             let key = (header.product, header.rows());
             let first = earlier.lock().expect("nobody panicked").entry(key).or_insert_with(|| all.clone()).clone();
-            match lie {
-                Some(Lie::Replay) => all = first,
-                Some(lie) => all.iter_mut().for_each(|tile| alter(lie, &mut tile.rows)),
-                None => {}
+            match conduct.lie {
+                _ if !lies => {}
+                Lie::Replay => all = first,
+                Lie::Late => {
+                    let released = conduct.released.subscribe().wait_for(|&released| released).await.is_ok();
+                    conduct.late.fetch_add(usize::from(released), Ordering::Relaxed);
+                }
+                lie => all.iter_mut().for_each(|tile| alter(lie, &mut tile.rows)),
             }
         }
         let (sender, tiles) = mpsc::channel(all.len().max(1));
@@ -267,6 +340,6 @@ fn alter(lie: Lie, planes: &mut Planes) {
                 }
             }
         }
-        Lie::MasksByOtherWeights | Lie::BodiesByOtherWeights | Lie::AllByOtherWeights | Lie::Replay => {}
+        Lie::MasksByOtherWeights | Lie::BodiesByOtherWeights | Lie::AllByOtherWeights | Lie::Replay | Lie::Late => {}
     }
 }

@@ -11,7 +11,7 @@ fn every_lie_is_caught_and_what_is_learnt_is_what_it_would_have_been() {
     let run = Run::new();
     let (_worker, address) = run.worker(1, &[]);
     run.train("plain", &PLAIN);
-    for lie in Lie::ALL {
+    for lie in Lie::WRONG {
         // It begins to lie in mid-run: by then its products of masks are in use.
         let liar = Liar::start(&run.model, lie, 40);
         let out = format!("{lie:?}");
@@ -25,5 +25,5 @@ fn every_lie_is_caught_and_what_is_learnt_is_what_it_would_have_been() {
     }
     let bans = std::fs::read_to_string(run.home().join("velum").join("bans.json")).unwrap();
     let bans: Value = serde_json::from_str(&bans).unwrap();
-    assert_eq!(bans.as_array().unwrap().len(), Lie::ALL.len(), "every ban is kept: {bans}");
+    assert_eq!(bans.as_array().unwrap().len(), Lie::WRONG.len(), "every ban is kept: {bans}");
 }

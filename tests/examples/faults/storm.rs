@@ -1,15 +1,12 @@
 //! A run whose workers are beset by faults.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use actors::worker::ModelSource;
 use anyhow::{Context as _, bail};
-use protocol::model::Model;
+use tests::{Liar, Lie};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::liar::Liar;
 use crate::link::{Link, State};
 use crate::plan::{Fault, Kind};
 use crate::process::{Owner, Place, SILENCE, Way, Worker, free_port, states, step_of};
@@ -78,7 +75,7 @@ pub(crate) async fn run(place: &Place, faults: Vec<Fault>) -> anyhow::Result<Out
     let owner = Owner::start(place, storm.port, WORKERS + usize::from(lies), &[])?;
     storm.weather(owner, faults).await?;
     for (name, liar) in &storm.liars {
-        println!("{name} gave {} wrong answers", liar.lies.told());
+        println!("{name} gave {} wrong answers", liar.lies());
     }
     Ok(Outcome { faults: storm.faults, lasted: began.elapsed(), workers: states(place, &storm.names)? })
 }
@@ -99,9 +96,8 @@ impl Storm<'_> {
 
     async fn welcome_liar(&mut self) -> anyhow::Result<()> {
         let name = format!("liar-{}", self.liars.len() + 1);
-        let path = self.place.model.clone();
-        let source = tokio::task::spawn_blocking(move || ModelSource::new(Arc::new(Model::open(&path)?))).await??;
-        let liar = Liar::start(source, self.port).await?;
+        let (port, model) = (self.port, self.place.model.clone());
+        let liar = tokio::task::spawn_blocking(move || Liar::dialing(port, &model, Lie::OneEntry)).await?;
         self.names.insert(liar.peer.clone(), name.clone());
         self.liars.push((name, liar));
         Ok(())
@@ -179,11 +175,11 @@ impl Storm<'_> {
                 self.say(&format!("join: {}", self.workers[self.workers.len() - 1].worker.name));
             }
             Kind::Lie => {
-                if self.liars.iter().all(|(_, liar)| liar.lies.told() > 0) {
+                if self.liars.iter().all(|(_, liar)| liar.lies() > 0) {
                     self.welcome_liar().await?;
                 }
                 let (name, liar) = &self.liars[self.liars.len() - 1];
-                liar.lies.begin();
+                liar.begin();
                 self.say(&format!("lie: {name}"));
             }
             kind => return self.afflict(kind, fault.lasts).await,
