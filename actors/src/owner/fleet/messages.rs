@@ -81,8 +81,8 @@ pub(crate) enum Event {
     Done { peer: PeerName, measured: Measured },
     /// A product did not.
     Failed { peer: PeerName, layer: u16, failure: Failure, why: String },
-    /// A product that was sent is waited for no more.
-    Dropped { peer: PeerName },
+    /// A product that was sent is waited for no more: it would have taken longer than this.
+    Dropped { peer: PeerName, waited: Measured },
     /// A product takes many times the usual.
     Slow { peer: PeerName },
     /// Time went on.

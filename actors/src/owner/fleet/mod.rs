@@ -181,7 +181,7 @@ impl Fleet {
             | Event::Sent { ref peer }
             | Event::Done { ref peer, .. }
             | Event::Failed { ref peer, .. }
-            | Event::Dropped { ref peer }
+            | Event::Dropped { ref peer, .. }
             | Event::Slow { ref peer } => (peer.clone(), event),
         };
         let Some(index) = self.find(&peer) else { return false };
@@ -214,8 +214,9 @@ impl Fleet {
                 member.in_flight += 1;
                 false
             }
-            Event::Dropped { .. } => {
+            Event::Dropped { waited, .. } => {
                 member.in_flight = member.in_flight.saturating_sub(1);
+                member.speed.waited(&waited);
                 false
             }
             Event::Done { measured, .. } => {

@@ -20,14 +20,14 @@ const SLOW_FLOOR: Duration = Duration::from_secs(2);
 /// When a product is slow before it is known what is usual: a product of the mask may come before it.
 const SLOW_AT_FIRST: Duration = Duration::from_secs(20);
 
-/// A product that came back whole.
+/// A product, and how long it took.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Measured {
     /// Which.
     pub(crate) product: ProductId,
     /// Multiply-accumulates of values by weights.
     pub(crate) macs: f64,
-    /// From the moment that it was sent to its decryption.
+    /// From the moment that it was sent to its decryption, or until nobody waited for it any more.
     pub(crate) seconds: f64,
 }
 
@@ -51,6 +51,14 @@ impl Speed {
                 self.recent.pop_front();
             }
             self.recent.push_back((measured.macs, measured.seconds));
+        }
+    }
+
+    /// A product would have taken longer than this: that counts where it was expected sooner. A worker that another one
+    /// outruns time and again would otherwise stay as fast as it once was, and be asked first for ever.
+    pub(super) fn waited(&mut self, waited: &Measured) {
+        if self.measured().is_some_and(|speed| waited.macs < speed * waited.seconds) {
+            self.record(waited);
         }
     }
 

@@ -507,3 +507,18 @@ fn a_newcomer_is_planned_in_where_that_helps_and_else_is_a_spare() {
     world.settle(200);
     assert_eq!(world.moves, moves);
 }
+
+#[test]
+fn a_worker_that_is_outrun_again_and_again_is_no_longer_asked_first() {
+    let mut world = World::calm(&[LAYERS, LAYERS], 2, seconds(600));
+    let took = |seconds| Measured { product: product(3), macs: 1.0, seconds };
+    for _ in 0..100 {
+        world.tell(Event::Done { peer: name(0), measured: took(0.5) });
+        world.tell(Event::Done { peer: name(1), measured: took(1.0) });
+    }
+    for (waited, first) in [(0.1, 0), (10.0, 1)] {
+        // Who was not waited for longer than a moment may be as fast as ever.
+        (0..100).for_each(|_| world.tell(Event::Dropped { peer: name(0), waited: took(waited) }));
+        assert_eq!(world.fleet.route(product(3), &[]), Some(&name(first)));
+    }
+}

@@ -213,13 +213,21 @@ fn macs(shell: &Shell, message: &Apply) -> f64 {
 struct Flight {
     shell: Rc<Shell>,
     peer: PeerName,
+    product: ProductId,
+    macs: f64,
+    began: Instant,
     landed: bool,
 }
 
 impl Flight {
-    fn new(shell: &Rc<Shell>, peer: &PeerName) -> Self {
+    fn new(shell: &Rc<Shell>, peer: &PeerName, product: ProductId, macs: f64) -> Self {
         shell.tell(Event::Sent { peer: peer.clone() });
-        Self { shell: Rc::clone(shell), peer: peer.clone(), landed: false }
+        Self { shell: Rc::clone(shell), peer: peer.clone(), product, macs, began: Instant::now(), landed: false }
+    }
+
+    /// How long the product takes that was sent then.
+    fn measured(&self, sent: Instant) -> Measured {
+        Measured { product: self.product, macs: self.macs, seconds: sent.elapsed().as_secs_f64() }
     }
 
     fn land(mut self, event: Event) {
@@ -231,7 +239,7 @@ impl Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         if !self.landed {
-            self.shell.tell(Event::Dropped { peer: self.peer.clone() });
+            self.shell.tell(Event::Dropped { peer: self.peer.clone(), waited: self.measured(self.began) });
         }
     }
 }
@@ -244,15 +252,15 @@ async fn try_at(
     attempt: Attempt,
     macs: f64,
 ) -> Result<Verified<Buffer>, ScheduleError> {
-    let flight = Flight::new(shell, peer);
+    let product = message.product;
+    let flight = Flight::new(shell, peer, product, macs);
     let result = tokio::select! {
         result = whole(shell, peer, message, attempt) => result,
         () = shell.gone(peer) => Err(gone(peer)),
     };
-    let Apply { product, .. } = *message;
     match result {
         Ok((rows, sent)) => {
-            let measured = Measured { product, macs, seconds: sent.elapsed().as_secs_f64() };
+            let measured = flight.measured(sent);
             flight.land(Event::Done { peer: peer.clone(), measured });
             Ok(rows)
         }
