@@ -15,6 +15,7 @@ mod store;
 mod tests;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,14 @@ impl Default for CheckpointConfig {
         // A checkpoint is written in milliseconds for a small model and in a second for one of billions of parameters, so
         // that neither takes a hundredth of the time between two.
         Self { save_every: 20, save_minutes: 5, keep: 2 }
+    }
+}
+
+impl CheckpointConfig {
+    /// Whether a checkpoint is to be made after so many steps, when the last one was made so long ago.
+    pub(crate) fn is_due(&self, steps: usize, age: Duration) -> bool {
+        let minutes = Duration::from_secs(self.save_minutes.saturating_mul(60));
+        (self.save_every > 0 && steps.is_multiple_of(self.save_every)) || (!minutes.is_zero() && age >= minutes)
     }
 }
 

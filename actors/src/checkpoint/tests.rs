@@ -103,6 +103,18 @@ fn a_disk_that_refuses_loses_nothing() {
 }
 
 #[test]
+fn one_is_due_after_so_many_steps_or_minutes_and_0_leaves_it_to_the_other() {
+    let due = |save_every, save_minutes, steps, seconds| {
+        let config = CheckpointConfig { save_every, save_minutes, keep: 1 };
+        config.is_due(steps, Duration::from_secs_f64(seconds))
+    };
+    assert_eq!([19, 20, 21, 40].map(|steps| due(20, 0, steps, 1e9)), [false, true, false, true]);
+    assert_eq!([0.0, 299.999, 300.0, 1e9].map(|seconds| due(0, 5, 20, seconds)), [false, false, true, true]);
+    assert_eq!([(20, 0.0), (21, 299.0), (21, 300.0)].map(|(steps, s)| due(20, 5, steps, s)), [true, false, true]);
+    assert!(!due(0, 0, 20, 1e9) && !due(0, u64::MAX, 20, 1e9));
+}
+
+#[test]
 fn what_differs_is_named_with_both_values() {
     #[derive(Serialize)]
     struct Settings {

@@ -78,7 +78,7 @@ impl Run {
             steps = report.step;
             self.saver.step_taken(report, data.position());
             self.tell(TrainEvent::Step(report));
-            self.saver.after_step();
+            self.saver.after_step(Instant::now());
         }
     }
 

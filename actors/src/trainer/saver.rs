@@ -113,16 +113,13 @@ impl Saver {
         self.save_or_warn();
     }
 
-    /// Makes a checkpoint if it is time for one.
-    pub(super) fn after_step(&self) {
+    /// Makes a checkpoint of the step that was taken if it is time for one.
+    pub(super) fn after_step(&self, now: Instant) {
         let Some(CheckpointTarget { config, .. }) = &self.target else { return };
         let due = {
             let steps = self.state().steps;
             let saved = self.saved();
-            let minutes = Duration::from_secs(config.save_minutes.saturating_mul(60));
-            saved.failing
-                || (config.save_every > 0 && steps.is_multiple_of(config.save_every))
-                || (!minutes.is_zero() && saved.when.elapsed() >= minutes)
+            saved.failing || config.is_due(steps, now.saturating_duration_since(saved.when))
         };
         if due {
             self.save_or_warn();

@@ -1,6 +1,7 @@
 //! Runs that are interrupted and go on: the same numbers, bit for bit.
 
 use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::checkpoint::{CheckpointConfig, Found, Identity, Store};
@@ -26,6 +27,11 @@ fn training(steps: usize) -> TrainingConfig {
         lora: LoraConfig { dropout: 0.2, rank: 2, ..LoraConfig::default() },
         ..TrainingConfig::default()
     }
+}
+
+/// A checkpoint after so many steps, and none for the time that passes.
+fn every(save_every: usize) -> CheckpointConfig {
+    CheckpointConfig { save_every, save_minutes: 0, keep: 1 }
 }
 
 /// How one run over the texts came out.
@@ -58,18 +64,17 @@ impl Place {
         PlainBackend::new(&self.tiny.model).unwrap()
     }
 
-    /// Starts a run that is saved so often.
+    /// Starts a run that is saved then.
     fn launch(
         &self,
         training: TrainingConfig,
         backend: Arc<dyn LinearBackend>,
-        save_every: usize,
+        save: CheckpointConfig,
         resume: Option<Checkpoint<TrainState>>,
         notes: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<TrainHandle, TrainError> {
         let model = TrainableModel::new(self.tiny.model.clone(), backend, &training).unwrap();
-        let config = CheckpointConfig { save_every, save_minutes: 0, keep: 1 };
-        let target = CheckpointTarget { store: self.store.clone(), config, identity: Identity::default(), notes };
+        let target = CheckpointTarget { store: self.store.clone(), config: save, identity: Identity::default(), notes };
         // A resumed run takes the order from its checkpoint, whatever the seed.
         let seed = if resume.is_some() { 99 } else { 5 };
         let data = TrainingData {
@@ -82,7 +87,7 @@ impl Place {
 
     async fn run(&self, steps: usize, save_every: usize, resume: Option<Checkpoint<TrainState>>) -> Ran {
         let backend = Arc::new(self.plain());
-        let handle = self.launch(training(steps), backend, save_every, resume, Arc::new(String::new));
+        let handle = self.launch(training(steps), backend, every(save_every), resume, Arc::new(String::new));
         ran(handle.unwrap()).await
     }
 }
@@ -126,7 +131,8 @@ async fn a_run_resumed_after_any_step_is_the_run_that_was_not_interrupted() {
 async fn a_stopped_run_and_a_failed_one_go_on_from_their_last_step() {
     let place = Place::new(2);
     let uninterrupted = Place::new(1).run(6, 0, None).await;
-    let mut handle = place.launch(training(6), Arc::new(place.plain()), 0, None, Arc::new(|| "noted".into())).unwrap();
+    let mut handle =
+        place.launch(training(6), Arc::new(place.plain()), every(0), None, Arc::new(|| "noted".into())).unwrap();
     while !matches!(handle.events.recv().await, Some(TrainEvent::Step(_))) {}
     handle.stopper().stop();
     assert!(handle.join().await.unwrap().steps < 6, "it is stopped");
@@ -136,7 +142,7 @@ async fn a_stopped_run_and_a_failed_one_go_on_from_their_last_step() {
     // It fails in its second step, or in the evaluation before: a step is 3 micro-batches of 15 products.
     let left = AtomicUsize::new(3 * 15 + 20);
     let failing = Arc::new(Failing { plain: place.plain(), left });
-    let handle = place.launch(training(6), failing, 0, Some(stopped), Arc::new(String::new)).unwrap();
+    let handle = place.launch(training(6), failing, every(0), Some(stopped), Arc::new(String::new)).unwrap();
     assert!(ran(handle).await.error.is_some_and(|error| error.contains("every worker is gone")));
     let failed = place.store.latest::<TrainState>(1 << 20).unwrap().unwrap().checkpoint;
     assert!(failed.state.steps >= 2);
@@ -170,7 +176,7 @@ async fn finished_steps_are_saved_while_the_next_one_is_under_way() {
     // The evaluation is 4 micro-batches of 8 products; then two steps and half a one.
     let at = 4 * 8 + 2 * 3 * 15 + 20;
     let held = Held { plain: place.plain(), calls: AtomicUsize::new(0), at, barrier: barrier.clone() };
-    let handle = place.launch(training(4), Arc::new(held), 0, None, Arc::new(String::new)).unwrap();
+    let handle = place.launch(training(4), Arc::new(held), every(0), None, Arc::new(String::new)).unwrap();
     let saver = handle.saver();
     let saved = tokio::task::spawn_blocking(move || {
         barrier.wait();
@@ -184,6 +190,33 @@ async fn finished_steps_are_saved_while_the_next_one_is_under_way() {
     assert_eq!(checkpoint.state.steps, 2);
     assert_eq!(ran(handle).await.parameters, uninterrupted.parameters);
     assert_eq!(place.run(4, 0, Some(checkpoint)).await.parameters, uninterrupted.parameters);
+}
+
+#[actix::test]
+async fn minutes_are_those_since_the_last_checkpoint() {
+    let (place, barrier, before) = (Place::new(1), Arc::new(Barrier::new(2)), Instant::now());
+    // As above: two steps after the evaluation, with which the last checkpoint was made.
+    let at = 4 * 8 + 2 * 3 * 15 + 20;
+    let held = Held { plain: place.plain(), calls: AtomicUsize::new(0), at, barrier: barrier.clone() };
+    let save = CheckpointConfig { save_every: 0, save_minutes: 5, keep: 1 };
+    let handle = place.launch(training(4), Arc::new(held), save, None, Arc::new(String::new)).unwrap();
+    let (saver, store) = (handle.saver(), place.store.clone());
+    let newest = tokio::task::spawn_blocking(move || {
+        barrier.wait();
+        let minutes = Duration::from_secs(5 * 60);
+        let newest = [before + minutes, Instant::now() + minutes].map(|now| {
+            saver.after_step(now);
+            store.list().unwrap()[0].0
+        });
+        barrier.wait();
+        newest
+    });
+    assert_eq!(
+        newest.await.unwrap(),
+        [0, 2],
+        "the last steps with a checkpoint just before the minutes are over, and after"
+    );
+    assert_eq!(ran(handle).await.error, None);
 }
 
 #[actix::test]
@@ -203,7 +236,7 @@ async fn a_full_disk_stops_no_run_and_is_tried_again() {
             String::new()
         }
     };
-    let handle = place.launch(training(4), Arc::new(place.plain()), 4, None, Arc::new(notes)).unwrap();
+    let handle = place.launch(training(4), Arc::new(place.plain()), every(4), None, Arc::new(notes)).unwrap();
     assert_eq!(ran(handle).await.error, None);
     assert_eq!(place.store.list().unwrap()[0].0, 4);
     // The three, after the evaluation of step 3, after step 4 and after its evaluation.
@@ -216,7 +249,8 @@ async fn a_checkpoint_of_other_adapters_is_refused() {
     place.run(1, 1, None).await;
     let mut other = training(1);
     other.lora.rank = 3;
-    let launched = place.launch(other, Arc::new(place.plain()), 1, Some(place.checkpoint(1)), Arc::new(String::new));
+    let launched =
+        place.launch(other, Arc::new(place.plain()), every(1), Some(place.checkpoint(1)), Arc::new(String::new));
     let error = launched.err().unwrap().to_string();
     assert!(error.contains("other adapters") && error.contains("parameter.0"), "{error}");
 }
