@@ -1,4 +1,4 @@
-//! Workers that die, come back and hang, as real processes: the run goes on, and ends by itself.
+//! Workers that die, come back, hang and wake up, as real processes: the run goes on, and ends by itself.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -67,4 +67,27 @@ fn the_work_of_a_worker_that_is_stopped_goes_to_the_other() {
     let owner = begin(&run, &[&first, &second]);
     one.signal("STOP");
     assert_eq!(states(&end(&run, owner)), ["gone", "serving"]);
+}
+
+#[test]
+fn a_worker_that_wakes_up_is_not_heard_for_what_another_did() {
+    let run = Run::new();
+    let ((one, first), (_two, second)) = (run.worker(1, &[]), run.worker(2, &[]));
+    // It goes on until this worker is back.
+    let mut owner = run.owner_over(&[&first, &second], "out", &["--steps", "100000"]);
+    owner.expect_log("step 2/");
+    one.signal("STOP");
+    owner.expect_log("its layers go to others until it is back");
+    // The other one does what it was asked for last before this step is done.
+    owner.expect_note("step ");
+    one.signal("CONT");
+    owner.expect_log("is back");
+    owner.expect_note("step ");
+    owner.interrupt();
+    let said = owner.finish().succeeded().stderr;
+    assert!(!said.contains("wrong answer") && !said.contains("banned"), "{said}");
+    let report = run.report("out");
+    assert_eq!(states(&report), ["serving", "serving"]);
+    let losses = run.losses("out");
+    assert!(losses[losses.len() - 1] < losses[0], "the model learns: {losses:?}");
 }

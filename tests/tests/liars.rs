@@ -4,7 +4,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use serde_json::Value;
-use tests::{Liar, Lie, PLAIN, Run};
+use tests::{LAYERS, Liar, Lie, PLAIN, Run, SETTINGS};
 
 #[test]
 fn every_lie_is_caught_and_what_is_learnt_is_what_it_would_have_been() {
@@ -26,4 +26,40 @@ fn every_lie_is_caught_and_what_is_learnt_is_what_it_would_have_been() {
     let bans = std::fs::read_to_string(run.home().join("velum").join("bans.json")).unwrap();
     let bans: Value = serde_json::from_str(&bans).unwrap();
     assert_eq!(bans.as_array().unwrap().len(), Lie::WRONG.len(), "every ban is kept: {bans}");
+}
+
+/// Products that workers answered in time, each of which the report counts for one of them.
+fn answered(report: &Value) -> u64 {
+    report["workers"].as_array().unwrap().iter().map(|worker| worker["calls"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn what_comes_after_another_has_answered_is_neither_used_nor_punished() {
+    // So many products at a time that both workers are asked, whoever is faster.
+    let settings = SETTINGS.replace("[owner]", "[owner]\nreplicas = 2").replace("accumulation = 2", "accumulation = 4");
+    let run = Run::with(&settings.replace("in_flight = 2", "in_flight = 4"), LAYERS);
+    run.train("plain", &PLAIN);
+    let (_worker, address) = run.worker(1, &[]);
+    run.owner_over(&[&address], "peace", &[]).finish().succeeded();
+
+    let liar = Liar::start(&run.model, Lie::Late, usize::MAX);
+    let mut owner = run.owner_over(&[&address, &liar.address], "late", &[]);
+    // By then it is known of every kind of product how long it takes.
+    owner.expect_note("step 1/");
+    liar.begin();
+    let twice = owner.expect_log("a slow product is sent twice");
+    assert!(twice.contains(&format!("slow={}", liar.peer)), "{twice}");
+    // A step is done when all of its products are answered, this one by the other worker.
+    owner.expect_note("step ");
+    let held = liar.lies();
+    assert!((1..12).contains(&held), "{held} answers are held back: who is late is asked again and again");
+    liar.release();
+    owner.finish().succeeded();
+    assert_eq!(liar.late(), liar.lies(), "the owner heard what was held back");
+
+    run.assert_follows("late", "plain");
+    let report = run.report("late");
+    assert_eq!(answered(&report), answered(&run.report("peace")), "a product was answered twice, or never");
+    let states: Vec<_> = report["workers"].as_array().unwrap().iter().map(|worker| &worker["state"]).collect();
+    assert_eq!(states, ["serving", "serving"]);
 }
