@@ -81,6 +81,14 @@ impl Node {
         Self::of(command)
     }
 
+    /// Starts `node` so that [`Node::fill_disk`] does not end it: where a file may grow no further, the signal that says so
+    /// is ignored, which leaves an error.
+    pub fn start_on_a_small_disk<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(Self::binary());
+        Self::of(with_pipes(shell, arguments))
+    }
+
     fn of(mut command: Command) -> Self {
         let mut child = command.spawn().expect("the binary starts");
         let stdout = lines(child.stdout.take().expect("standard output is piped"));
@@ -145,6 +153,23 @@ impl Node {
         assert!(status.expect("kill runs").success(), "the process takes signals");
     }
 
+    /// From now on all that it writes to files fails, or no longer does: by a limit on their length, which needs no rights to
+    /// be set, as a small disk would.
+    ///
+    /// # Panics
+    /// When the process has ended.
+    pub fn fill_disk(&self, full: bool) {
+        let process = self.child.id() as libc::pid_t;
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the pointers are to one `rlimit` each, or null, which `prlimit` allows, and live for the calls.
+        let set = unsafe {
+            let known = libc::prlimit(process, libc::RLIMIT_FSIZE, std::ptr::null(), &raw mut limit) == 0;
+            limit.rlim_cur = if full { 0 } else { limit.rlim_max };
+            known && libc::prlimit(process, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) == 0
+        };
+        assert!(set, "the process takes a limit: {}", std::io::Error::last_os_error());
+    }
+
     /// Process id.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -195,7 +220,10 @@ impl Node {
 
 /// The binary with pipes.
 fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(Node::binary());
+    with_pipes(Command::new(Node::binary()), arguments)
+}
+
+fn with_pipes<S: AsRef<std::ffi::OsStr>>(mut command: Command, arguments: impl IntoIterator<Item = S>) -> Command {
     command.args(arguments).env("RUST_LOG", "info").env("NO_COLOR", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

@@ -1,4 +1,4 @@
-//! An owner that is stopped, killed, or left by its reader, and goes on: with real processes, in the plain backend, where
+//! An owner that is stopped, killed, left by its reader or without room on its disk, and goes on: with real processes, in the plain backend, where
 //! a resumed run is the uninterrupted one byte for byte.
 
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -153,4 +153,64 @@ fn an_order_that_nobody_gave_is_drawn_and_goes_on() {
     run.assert_same("resumed", "one");
     assert_eq!(seed("resumed"), seed("one"));
     assert!(run.report("one")["model"] == "model" && !String::from_utf8_lossy(&run.adapter("one")[0]).contains('/'));
+}
+
+/// Names and bytes of a run's checkpoints.
+fn checkpoints(run: &Run, out: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = format!("{out}/checkpoints");
+    let read = |name: String| (name.clone(), fs::read(run.workspace.path(&folder).join(name)).unwrap());
+    run.workspace.names_in(&folder).into_iter().map(read).collect()
+}
+
+#[test]
+fn a_disk_that_is_full_for_a_while_costs_checkpoints_and_nothing_else() {
+    const TRIED_AGAIN: &str = "it is tried again after every step, and older ones stay";
+    let run = plain_run();
+    // So many steps that the run lasts until the test has seen all that it waits for.
+    let more = ["--steps", "200"];
+    run.train("whole", &more);
+    let mut node = Node::start_on_a_small_disk(run.owner_arguments("full", &more));
+    node.expect_note("step 3/");
+    node.fill_disk(true);
+    let refused = node.expect_log(TRIED_AGAIN);
+    assert!(refused.contains(".checkpoint cannot be written"), "{refused}");
+    let older = checkpoints(&run, "full");
+    assert_eq!(older.len(), 2, "those that were there stay, and nothing half-written");
+    for _ in 0..5 {
+        node.expect_note("step ");
+    }
+    assert!(checkpoints(&run, "full") == older, "the older checkpoints changed");
+    node.fill_disk(false);
+    node.expect_log("checkpoints can be written again");
+    let newest = |saved: &[(String, Vec<u8>)]| saved.last().unwrap().0.clone();
+    let at = |name: &str| -> usize { name.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap() };
+    let (before, now) = (at(&newest(&older)), at(&run.workspace.names_in("full/checkpoints").pop().unwrap()));
+    assert!((before + 5..200).contains(&now), "one of step {now} after that of step {before}");
+
+    let said = node.finish().succeeded().stderr;
+    assert_eq!(said.matches("cannot be written").count(), 1, "it is said once: {said}");
+    assert_eq!(said.matches("checkpoints can be written again").count(), 1, "{said}");
+    run.assert_same("full", "whole");
+
+    // What was on the full disk is enough to go on from.
+    let kept = run.workspace.path("kept.checkpoint");
+    fs::write(&kept, &older[1].1).unwrap();
+    run.train("resumed", &[&more[..], &["--resume", text(&kept)]].concat());
+    run.assert_same("resumed", "whole");
+}
+
+#[test]
+fn a_disk_that_stays_full_ends_a_run_that_can_go_on() {
+    let run = plain_run();
+    let more = ["--steps", "100"];
+    run.train("whole", &more);
+    let mut node = Node::start_on_a_small_disk(run.owner_arguments("full", &more));
+    node.expect_note("step 3/");
+    node.fill_disk(true);
+    let said = node.finish().refused();
+    assert!(said.contains("step 100/100"), "it goes on to its end: {said}");
+    assert!(said.contains("error: ") && said.contains("full/report.json"), "{said}");
+    assert!(!run.workspace.names_in("full/checkpoints").contains(&"step-00000100.checkpoint".to_owned()));
+    run.train("full", &[&more[..], &["--resume"]].concat());
+    run.assert_same("full", "whole");
 }
