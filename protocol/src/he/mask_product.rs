@@ -13,7 +13,6 @@ use rayon::prelude::*;
 
 use super::decrypt::{DecryptError, complete, enter, fitting};
 use super::lanes::{TILE, transpose_bytes, vectorised};
-use super::modulus::switch_value;
 use super::{Planes, Precision, ProductTile};
 use crate::columns::ColumnLedger;
 use crate::pool::Pool;
@@ -98,7 +97,8 @@ impl MaskProductBuilder {
         if !precision.is_valid() {
             return Err(DecryptError::Precision { precision, expected: None });
         }
-        let bytes = vec![0; outer * column_bytes(precision)];
+        // All columns are written before anybody sees one.
+        let bytes = POOL.scratch(MaskProduct::memory_for(precision, outer));
         Ok(Self { product: MaskProduct { precision, outer, bytes }, columns: ColumnLedger::new(outer) })
     }
 
@@ -177,13 +177,32 @@ impl UnverifiedMasks {
     }
 }
 
-/// Rounds a column, `[limb][row]`, to the most significant limbs that `to` has room for.
-fn switch_column(from: &[u8], rows: usize, to: &mut [u8]) {
-    let (from_limbs, to_limbs) = (from.len() / rows, to.len() / rows);
-    for row in 0..rows {
-        let value = (0..from_limbs).map(|limb| u64::from(from[limb * rows + row]) << (8 * limb)).sum();
-        let switched = switch_value(value, from_limbs, to_limbs);
-        (0..to_limbs).for_each(|limb| to[limb * rows + row] = (switched >> (8 * limb)) as u8);
+vectorised! {
+    /// Rounds a column, `[limb][row]`, to the most significant limbs that `to` has room for, fewer than there are: what
+    /// [`switch_value`](super::modulus::switch_value) does to a value.
+    fn switch_column<>(from: &[u8], rows: usize, to: &mut [u8]) = switch_column_body
+}
+
+/// Rows that are rounded at a time.
+const ROUNDED: usize = 64;
+
+#[inline(always)]
+fn switch_column_body(from: &[u8], rows: usize, to: &mut [u8]) {
+    let (dropped, kept) = from.split_at(from.len() - to.len());
+    let highest_dropped = &dropped[dropped.len() - rows..];
+    let mut carries = [0; ROUNDED];
+    for row in (0..rows).step_by(ROUNDED) {
+        let carries = &mut carries[..ROUNDED.min(rows - row)];
+        // Half of a unit of what is kept makes a carry of the highest bit that is not.
+        for (carry, &byte) in carries.iter_mut().zip(&highest_dropped[row..]) {
+            *carry = byte >> 7;
+        }
+        for (to, from) in to.chunks_exact_mut(rows).zip(kept.chunks_exact(rows)) {
+            for ((to, &from), carry) in to[row..].iter_mut().zip(&from[row..]).zip(carries.iter_mut()) {
+                *to = from.wrapping_add(*carry);
+                *carry &= u8::from(*to == 0);
+            }
+        }
     }
 }
 
@@ -211,6 +230,38 @@ fn transpose_columns_body(planes: &Planes, first: usize, size: usize, out: &mut 
             transpose_bytes(&mut block);
             for (lane, word) in block.iter().enumerate().take(count) {
                 out[(column + lane) * size + row..][..8].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng as _, SeedableRng as _};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::he::modulus::switch_value;
+
+    #[test]
+    fn columns_are_rounded_as_values_are() {
+        const ROWS: usize = 200;
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        for from_limbs in 2..=6 {
+            // Bytes that carry often beside any.
+            let mut from: Vec<u8> = (0..from_limbs * ROWS).map(|_| rng.random()).collect();
+            from.iter_mut()
+                .filter(|_| rng.random())
+                .for_each(|byte| *byte = [0x7f, 0x80, 0xff][usize::from(*byte) % 3]);
+            let value = |bytes: &[u8], row: usize| {
+                bytes.chunks(ROWS).rev().fold(0, |value, plane| value << 8 | u64::from(plane[row]))
+            };
+            for to_limbs in 1..from_limbs {
+                let mut to = vec![0; to_limbs * ROWS];
+                switch_column(&from, ROWS, &mut to);
+                for row in 0..ROWS {
+                    assert_eq!(value(&to, row), switch_value(value(&from, row), from_limbs, to_limbs));
+                }
             }
         }
     }

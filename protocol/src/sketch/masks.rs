@@ -177,10 +177,21 @@ vectorised! {
     fn load<W: Residue>(bytes: &[u8], words: &mut [W]) = W::load
 }
 
-vectorised! {
-    /// Adds some columns, `[column][row]`, times their coefficients to the sums.
-    fn add_up<W: Residue>(rows: usize, words: &[W], coefficients: &[[i32; MASK_COLUMNS]], sums: &mut [W]) =
-        add_up_body::<W>
+/// Adds some columns, `[column][row]`, times their coefficients to the sums. For AVX2 alone: a product of words is two
+/// instructions on vectors of any width, and compiled for AVX-512 the sums leave their registers.
+fn add_up<W: Residue>(rows: usize, words: &[W], coefficients: &[[i32; MASK_COLUMNS]], sums: &mut [W]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn wide<W: Residue>(rows: usize, words: &[W], coefficients: &[[i32; MASK_COLUMNS]], sums: &mut [W]) {
+            add_up_body(rows, words, coefficients, sums);
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the function needs AVX2, which was just detected.
+            return unsafe { wide(rows, words, coefficients, sums) };
+        }
+    }
+    add_up_body(rows, words, coefficients, sums);
 }
 
 #[inline(always)]
