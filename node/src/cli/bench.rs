@@ -1,0 +1,191 @@
+//! What `node bench` can be told.
+
+use std::path::PathBuf;
+
+use actors::matmul::devices::GpuRequest;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
+use protocol::ids::LinearShape;
+use protocol::model::synthetic::KnownModel;
+
+use super::{count, known_model};
+use crate::bench::exactness::ExactnessOptions;
+use crate::bench::gpu::GpuOptions;
+use crate::bench::linear::{LinearOptions, Parameters};
+use crate::bench::multiplier::Device;
+use crate::bench::step::StepOptions;
+use crate::config::{BackendChoice, OwnerConfig};
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// One encrypted product, as an owner and a worker do it
+    Linear(LinearArguments),
+    /// Whole training steps, with real worker processes on this machine
+    Step(StepArguments),
+    /// Random products against the portable kernel, byte for byte
+    Exactness(ExactnessArguments),
+    /// The products of a model's layer on a GPU, beside cuBLASLt's plain ones
+    Gpu(GpuArguments),
+}
+
+/// The arguments of `node bench exactness`.
+#[derive(Args, Debug)]
+pub struct ExactnessArguments {
+    /// cpu (all kernels of this machine), or cuda:0 (all engines)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+
+    /// Time for random products
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub seconds: u64,
+
+    /// Seed of the first random product; each further one has the next number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl From<ExactnessArguments> for ExactnessOptions {
+    fn from(arguments: ExactnessArguments) -> Self {
+        let ExactnessArguments { device, seconds, seed } = arguments;
+        Self { device, seconds, seed }
+    }
+}
+
+/// The arguments of `node bench gpu`.
+#[derive(Args, Debug)]
+pub struct GpuArguments {
+    /// cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "cuda:0")]
+    pub device: Device,
+
+    /// Whose products
+    #[arg(long, value_name = "NAME", default_value = KnownModel::Llama32_1b.name(), value_parser = known_model())]
+    pub model_shape: KnownModel,
+
+    /// Rows of the products
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "2048,4096", value_parser = count())]
+    pub tokens: Vec<usize>,
+
+    /// Ask no GPU: print the operations and bytes of each product, and the least time they take
+    #[arg(long)]
+    pub floor: bool,
+
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<GpuArguments> for GpuOptions {
+    fn from(arguments: GpuArguments) -> Self {
+        let GpuArguments { device, model_shape: model, tokens, floor: _, json } = arguments;
+        Self { device, model, tokens, json }
+    }
+}
+
+/// The arguments of `node bench linear`.
+#[derive(Args, Debug)]
+pub struct LinearArguments {
+    /// Rows of the weights
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count())]
+    pub d_in: usize,
+
+    /// Columns of the weights
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = count())]
+    pub d_out: usize,
+
+    /// Rows of the product
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = count())]
+    pub tokens: usize,
+
+    /// Encryption: as the planner chooses, by a parameter set, or the published scheme (seconds for each token)
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = parameters())]
+    pub params: Parameters,
+
+    /// cpu, or cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+
+    /// Print one JSON object instead of lines for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<LinearArguments> for LinearOptions {
+    fn from(arguments: LinearArguments) -> Self {
+        let LinearArguments { d_in, d_out, tokens, params, device, json } = arguments;
+        Self { shape: LinearShape { d_in, d_out }, tokens, parameters: params, device, json }
+    }
+}
+
+/// The names of the parameters.
+fn parameters() -> impl TypedValueParser<Value = Parameters> {
+    PossibleValuesParser::new(Parameters::NAMES).try_map(|name| name.parse::<Parameters>())
+}
+
+/// The arguments of `node bench step`.
+#[derive(Args, Debug)]
+pub struct StepArguments {
+    /// Model: a Hugging Face folder or a .gguf file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+
+    /// Worker processes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
+    pub workers: usize,
+
+    /// GPUs that each worker serves with: none, all, or indices like 0,1
+    #[arg(long, value_name = "LIST", default_value = "none")]
+    pub gpus: GpuRequest,
+
+    /// Tokens of a step
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = count())]
+    pub tokens: usize,
+
+    /// Tokens of a sequence; divides the tokens of a step
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count())]
+    pub sequence: usize,
+
+    /// Micro-batches that the sequences of a step are divided among, all of them in flight at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
+    pub micro_batches: usize,
+
+    /// The owner's memory for the products of the masks, MiB (owner.mask_cache_mib); the rest goes to its file
+    #[arg(long, value_name = "MIB", default_value_t = OwnerConfig::default().mask_cache_mib)]
+    pub mask_cache_mib: u64,
+
+    /// Steps that are measured, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
+    pub steps: usize,
+
+    /// Where base products are computed: by workers on ciphertexts, or in the owner with f32 weights
+    #[arg(long, value_enum, default_value_t = BackendChoice::Encrypted)]
+    pub backend: BackendChoice,
+
+    /// Write a trace of each process beside this name, in Chrome's format
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+
+    /// Print one JSON object instead of lines for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<StepArguments> for StepOptions {
+    fn from(arguments: StepArguments) -> Self {
+        let StepArguments {
+            model,
+            workers,
+            gpus,
+            tokens,
+            sequence,
+            micro_batches,
+            mask_cache_mib,
+            steps,
+            backend,
+            trace,
+            json,
+        } = arguments;
+        Self { model, workers, gpus, tokens, sequence, micro_batches, mask_cache_mib, steps, backend, trace, json }
+    }
+}
