@@ -53,6 +53,20 @@ fn a_synthetic_model_is_measured_with_real_processes_and_traced() {
         assert_ne!(worker[0]["pid"], owner[0]["pid"]);
     }
 
+    let mut arguments = vec!["bench", "account", "--model", text(&model), "--json", "--workers", "1"];
+    arguments.extend(["--tokens", "64", "--sequence", "32", "--steps", "2"]);
+    let account = json(&arguments);
+    let figure = |name: &str| account[name].as_f64().unwrap();
+    let ratio = figure("owner_cpu_seconds") / figure("plain_cpu_seconds");
+    assert!((figure("account") / ratio - 1.0).abs() < 1e-9, "{account}");
+    for name in ["bytes_up_per_token", "bytes_down_per_token", "once_bytes_down"] {
+        assert!(figure(name) > 0.0, "{name}: {account}");
+    }
+    assert!(figure("worker_cpu_seconds") >= 0.0, "{account}");
+    for name in ["owner_peak_rss_bytes", "plain_peak_rss_bytes"] {
+        assert!(account[name].as_u64().unwrap() > 0, "{name}: {account}");
+    }
+
     let said = Node::start(["synth", "--config", "tiny", "--out", text(&model)]).finish().refused();
     assert!(said.contains("not empty"), "{said}");
 }

@@ -1,5 +1,6 @@
 //! `node bench`: what this machine can do, as JSON or for people.
 
+pub mod account;
 pub mod exactness;
 pub mod floor;
 pub mod gpu;

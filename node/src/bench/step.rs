@@ -84,19 +84,35 @@ struct StepFigures {
 /// # Errors
 /// When the options do not fit each other, or a process fails.
 pub async fn run(options: StepOptions) -> anyhow::Result<()> {
-    let folder = tempfile::Builder::new().prefix("velum-bench-").tempdir().context("no temporary folder")?;
-    let mut config = configuration(&options)?;
-    config.owner.out = folder.path().to_path_buf();
-    let examples = (options.steps + 1) * options.tokens / options.sequence;
-    config.owner.data = Some(write(folder.path(), "text.jsonl", &text(examples, options.sequence))?);
-    LocalRun { config, start: Start::Fresh, trace: options.trace.clone(), quiet: true }.run().await?;
-    let figures = figures(&options, Report::read(folder.path())?)?;
+    let figures = figures(&options, measure(&options).await?.report)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
     } else {
         lines(&figures).iter().for_each(|line| println!("{line}"));
     }
     Ok(())
+}
+
+/// A run that has ended.
+pub(super) struct Measured {
+    pub(super) report: Report,
+    /// Of all workers, from their start on; 0 without any.
+    pub(super) workers_cpu_seconds: f64,
+}
+
+/// Runs owner and workers, for one step more than is measured.
+///
+/// # Errors
+/// Those of [`run`].
+pub(super) async fn measure(options: &StepOptions) -> anyhow::Result<Measured> {
+    let folder = tempfile::Builder::new().prefix("velum-bench-").tempdir().context("no temporary folder")?;
+    let mut config = configuration(options)?;
+    config.owner.out = folder.path().to_path_buf();
+    let examples = (options.steps + 1) * options.tokens / options.sequence;
+    config.owner.data = Some(write(folder.path(), "text.jsonl", &text(examples, options.sequence))?);
+    let local = LocalRun { config, start: Start::Fresh, trace: options.trace.clone(), quiet: true };
+    let workers_cpu_seconds = local.run().await?;
+    Ok(Measured { report: Report::read(folder.path())?, workers_cpu_seconds })
 }
 
 /// The owner's settings.

@@ -9,6 +9,7 @@ use protocol::ids::LinearShape;
 use protocol::model::synthetic::KnownModel;
 
 use super::{count, known_model};
+use crate::bench::account::AccountOptions;
 use crate::bench::exactness::ExactnessOptions;
 use crate::bench::gpu::GpuOptions;
 use crate::bench::linear::{LinearOptions, Parameters};
@@ -19,6 +20,8 @@ use crate::config::{BackendChoice, OwnerConfig};
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
+    /// The owner's account: its processor seconds beside those of training in plain text alone
+    Account(AccountArguments),
     /// One encrypted product, as an owner and a worker do it
     Linear(LinearArguments),
     /// Whole training steps, with real worker processes on this machine
@@ -27,6 +30,45 @@ pub enum Bench {
     Exactness(ExactnessArguments),
     /// The products of a model's layer on a GPU, beside cuBLASLt's plain ones
     Gpu(GpuArguments),
+}
+
+/// The arguments of `node bench account`.
+#[derive(Args, Debug)]
+pub struct AccountArguments {
+    /// Model: a Hugging Face folder or a .gguf file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+
+    /// Worker processes
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = count())]
+    pub workers: usize,
+
+    /// Tokens of a step
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = count())]
+    pub tokens: usize,
+
+    /// Tokens of a sequence; divides the tokens of a step
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count())]
+    pub sequence: usize,
+
+    /// Micro-batches that the sequences of a step are divided among, all of them in flight at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
+    pub micro_batches: usize,
+
+    /// Steps of each kind that are measured, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
+    pub steps: usize,
+
+    /// Print one JSON object instead of lines for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<AccountArguments> for AccountOptions {
+    fn from(arguments: AccountArguments) -> Self {
+        let AccountArguments { model, workers, tokens, sequence, micro_batches, steps, json } = arguments;
+        Self { model, workers, tokens, sequence, micro_batches, steps, json }
+    }
 }
 
 /// The arguments of `node bench exactness`.

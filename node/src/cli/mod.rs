@@ -12,7 +12,7 @@ use protocol::model::synthetic::KnownModel;
 use crate::config::{BackendChoice, Config};
 use crate::roles::Start;
 use crate::synth::SynthOptions;
-pub use bench::{Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments};
+pub use bench::{AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments};
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
 

@@ -36,11 +36,12 @@ pub(crate) struct LocalRun {
 }
 
 impl LocalRun {
-    /// Runs to the end of the owner.
+    /// Runs to the end of the owner. Gives the processor seconds that its workers took, from their start on, where the system
+    /// tells.
     ///
     /// # Errors
     /// When a process cannot be started, or the owner fails.
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<f64> {
         let Self { mut config, start, trace, quiet } = self;
         let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
         config.network.mdns = false;
@@ -81,11 +82,13 @@ impl LocalRun {
             owner.stdout(Stdio::null());
         }
         let status = owner.stdin(Stdio::null()).status().await.context("the owner's process cannot be started")?;
+        let mut workers_cpu_seconds = 0.0;
         for worker in workers {
+            workers_cpu_seconds += worker.cpu_seconds().unwrap_or(0.0);
             worker.stop().await;
         }
         ensure!(status.success(), "the owner ended with {status}; the workers' logs are in {}", out.display());
-        Ok(())
+        Ok(workers_cpu_seconds)
     }
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
+use crate::report;
 use crate::roles::worker::LISTENING;
 use crate::trace;
 
@@ -77,6 +78,11 @@ impl WorkerProcess {
             Ok(Err(error)) => Err(error).with_context(|| format!("worker {number}; its log is {log}")),
             Err(_) => bail!("worker {number} does not listen after {START_TIME_OUT:?}; its log is {log}"),
         }
+    }
+
+    /// Processor seconds that it has taken so far; `None` where it is gone or the system does not tell.
+    pub(super) fn cpu_seconds(&self) -> Option<f64> {
+        report::cpu_seconds_of(self.child.id()?)
     }
 
     /// Closes its standard input and waits; a worker that does not end by itself is killed.

@@ -15,7 +15,7 @@ use protocol::he::ParameterSet;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use plot::loss_svg;
-pub use process::{available_memory_bytes, cpu_seconds, peak_rss_bytes, peak_rss_bytes_of};
+pub use process::{available_memory_bytes, cpu_seconds, cpu_seconds_of, peak_rss_bytes, peak_rss_bytes_of};
 
 /// File name of the report in the output folder.
 pub const REPORT_FILE: &str = "report.json";
@@ -73,6 +73,10 @@ pub struct StepReport {
     pub bytes_up: u64,
     /// Bytes received from workers.
     pub bytes_down: u64,
+    /// Processor seconds of the owner since the step before, or since it started: with those of an evaluation or a
+    /// checkpoint that came between. Of a step before a resumption it is not known.
+    #[serde(default)]
+    pub owner_cpu_seconds: Option<f64>,
 }
 
 /// The loss on the held-out examples after some number of steps.

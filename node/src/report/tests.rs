@@ -12,6 +12,7 @@ fn report() -> Report {
         tokens: 1024,
         bytes_up: 7_000_000_000,
         bytes_down: 5,
+        owner_cpu_seconds: (step > 1).then_some(0.25),
     });
     Report {
         velum_version: "0.1.0".into(),
@@ -49,7 +50,7 @@ fn json_has_the_documented_fields() {
     assert_eq!(
         json["steps"][1],
         serde_json::json!({"step": 2, "loss": 1.5, "seconds": 4.5, "tokens": 1024, "bytes_up": 7_000_000_000_u64,
-                           "bytes_down": 5})
+                           "bytes_down": 5, "owner_cpu_seconds": 0.25})
     );
     assert_eq!(json["parameter_sets"], serde_json::json!(["p24", "p32"]));
     assert_eq!(json["eval_loss_before"], 3.1);

@@ -77,6 +77,8 @@ fn breakdown(phases: PhaseTimes, seconds: f64) -> TimeBreakdown {
 pub(super) struct Results {
     out: PathBuf,
     report: Report,
+    /// Processor seconds of this process when its last step was done.
+    cpu_seconds: f64,
 }
 
 impl Results {
@@ -88,7 +90,7 @@ impl Results {
         std::fs::create_dir_all(out).with_context(|| format!("the folder {} cannot be created", out.display()))?;
         tempfile::NamedTempFile::new_in(out)
             .with_context(|| format!("the folder {} cannot be written", out.display()))?;
-        Ok(Self { out: out.to_path_buf(), report })
+        Ok(Self { out: out.to_path_buf(), report, cpu_seconds: 0.0 })
     }
 
     /// Where the adapter belongs.
@@ -96,7 +98,14 @@ impl Results {
         self.out.join(ADAPTER)
     }
 
+    /// Notes a step that was just done.
     pub(super) fn step(&mut self, step: &StepReport) {
+        let cpu_seconds = report::cpu_seconds();
+        self.past_step(step, Some(cpu_seconds - self.cpu_seconds));
+        self.cpu_seconds = cpu_seconds;
+    }
+
+    fn past_step(&mut self, step: &StepReport, owner_cpu_seconds: Option<f64>) {
         self.report.steps.push(report::StepReport {
             step: number(step.step),
             loss: step.loss,
@@ -104,6 +113,7 @@ impl Results {
             tokens: step.tokens as u64,
             bytes_up: step.traffic.up,
             bytes_down: step.traffic.down,
+            owner_cpu_seconds,
         });
     }
 
@@ -113,7 +123,7 @@ impl Results {
 
     /// Takes over what an interrupted run had reached.
     pub(super) fn resume(&mut self, state: &TrainState) {
-        state.history.iter().for_each(|step| self.step(step));
+        state.history.iter().for_each(|step| self.past_step(step, None));
         state.evaluations.iter().for_each(|evaluation| self.evaluation(evaluation.step, evaluation.loss));
     }
 

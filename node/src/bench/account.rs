@@ -1,0 +1,239 @@
+//! `node bench account`: what an owner spends when strangers do its products, beside what it would spend training alone.
+//!
+//! People hand work to strangers to be spared it, so this is the first figure of all: the owner's processor seconds of a step
+//! with encryption over those of the same step in plain text, both measured here, each with processes of its own. What is
+//! done once a run (weights read, checks drawn, masks asked for and checked) stands beside it and not in it.
+
+use std::path::PathBuf;
+
+use actors::matmul::devices::GpuRequest;
+use anyhow::Context as _;
+use indicatif::HumanBytes;
+use serde::Serialize;
+
+use super::median;
+use super::step::{Measured, StepOptions, measure};
+use crate::config::{BackendChoice, OwnerConfig};
+
+/// Seconds and bytes are given for so many tokens.
+const TOKENS: f64 = 1024.0;
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct AccountOptions {
+    /// A Hugging Face folder or a .gguf file.
+    pub model: PathBuf,
+    /// Worker processes.
+    pub workers: usize,
+    /// Tokens of a step.
+    pub tokens: usize,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// Micro-batches of a step, all in flight at once.
+    pub micro_batches: usize,
+    /// Steps of each kind that are measured.
+    pub steps: usize,
+    /// Print JSON.
+    pub json: bool,
+}
+
+/// What was measured. Seconds are those of processors unless they say wall, for 1,024 tokens unless they say once.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Account {
+    model: String,
+    tokens_per_step: u64,
+    /// The owner's seconds with encryption over those in plain text.
+    account: f64,
+    owner_cpu_seconds: f64,
+    plain_cpu_seconds: f64,
+    /// Of all workers.
+    worker_cpu_seconds: f64,
+    bytes_up_per_token: f64,
+    bytes_down_per_token: f64,
+    owner_peak_rss_bytes: u64,
+    plain_peak_rss_bytes: u64,
+    wall_seconds: f64,
+    plain_wall_seconds: f64,
+    /// Of the owner until its first step was done, less those of another step.
+    once_owner_cpu_seconds: f64,
+    once_bytes_down: u64,
+}
+
+/// Runs owner and workers with encryption, first for what is done once, then an owner without either, and prints the account.
+///
+/// # Errors
+/// When the options do not fit each other, or a process fails.
+pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
+    let AccountOptions { model, workers, tokens, sequence, micro_batches, steps, json } = options;
+    let encrypted = StepOptions {
+        model,
+        workers,
+        gpus: GpuRequest::None,
+        tokens,
+        sequence,
+        micro_batches,
+        steps,
+        backend: BackendChoice::Encrypted,
+        mask_cache_mib: OwnerConfig::default().mask_cache_mib,
+        trace: None,
+        json,
+    };
+    let plain = StepOptions { backend: BackendChoice::Plain, ..encrypted.clone() };
+    let first = measure(&StepOptions { steps: 0, ..encrypted.clone() }).await?;
+    let (encrypted, plain) = (measure(&encrypted).await?, measure(&plain).await?);
+    let account = account(&first, &encrypted, &plain)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&account)?);
+    } else {
+        lines(&account).iter().for_each(|line| println!("{line}"));
+    }
+    Ok(())
+}
+
+/// The account of a run with encryption, one that ended after its first step, and one in plain text.
+fn account(first: &Measured, encrypted: &Measured, plain: &Measured) -> anyhow::Result<Account> {
+    let (report, alone) = (Spent::of(encrypted)?, Spent::of(plain)?);
+    let start = encrypted.report.steps.first().context("no step was taken")?;
+    let each = TOKENS / report.tokens;
+    // Of a model so small that a worker's start takes longer than all its products, the difference may be anything.
+    let workers = ((encrypted.workers_cpu_seconds - first.workers_cpu_seconds) / report.steps).max(0.0);
+    let to_first_step = start.owner_cpu_seconds.context("the first step's processor time is not known")?;
+    Ok(Account {
+        model: encrypted.report.model.clone(),
+        tokens_per_step: start.tokens,
+        account: report.cpu_seconds / alone.cpu_seconds,
+        owner_cpu_seconds: each * report.cpu_seconds,
+        plain_cpu_seconds: each * alone.cpu_seconds,
+        worker_cpu_seconds: each * workers,
+        bytes_up_per_token: report.bytes_up / report.tokens,
+        bytes_down_per_token: report.bytes_down / report.tokens,
+        owner_peak_rss_bytes: encrypted.report.owner_peak_rss_bytes,
+        plain_peak_rss_bytes: plain.report.owner_peak_rss_bytes,
+        wall_seconds: each * report.wall_seconds,
+        plain_wall_seconds: each * alone.wall_seconds,
+        once_owner_cpu_seconds: to_first_step - report.cpu_seconds,
+        once_bytes_down: start.bytes_down.saturating_sub(report.bytes_down as u64),
+    })
+}
+
+/// What a step costs, all but the first one: medians of seconds, means of bytes.
+struct Spent {
+    steps: f64,
+    tokens: f64,
+    cpu_seconds: f64,
+    wall_seconds: f64,
+    bytes_up: f64,
+    bytes_down: f64,
+}
+
+impl Spent {
+    fn of(measured: &Measured) -> anyhow::Result<Self> {
+        let (_, steps) = measured.report.steps.split_first().context("no step was taken")?;
+        let cpu: Option<Vec<f64>> = steps.iter().map(|step| step.owner_cpu_seconds).collect();
+        let wall: Vec<f64> = steps.iter().map(|step| step.seconds).collect();
+        let count = steps.len() as f64;
+        Ok(Self {
+            steps: count,
+            tokens: steps.iter().map(|step| step.tokens as f64).sum::<f64>() / count,
+            cpu_seconds: median(&cpu.context("a step's processor time is not known")?),
+            wall_seconds: median(&wall),
+            bytes_up: steps.iter().map(|step| step.bytes_up as f64).sum::<f64>() / count,
+            bytes_down: steps.iter().map(|step| step.bytes_down as f64).sum::<f64>() / count,
+        })
+    }
+}
+
+fn lines(account: &Account) -> Vec<String> {
+    let bytes = |bytes: f64| HumanBytes(bytes as u64);
+    vec![
+        format!(
+            "the account of {}: {:.2} (an owner's processor seconds over those of training in plain text alone)",
+            account.model, account.account
+        ),
+        "for 1,024 tokens".into(),
+        format!(
+            "  owner             {:.2} core-s, {:.2} s by the clock",
+            account.owner_cpu_seconds, account.wall_seconds
+        ),
+        format!(
+            "  plain             {:.2} core-s, {:.2} s by the clock",
+            account.plain_cpu_seconds, account.plain_wall_seconds
+        ),
+        format!("  workers           {:.2} core-s", account.worker_cpu_seconds),
+        format!(
+            "a token             {} up, {} down",
+            bytes(account.bytes_up_per_token),
+            bytes(account.bytes_down_per_token)
+        ),
+        format!(
+            "once a run          {:.1} core-s of the owner's, {} down",
+            account.once_owner_cpu_seconds,
+            HumanBytes(account.once_bytes_down)
+        ),
+        format!(
+            "memory at its peak  {} owner, {} plain",
+            HumanBytes(account.owner_peak_rss_bytes),
+            HumanBytes(account.plain_peak_rss_bytes)
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::report::{Report, StepReport, TimeBreakdown};
+
+    /// A run whose steps took these processor seconds, at 2,048 tokens each, and whose workers took so many in all.
+    fn measured(cpu: &[Option<f64>], workers_cpu_seconds: f64) -> Measured {
+        let step = |(at, &owner_cpu_seconds): (usize, &Option<f64>)| StepReport {
+            step: at as u32 + 1,
+            loss: 1.0,
+            seconds: 2.0 * (at + 1) as f64,
+            tokens: 2048,
+            bytes_up: 4096,
+            bytes_down: if at == 0 { 1_000_000 } else { 8192 },
+            owner_cpu_seconds,
+        };
+        let report = Report {
+            velum_version: String::new(),
+            model: "tiny".into(),
+            model_digest: String::new(),
+            backend: "encrypted".into(),
+            parameter_sets: Vec::new(),
+            seed: 0,
+            data_seed: 0,
+            eval_loss_before: None,
+            eval_loss_after: None,
+            evaluations: Vec::new(),
+            steps: cpu.iter().enumerate().map(step).collect(),
+            time: TimeBreakdown::default(),
+            workers: Vec::new(),
+            owner_peak_rss_bytes: 77,
+            owner_cpu_seconds: 0.0,
+        };
+        Measured { report, workers_cpu_seconds }
+    }
+
+    #[test]
+    fn the_first_step_is_apart_and_figures_are_for_as_many_tokens() {
+        let first = measured(&[Some(9.0)], 5.0);
+        let encrypted = measured(&[Some(9.5), Some(3.0), Some(2.0), Some(4.0)], 11.0);
+        let plain = measured(&[Some(7.0), Some(12.0), Some(12.0), Some(13.0)], 0.0);
+        let account = account(&first, &encrypted, &plain).unwrap();
+        assert_eq!((account.account, account.tokens_per_step), (0.25, 2048));
+        assert_eq!((account.owner_cpu_seconds, account.plain_cpu_seconds), (1.5, 6.0));
+        assert_eq!((account.worker_cpu_seconds, account.wall_seconds), (1.0, 3.0));
+        assert_eq!((account.bytes_up_per_token, account.bytes_down_per_token), (2.0, 4.0));
+        assert_eq!((account.once_owner_cpu_seconds, account.once_bytes_down), (6.5, 1_000_000 - 8192));
+        assert!(lines(&account)[0].contains("0.25"));
+    }
+
+    #[test]
+    fn a_step_without_its_processor_time_gives_no_account() {
+        let whole = measured(&[Some(1.0), Some(1.0)], 0.0);
+        assert!(account(&whole, &measured(&[Some(1.0), None], 0.0), &whole).is_err());
+        assert!(account(&whole, &measured(&[], 0.0), &whole).is_err());
+    }
+}
