@@ -16,6 +16,7 @@ use super::config::SwarmRole;
 use super::error::SwarmError;
 use super::gate::Gate;
 use super::io::Counters;
+use super::tls::Tls;
 use super::{CONTROL_PROTOCOL, KADEMLIA_PROTOCOL};
 
 /// A connection that carries no stream is kept this long: an owner may compute for minutes between two products.
@@ -51,7 +52,7 @@ pub(super) struct Parts {
     pub(super) gate: Gate,
 }
 
-/// A swarm over TCP (Noise, Yamux) and QUIC that does not listen yet.
+/// A swarm over TCP (TLS or Noise, Yamux) and QUIC that does not listen yet.
 pub(super) fn build(keypair: Keypair, parts: Parts, counters: Arc<Counters>) -> Result<Swarm<Behaviour>, SwarmError> {
     let setup = |part: &'static str| move |why: String| SwarmError::Setup { part, why };
     let mdns = if parts.mdns {
@@ -64,7 +65,7 @@ pub(super) fn build(keypair: Keypair, parts: Parts, counters: Arc<Counters>) -> 
     let handshake = parts.role.handshake_time_out();
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
+        .with_tcp(tcp::Config::default().nodelay(true), (Tls::new, noise::Config::new), yamux::Config::default)
         .map_err(|error| setup("TCP")(error.to_string()))?
         .with_quic()
         .with_dns()

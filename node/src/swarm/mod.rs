@@ -29,6 +29,7 @@ mod serve;
 mod streams;
 mod task;
 mod tiles;
+mod tls;
 
 pub use config::{SwarmConfig, SwarmRole};
 pub use discover::{
