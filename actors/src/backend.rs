@@ -4,11 +4,11 @@ mod plain;
 
 use std::sync::Arc;
 
+use protocol::buffer::Buffer;
 use protocol::ids::ProductId;
 use protocol::sketch::Verified;
 
 use crate::transport::Traffic;
-use protocol::buffer::Buffer;
 
 pub use plain::PlainBackend;
 

@@ -8,8 +8,9 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use crate::pool::Pool;
 use zeroize::Zeroizing;
+
+use crate::pool::Pool;
 
 /// What waits for the next buffers: all that a pass through a small model keeps, or what some layers of a model of a
 /// billion parameters do.

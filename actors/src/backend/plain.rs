@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use protocol::buffer::Buffer;
 use protocol::ids::{Direction, LinearId, LinearShape, ProductId};
 use protocol::model::{Model, ModelError};
 use rayon::prelude::*;
 
 use super::{BackendError, LinearBackend, Product};
 use crate::llama::{Before, Matrix, MatrixMut, Threads, multiply};
-use protocol::buffer::Buffer;
 
 /// Every served matrix of a model in f32.
 pub struct PlainBackend {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use protocol::buffer::Buffer;
 use protocol::ids::{Direction, Group, LinearId};
 use protocol::model::Norm;
 
@@ -14,7 +15,6 @@ use super::ops::rows::{block, for_each_block2, for_each_block3};
 use super::ops::{AdapterGradient, swiglu};
 use super::pass::Pass;
 use super::tape::LayerTape;
-use protocol::buffer::Buffer;
 
 /// A pass on its way back.
 pub(super) struct Backward<'a> {

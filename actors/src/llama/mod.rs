@@ -17,6 +17,7 @@ mod vector;
 
 use std::sync::Arc;
 
+use protocol::buffer::Buffer;
 use protocol::model::{LlamaConfig, Model, ModelError, Norm};
 
 use self::backward::Backward;
@@ -28,7 +29,6 @@ use crate::data::{IGNORED, MicroBatch};
 use crate::lora::{Draw, LoraAdapters};
 use crate::trace::WORK;
 use crate::transport::Traffic;
-use protocol::buffer::Buffer;
 
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 

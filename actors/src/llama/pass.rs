@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use protocol::buffer::Buffer;
 use protocol::ids::{Direction, Group, LinearId};
 use protocol::model::Norm;
 
@@ -15,7 +16,6 @@ use super::{Llama, LlamaError};
 use crate::backend::BackendError;
 use crate::data::MicroBatch;
 use crate::lora::{Draw, Dropout, LoraAdapters, Values};
-use protocol::buffer::Buffer;
 
 /// A micro-batch and what it goes through.
 pub(super) struct Pass<'a> {

@@ -2,8 +2,9 @@
 //!
 //! Norms' outputs, attention's probabilities and the gated features are not here: they follow from what is.
 
-use super::ops::Attended;
 use protocol::buffer::Buffer;
+
+use super::ops::Attended;
 
 /// One layer's part.
 pub(super) struct LayerTape {

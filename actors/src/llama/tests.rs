@@ -5,13 +5,13 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
+use protocol::buffer::Buffer;
 use protocol::ids::{Direction, Group, LinearId, ProductId};
 
 use super::*;
 use crate::backend::{BackendError, PlainBackend, Product};
 use crate::lora::{LoraConfig, Projection};
 use crate::testing::{TinyModel, nudge};
-use protocol::buffer::Buffer;
 
 const DRAW: Draw = Draw { seed: 5, step: 0, micro_batch: 0 };
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use actix::Addr;
+use protocol::buffer::Buffer;
 use protocol::ids::ProductId;
 
 use super::keys::KeyError;
@@ -10,7 +11,6 @@ use super::masks::MaskError;
 use super::scheduler::{Apply, LayerScheduler, ScheduleError};
 use crate::backend::{BackendError, BackendFailure, LinearBackend, Product};
 use crate::transport::{Traffic, Transport, TransportError};
-use protocol::buffer::Buffer;
 
 /// Computes products by asking the layer scheduler and waiting for its answer.
 pub struct EncryptedBackend {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
+use protocol::buffer::Buffer;
 use protocol::he::{
     Decryption, MaskDomain, MaskProduct, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
 };
@@ -23,7 +24,6 @@ use super::table::LayerTable;
 use crate::heavy::{Panicked, on_rayon};
 use crate::trace::WORK;
 use crate::transport::{TileStream, TransportError};
-use protocol::buffer::Buffer;
 
 /// Tickets that may be out or in the making at a time: far above what micro-batches in flight can need, so that reaching it means
 /// that tickets are being lost.

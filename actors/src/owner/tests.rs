@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use protocol::buffer::Buffer;
 use protocol::he::{MaskDomain, MaskSeed, Planes, ProductTile, reference};
 use protocol::ids::ModelDigest;
 use protocol::ids::{Direction, Group, LinearId, LinearShape};
@@ -25,7 +26,6 @@ use super::scheduler::{AskHealth, AssignLayers, Candidate, Notice, ReleaseLayers
 use super::*;
 use crate::backend::{BackendFailure, LinearBackend as _};
 use crate::transport::{PeerName, ProductRequest, TileStream, Traffic, TransportError};
-use protocol::buffer::Buffer;
 
 const SHAPE: LinearShape = LinearShape { d_in: 48, d_out: 40 };
 const LAYERS: u16 = 3;

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use actix::Addr;
 use futures::executor::block_on;
+use protocol::buffer;
 use tokio::sync::mpsc;
 
 use super::accumulate::{MicroBatchGradient, StepSummary};
@@ -26,7 +27,6 @@ use crate::adapter;
 use crate::data::{BatchSource, MicroBatch};
 use crate::lora::Draw;
 use crate::trace;
-use protocol::buffer;
 
 /// A run under way.
 pub(super) struct Run {

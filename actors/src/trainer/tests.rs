@@ -7,6 +7,7 @@ mod resume;
 
 use std::sync::atomic::AtomicUsize;
 
+use protocol::buffer::Buffer;
 use protocol::ids::ProductId;
 
 use super::*;
@@ -15,7 +16,6 @@ use crate::backend::{BackendError, PlainBackend, Product};
 use crate::data::{IGNORED, Position};
 use crate::lora::LoraConfig;
 use crate::testing::TinyModel;
-use protocol::buffer::Buffer;
 
 /// Sequences of a language in which each token is followed by its successor's double.
 fn micro_batch(first: u32, batch: usize) -> MicroBatch {

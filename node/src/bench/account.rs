@@ -46,8 +46,8 @@ struct Account {
     account: f64,
     owner_cpu_seconds: f64,
     plain_cpu_seconds: f64,
-    /// Of all workers.
-    worker_cpu_seconds: f64,
+    /// Of all workers, where the system tells.
+    worker_cpu_seconds: Option<f64>,
     bytes_up_per_token: f64,
     bytes_down_per_token: f64,
     owner_peak_rss_bytes: u64,
@@ -92,27 +92,28 @@ pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
 
 /// The account of a run with encryption, one that ended after its first step, and one in plain text.
 fn account(first: &Measured, encrypted: &Measured, plain: &Measured) -> anyhow::Result<Account> {
-    let (report, alone) = (Spent::of(encrypted)?, Spent::of(plain)?);
+    let (owner, alone) = (Spent::of(encrypted)?, Spent::of(plain)?);
     let start = encrypted.report.steps.first().context("no step was taken")?;
-    let each = TOKENS / report.tokens;
+    let each = TOKENS / owner.tokens;
     // Of a model so small that a worker's start takes longer than all its products, the difference may be anything.
-    let workers = ((encrypted.workers_cpu_seconds - first.workers_cpu_seconds) / report.steps).max(0.0);
+    let workers = encrypted.workers_cpu_seconds.zip(first.workers_cpu_seconds);
+    let workers = workers.map(|(all, once)| ((all - once) / owner.steps).max(0.0));
     let to_first_step = start.owner_cpu_seconds.context("the first step's processor time is not known")?;
     Ok(Account {
         model: encrypted.report.model.clone(),
         tokens_per_step: start.tokens,
-        account: report.cpu_seconds / alone.cpu_seconds,
-        owner_cpu_seconds: each * report.cpu_seconds,
+        account: owner.cpu_seconds / alone.cpu_seconds,
+        owner_cpu_seconds: each * owner.cpu_seconds,
         plain_cpu_seconds: each * alone.cpu_seconds,
-        worker_cpu_seconds: each * workers,
-        bytes_up_per_token: report.bytes_up / report.tokens,
-        bytes_down_per_token: report.bytes_down / report.tokens,
+        worker_cpu_seconds: workers.map(|seconds| each * seconds),
+        bytes_up_per_token: owner.bytes_up / owner.tokens,
+        bytes_down_per_token: owner.bytes_down / owner.tokens,
         owner_peak_rss_bytes: encrypted.report.owner_peak_rss_bytes,
         plain_peak_rss_bytes: plain.report.owner_peak_rss_bytes,
-        wall_seconds: each * report.wall_seconds,
+        wall_seconds: each * owner.wall_seconds,
         plain_wall_seconds: each * alone.wall_seconds,
-        once_owner_cpu_seconds: to_first_step - report.cpu_seconds,
-        once_bytes_down: start.bytes_down.saturating_sub(report.bytes_down as u64),
+        once_owner_cpu_seconds: to_first_step - owner.cpu_seconds,
+        once_bytes_down: start.bytes_down.saturating_sub(owner.bytes_down as u64),
     })
 }
 
@@ -159,7 +160,10 @@ fn lines(account: &Account) -> Vec<String> {
             "  plain             {:.2} core-s, {:.2} s by the clock",
             account.plain_cpu_seconds, account.plain_wall_seconds
         ),
-        format!("  workers           {:.2} core-s", account.worker_cpu_seconds),
+        match account.worker_cpu_seconds {
+            Some(seconds) => format!("  workers           {seconds:.2} core-s"),
+            None => "  workers           not told by this system".into(),
+        },
         format!(
             "a token             {} up, {} down",
             bytes(account.bytes_up_per_token),
@@ -213,7 +217,7 @@ mod tests {
             owner_peak_rss_bytes: 77,
             owner_cpu_seconds: 0.0,
         };
-        Measured { report, workers_cpu_seconds }
+        Measured { report, workers_cpu_seconds: Some(workers_cpu_seconds) }
     }
 
     #[test]
@@ -224,7 +228,7 @@ mod tests {
         let account = account(&first, &encrypted, &plain).unwrap();
         assert_eq!((account.account, account.tokens_per_step), (0.25, 2048));
         assert_eq!((account.owner_cpu_seconds, account.plain_cpu_seconds), (1.5, 6.0));
-        assert_eq!((account.worker_cpu_seconds, account.wall_seconds), (1.0, 3.0));
+        assert_eq!((account.worker_cpu_seconds, account.wall_seconds), (Some(1.0), 3.0));
         assert_eq!((account.bytes_up_per_token, account.bytes_down_per_token), (2.0, 4.0));
         assert_eq!((account.once_owner_cpu_seconds, account.once_bytes_down), (6.5, 1_000_000 - 8192));
         assert!(lines(&account)[0].contains("0.25"));

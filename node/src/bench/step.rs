@@ -96,8 +96,8 @@ pub async fn run(options: StepOptions) -> anyhow::Result<()> {
 /// A run that has ended.
 pub(super) struct Measured {
     pub(super) report: Report,
-    /// Of all workers, from their start on; 0 without any.
-    pub(super) workers_cpu_seconds: f64,
+    /// Of all workers, from their start on; 0 without any, `None` where the system does not tell.
+    pub(super) workers_cpu_seconds: Option<f64>,
 }
 
 /// Runs owner and workers, for one step more than is measured.

@@ -36,12 +36,12 @@ pub(crate) struct LocalRun {
 }
 
 impl LocalRun {
-    /// Runs to the end of the owner. Gives the processor seconds that its workers took, from their start on, where the system
-    /// tells.
+    /// Runs to the end of the owner. Gives the processor seconds that its workers took, from their start on; `None` where the
+    /// system does not tell, or one had ended before.
     ///
     /// # Errors
     /// When a process cannot be started, or the owner fails.
-    pub(crate) async fn run(self) -> anyhow::Result<f64> {
+    pub(crate) async fn run(self) -> anyhow::Result<Option<f64>> {
         let Self { mut config, start, trace, quiet } = self;
         let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
         config.network.mdns = false;
@@ -82,9 +82,8 @@ impl LocalRun {
             owner.stdout(Stdio::null());
         }
         let status = owner.stdin(Stdio::null()).status().await.context("the owner's process cannot be started")?;
-        let mut workers_cpu_seconds = 0.0;
+        let workers_cpu_seconds = workers.iter().map(WorkerProcess::cpu_seconds).sum();
         for worker in workers {
-            workers_cpu_seconds += worker.cpu_seconds().unwrap_or(0.0);
             worker.stop().await;
         }
         ensure!(status.success(), "the owner ended with {status}; the workers' logs are in {}", out.display());

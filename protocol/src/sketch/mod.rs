@@ -32,7 +32,7 @@
 //! column only if a sum of theirs with random signs and sizes falls into that window; `σ_c` is about five times the 2-norm of
 //! a row's honest noise, and so is that sum of the 2-norm of `δ`.
 //!
-//! **What passes is bounded by its size**, whatever its shape and whatever the matrix: an error with `‖δ‖₂ ≥ 12σ_c`, which is
+//! **What passes is bounded by its size**, whatever the matrix and in every shape that was tried: an error with `‖δ‖₂ ≥ 12σ_c`, which is
 //! sixty times the honest noise of a row, passes with at most 2^-40 (one entry: 2^-48; two equal ones, the worst: 2^-40.6;
 //! others computed in the tests lie between). Below that the probability rises: an error of ten times the honest noise, spread
 //! over a row, passes once in some 1,600 rows, of six times once in eleven. Where many rows are off, the energy of the call

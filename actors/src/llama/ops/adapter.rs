@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use protocol::buffer::Buffer;
 use protocol::ids::LinearShape;
 use rayon::prelude::*;
 
@@ -12,7 +13,6 @@ use super::rows::{ROWS, block, for_each_block2};
 use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::llama::vector::{add_product, multiply_into};
 use crate::lora::{Dropout, Slot, Values};
-use protocol::buffer::Buffer;
 
 /// Features whose gradients one task sums over all tokens.
 const FEATURES: usize = 192;

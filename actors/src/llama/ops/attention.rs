@@ -10,12 +10,12 @@
 
 use std::sync::Arc;
 
+use protocol::buffer::Buffer;
 use rayon::prelude::*;
 
 use super::RopeTable;
 use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::llama::vector::{add, dot, exp_row, maximum, scale, vectorised};
-use protocol::buffer::Buffer;
 
 /// Queries that are scored together.
 const BLOCK: usize = 32;

@@ -12,13 +12,13 @@
 //!
 //! Slices of the vocabulary are tasks. Their number is fixed, so that sums do not depend on the threads.
 
+use protocol::buffer::Buffer;
 use protocol::model::ModelError;
 use rayon::prelude::*;
 
 use crate::data::IGNORED;
 use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::llama::vector::{add_scaled, exp_row, maximum, scale};
-use protocol::buffer::Buffer;
 
 /// Entries of the vocabulary whose logits are made at once: their part of the head stays in the cache between its two
 /// products.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use protocol::buffer::Buffer;
 use protocol::ids::{ModelDigest, ProductId};
 use protocol::sketch::Verified;
 use protocol::wire::messages::{WorkerHealth, WorkerOffer};
@@ -22,7 +23,6 @@ use super::keys::KeyManager;
 use super::masks::MaskCache;
 use super::table::LayerTable;
 use crate::transport::{PeerName, Transport};
-use protocol::buffer::Buffer;
 
 /// How often the fleet is told that time goes on: it asks workers that load their layers about as often.
 const TICK: Duration = Duration::from_millis(100);

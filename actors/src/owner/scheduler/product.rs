@@ -9,6 +9,7 @@ use actix::Addr;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
+use protocol::buffer::Buffer;
 use protocol::he::MaskProduct;
 use protocol::ids::ProductId;
 use protocol::quant::Step;
@@ -24,7 +25,6 @@ use crate::owner::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Sealed
 use crate::owner::masks::MaskError;
 use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest};
-use protocol::buffer::Buffer;
 
 /// Pause before a product is sent again to a worker at which it failed; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
