@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tests::{Node, Run, text};
 
@@ -82,10 +82,12 @@ fn signals_stop_a_run_where_it_can_go_on() {
     }
 
     // Steps of many micro-batches: the second signal comes in the middle of one.
-    let config = run.workspace.write("long.toml", &SETTINGS.replace("accumulation = 3", "accumulation = 300"));
+    let config = run.workspace.write("long.toml", &SETTINGS.replace("accumulation = 3", "accumulation = 900"));
     let long = ["--config", text(&config), "--steps", "3"];
     let mut node = run.owner("twice", &long);
     node.expect_note("step 1/");
+    // A signal between two steps ends the run there; a step takes a second or more, and nothing tells that one has begun.
+    thread::sleep(Duration::from_millis(200));
     node.interrupt();
     node.expect_note("stopping after this step");
     node.interrupt();
