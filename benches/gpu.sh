@@ -8,6 +8,7 @@
 # NODE is the `node` program. The table, in Markdown, is for benches/RESULTS.md. Settings, from the environment:
 #   DEVICE=cuda:0   which GPU            SECONDS_EXACT=30   time for random products
 #   STEP_TOKENS=4096                     tokens of the training step; 0 leaves it out
+#   SANITIZER_SECONDS=600                at most for each of compute-sanitizer's tools; it comes last, since it is slow
 #   PYTHON=python3                       whose site-packages are searched for libraries
 # Ends non-zero if a product is not exact, the sanitizer finds something, or a measurement fails; all steps are tried first.
 set -uo pipefail
@@ -24,6 +25,7 @@ table=$(realpath -m "${2:-gpu-results.md}")
 device=${DEVICE:-cuda:0}
 seconds=${SECONDS_EXACT:-30}
 step_tokens=${STEP_TOKENS:-4096}
+sanitizer_seconds=${SANITIZER_SECONDS:-600}
 python=${PYTHON:-python3}
 
 work=$(mktemp -d)
@@ -107,24 +109,6 @@ if ! step "exactness: each engine against the portable kernel, byte for byte" "$
     [[ -n $VELUM_GPU_ENGINES ]] || unset VELUM_GPU_ENGINES
 fi
 
-sanitizer=$(command -v compute-sanitizer || true)
-[[ -n $sanitizer ]] || sanitizer=$(compgen -G "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" | head -n 1)
-sanitized="compute-sanitizer is not on this machine"
-if [[ -n $sanitizer ]]; then
-    sanitized=""
-    for tool in memcheck racecheck; do
-        # With no time for random products, those with which every engine is tried at its start.
-        if step "compute-sanitizer, $tool" "$work/$tool" \
-            timeout 600 "$sanitizer" --tool "$tool" --error-exitcode 9 "$node" bench exactness --device "$device" --seconds 0; then
-            sanitized+="$tool: nothing found. "
-        else
-            sanitized+="$tool: FAILED. "
-        fi
-    done
-else
-    heading "$sanitized"
-fi
-
 step "products of Llama-3.2-1B's layers, forward and backward, beside cuBLASLt" "$work/products" \
     "$node" bench gpu --device "$device" --model-shape llama-3.2-1b --tokens 2048,4096
 
@@ -138,6 +122,24 @@ if [[ $step_tokens -gt 0 ]] &&
     step "whole training steps of $step_tokens tokens, owner on this machine's cores" "$work/step" \
         "$node" bench step --model "$work/model" --workers 1 --gpus "${device#cuda:}" \
         --tokens "$step_tokens" --sequence 512 --micro-batches 2 --steps 3
+fi
+
+sanitizer=$(command -v compute-sanitizer || true)
+[[ -n $sanitizer ]] || sanitizer=$(compgen -G "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" | head -n 1)
+sanitized="compute-sanitizer is not on this machine"
+if [[ -n $sanitizer ]]; then
+    sanitized=""
+    for tool in memcheck racecheck; do
+        # With no time for random products, those with which every engine is tried at its start.
+        if step "compute-sanitizer, $tool" "$work/$tool" \
+            timeout "$sanitizer_seconds" "$sanitizer" --tool "$tool" --error-exitcode 9 "$node" bench exactness --device "$device" --seconds 0; then
+            sanitized+="$tool: nothing found. "
+        else
+            sanitized+="$tool: FAILED. "
+        fi
+    done
+else
+    heading "$sanitized"
 fi
 
 # A step's output, as it was printed.
