@@ -45,6 +45,11 @@ pub trait LinearBackend: Send + Sync + 'static {
     /// When no worker could compute the product.
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError>;
 
+    /// Whether products of the head are computed too; if not, they are the caller's.
+    fn serves_head(&self) -> bool {
+        false
+    }
+
     /// Bytes exchanged with workers so far; none where products are computed by the owner itself.
     fn traffic(&self) -> Traffic {
         Traffic::default()

@@ -145,6 +145,19 @@ pub enum BackendChoice {
     Plain,
 }
 
+/// Where the products of the head are computed, which turns hidden states into logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadChoice {
+    /// In the owner's process, with f32 weights.
+    Local,
+    /// By workers, on ciphertexts, like every other product.
+    Remote,
+    /// By workers where that spares the owner work and they have room for it.
+    #[default]
+    Auto,
+}
+
 /// `[owner]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -155,6 +168,8 @@ pub struct OwnerConfig {
     pub out: PathBuf,
     /// Where base products are computed.
     pub backend: BackendChoice,
+    /// Where those of the head are computed, of an owner whose other products are encrypted.
+    pub head: HeadChoice,
     /// Workers to wait for.
     pub workers: usize,
     /// Seconds to look for them. When they are over, the run begins with those that were found, if there are any.
@@ -178,6 +193,7 @@ impl Default for OwnerConfig {
             data: None,
             out: "velum-out".into(),
             backend: BackendChoice::Encrypted,
+            head: HeadChoice::Auto,
             workers: 1,
             discovery_seconds: 60,
             allowed: Vec::new(),

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A fused group of projections of one transformer layer: one encrypted product each way.
+/// What a served matrix is: a fused group of projections of one transformer layer, or a slice of the head. One encrypted
+/// product each way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Group {
@@ -17,17 +18,19 @@ pub enum Group {
     GateUp,
     /// `down_proj`.
     Down,
+    /// A slice of the head.
+    Head,
 }
 
 impl Group {
-    /// The groups of a layer in the order of the forward pass.
+    /// The groups of a transformer layer in the order of the forward pass.
     pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
 }
 
-/// One served matrix: a fused group of one layer.
+/// One served matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LinearId {
-    /// Transformer layer, from 0.
+    /// Transformer layer, from 0; slices of the head are counted on, after the last layer.
     pub layer: u16,
     /// Which group of it.
     pub group: Group,
@@ -47,6 +50,7 @@ impl fmt::Display for LinearId {
             Group::O => "o",
             Group::GateUp => "gate_up",
             Group::Down => "down",
+            Group::Head => "head",
         };
         write!(f, "layer {} {group}", self.layer)
     }

@@ -14,7 +14,7 @@ use actors::worker::{ModelSource, ShardSource, SourceError, Split, Worker, Worke
 use async_trait::async_trait;
 use node::swarm::{Identity, ServeConfig, SwarmConfig, SwarmHandle, SwarmRole, serve};
 use protocol::he::{Planes, ProductTile};
-use protocol::ids::{LinearId, LinearShape, ModelDigest, ProductId};
+use protocol::ids::{Group, LinearId, LinearShape, ModelDigest, ProductId};
 use protocol::model::Model;
 use protocol::quant::{Int8Matrix, LinearMeta};
 use protocol::wire::messages::{ControlReply, ControlRequest, Operand, ProductHeader, Refusal};
@@ -170,6 +170,10 @@ impl ShardSource for Altered {
 
     fn layers(&self) -> u16 {
         self.0.layers()
+    }
+
+    fn groups(&self, layer: u16) -> &'static [Group] {
+        self.0.groups(layer)
     }
 
     fn shape(&self, linear: LinearId) -> LinearShape {

@@ -14,6 +14,7 @@ use crate::llama::{Before, Matrix, MatrixMut, Threads, multiply};
 /// Every served matrix of a model in f32.
 pub struct PlainBackend {
     matrices: HashMap<LinearId, (LinearShape, Vec<f32>)>,
+    head: bool,
 }
 
 impl PlainBackend {
@@ -22,9 +23,23 @@ impl PlainBackend {
     /// # Errors
     /// When the model's files cannot be read.
     pub fn new(model: &Model) -> Result<Self, ModelError> {
-        let linears: Vec<LinearId> = model.config().linears().collect();
+        Self::of(model, model.config().linears().collect(), false)
+    }
+
+    /// Reads the head too, and serves it: the reference for a head that workers serve. An owner that computes everything
+    /// itself is better off without, since it would hold all of the head in f32.
+    ///
+    /// # Errors
+    /// When the model's files cannot be read.
+    pub fn with_head(model: &Model) -> Result<Self, ModelError> {
+        let config = model.config();
+        let head = (0..config.head_slices()).map(|slice| config.head_linear(slice));
+        Self::of(model, config.linears().chain(head).collect(), true)
+    }
+
+    fn of(model: &Model, linears: Vec<LinearId>, head: bool) -> Result<Self, ModelError> {
         let read = |linear: LinearId| Ok((linear, (model.config().shape(linear.group), model.linear(linear)?)));
-        Ok(Self { matrices: linears.into_par_iter().map(read).collect::<Result<_, ModelError>>()? })
+        Ok(Self { matrices: linears.into_par_iter().map(read).collect::<Result<_, ModelError>>()?, head })
     }
 }
 
@@ -46,5 +61,9 @@ impl LinearBackend for PlainBackend {
         let rows = Matrix::new(&rows, tokens, inner);
         multiply(MatrixMut::new(&mut out, tokens, outer), Before::Replaced, 1.0, rows, weights, Threads::All);
         Ok(Product::of_owner(out))
+    }
+
+    fn serves_head(&self) -> bool {
+        self.head
     }
 }

@@ -1,7 +1,7 @@
 //! The owner's half of the model: everything but the base products, differentiable, in f32 on the CPU.
 //!
 //! Embeddings, norms, rotary positions, attention, gates, adapters and the loss are computed here; the four base
-//! products of a layer are asked of a [`LinearBackend`], forward and backward. The way back is written out, not left
+//! products of a layer are asked of a [`LinearBackend`], forward and backward, and those of the head if it serves it. The way back is written out, not left
 //! to automatic differentiation: a graph would keep each operation's result, and a model of a billion parameters has
 //! a gigabyte of them that follow from others.
 
@@ -10,6 +10,7 @@ mod gemm;
 mod head;
 mod ops;
 mod pass;
+mod served_head;
 mod tape;
 #[cfg(test)]
 mod tests;
@@ -21,8 +22,9 @@ use protocol::buffer::Buffer;
 use protocol::model::{LlamaConfig, Model, ModelError, Norm};
 
 use self::backward::Backward;
-use self::ops::HeadLoss;
+use self::ops::{HeadLoss, LocalHead};
 use self::pass::{Hidden, Pass};
+use self::served_head::ServedHead;
 use self::tape::LayerTape;
 use crate::backend::{BackendError, LinearBackend};
 use crate::data::{IGNORED, MicroBatch};
@@ -162,8 +164,12 @@ impl Llama {
         normed: &Buffer,
     ) -> Result<(f64, Option<Buffer>), LlamaError> {
         let _span = tracing::debug_span!(target: WORK, "loss").entered();
-        let loss = HeadLoss::new(self.model.as_ref(), self.config().hidden_size, &batch.targets, differentiable);
-        Ok(loss.compute(normed)?)
+        let (head, features, targets) = (self.model.as_ref(), self.config().hidden_size, &batch.targets[..]);
+        if self.backend.serves_head() {
+            let slices = ServedHead { config: self.config(), backend: self.backend.as_ref() };
+            return HeadLoss { head, slices, features, targets, differentiable }.compute(normed);
+        }
+        Ok(HeadLoss { head, slices: LocalHead::new(head), features, targets, differentiable }.compute(normed)?)
     }
 
     fn check(&self, batch: &MicroBatch) -> Result<(), LlamaError> {

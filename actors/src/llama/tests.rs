@@ -151,3 +151,20 @@ fn the_backward_pass_starts_from_the_loss_that_evaluation_finds() {
     assert_eq!(loss, llama.evaluate(&batch(), Some(&adapters)).unwrap());
     assert!(gradients.iter().map(Vec::len).eq(adapters.parameters().iter().map(|var| var.elem_count())));
 }
+
+#[test]
+fn a_served_head_gives_the_loss_and_the_gradients_of_one_at_home() {
+    let tiny = TinyModel::new();
+    let served = Arc::new(PlainBackend::with_head(&tiny.model).unwrap());
+    let served = Llama::new(tiny.model.clone(), served).unwrap();
+    let adapters = adapters(&tiny, &LoraConfig::default());
+    let (loss, gradients) = tiny.llama().gradient(&batch(), &adapters, DRAW).unwrap();
+    let (of_served, same) = served.gradient(&batch(), &adapters, DRAW).unwrap();
+    assert!((of_served / loss - 1.0).abs() < 1e-5, "{of_served} for {loss}");
+    assert!((served.evaluate(&batch(), Some(&adapters)).unwrap() / loss - 1.0).abs() < 1e-5);
+    for (index, (found, expected)) in same.iter().zip(&gradients).enumerate() {
+        let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
+        let off = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+        assert!(off <= 1e-8 * norm(&mut expected.iter().copied()), "parameter {index}");
+    }
+}

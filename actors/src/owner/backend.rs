@@ -16,12 +16,14 @@ use crate::transport::{Traffic, Transport, TransportError};
 pub struct EncryptedBackend {
     scheduler: Addr<LayerScheduler>,
     transport: Arc<dyn Transport>,
+    head: bool,
 }
 
 impl EncryptedBackend {
-    /// A backend over a scheduler whose layers are assigned; `transport` is asked only for its traffic.
-    pub fn new(scheduler: Addr<LayerScheduler>, transport: Arc<dyn Transport>) -> Self {
-        Self { scheduler, transport }
+    /// A backend over a scheduler whose layers are assigned, the slices of the head among them or not; `transport` is asked
+    /// only for its traffic.
+    pub fn new(scheduler: Addr<LayerScheduler>, transport: Arc<dyn Transport>, head: bool) -> Self {
+        Self { scheduler, transport, head }
     }
 }
 
@@ -35,6 +37,10 @@ impl LinearBackend for EncryptedBackend {
             Err(error) => BackendFailure::Internal(format!("the layer scheduler is gone ({error})")),
         };
         Err(BackendError { product, why })
+    }
+
+    fn serves_head(&self) -> bool {
+        self.head
     }
 
     fn traffic(&self) -> Traffic {

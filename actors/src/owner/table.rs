@@ -126,16 +126,21 @@ impl LayerTable {
         Ok(Self { entries: matrices.into_iter().map(entry).collect::<Result<_, TableError>>()?, model: None })
     }
 
-    /// The table of a model, computed matrix by matrix; `progress` is told how many of how many are done. Blocks.
+    /// The table of a model's layers and, if it is served, its head, computed matrix by matrix; `progress` is told how
+    /// many of how many are done. Blocks.
     ///
     /// # Errors
     /// When the weights cannot be read or quantised, or there is no randomness.
     pub fn of_model(
         model: &Arc<Model>,
+        head: bool,
         target: &PrecisionTarget,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, TableError> {
-        let linears: Vec<LinearId> = model.config().linears().collect();
+        let config = model.config();
+        let slices = if head { config.head_slices() } else { 0 };
+        let linears: Vec<LinearId> =
+            config.linears().chain((0..slices).map(|slice| config.head_linear(slice))).collect();
         let mut entries = HashMap::with_capacity(linears.len());
         for (done, &linear) in linears.iter().enumerate() {
             progress(done, linears.len());
@@ -206,7 +211,7 @@ mod tests {
         SyntheticLlama::tiny(1).write_folder(folder.path().join("model"), StoredAs::F32).unwrap();
         let model = Arc::new(Model::open(folder.path().join("model")).unwrap());
         let mut computed = 0;
-        let table = LayerTable::of_model(&model, &PrecisionTarget::default(), |done, _| computed = done).unwrap();
+        let table = LayerTable::of_model(&model, false, &PrecisionTarget::default(), |done, _| computed = done).unwrap();
         assert_eq!((table.len(), computed), (8, 8));
         let before: HashMap<_, _> = model
             .config()

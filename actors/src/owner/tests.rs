@@ -289,7 +289,7 @@ fn unassigned(room: MaskRoom) -> (Cluster, mpsc::Receiver<Notice>) {
     let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
     let (notices, said) = mpsc::channel(256);
     let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), room, Some(notices)).unwrap();
-    let backend = EncryptedBackend::new(actors.scheduler.clone(), transport);
+    let backend = EncryptedBackend::new(actors.scheduler.clone(), transport, false);
     (Cluster { workers, weights, actors, backend }, said)
 }
 

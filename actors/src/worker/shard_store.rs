@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use actix::prelude::*;
 use protocol::ids::ModelDigest;
-use protocol::ids::{Group, LinearId};
+use protocol::ids::LinearId;
 use protocol::wire::messages::Refusal;
 
 use super::parts::HeldLinear;
@@ -146,7 +146,11 @@ impl ShardStore {
     }
 
     fn is_loaded(&self, mut layers: Range<u16>) -> bool {
-        layers.all(|layer| matrices_of(layer).all(|linear| self.loaded.contains_key(&linear)))
+        layers.all(|layer| self.matrices_of(layer).all(|linear| self.loaded.contains_key(&linear)))
+    }
+
+    fn matrices_of(&self, layer: u16) -> impl Iterator<Item = LinearId> + use<> {
+        self.source.groups(layer).iter().map(move |&group| LinearId { layer, group })
     }
 
     fn forget_unwanted(&mut self) {
@@ -159,7 +163,7 @@ impl ShardStore {
 
     fn next_to_load(&self) -> Option<LinearId> {
         let missing = |linear: &LinearId| !self.loaded.contains_key(linear) && !self.failed.contains_key(linear);
-        self.places.keys().copied().flat_map(matrices_of).find(missing)
+        self.places.keys().flat_map(|&layer| self.matrices_of(layer)).find(missing)
     }
 
     /// Begins to load the next wanted matrix, unless one is loading.
@@ -221,10 +225,6 @@ pub(super) fn not_allowed(owner: &PeerName) -> Refusal {
     ))
 }
 
-fn matrices_of(layer: u16) -> impl Iterator<Item = LinearId> {
-    Group::ALL.into_iter().map(move |group| LinearId { layer, group })
-}
-
 /// Reads one matrix and gives the devices their parts of it.
 fn load(
     source: &dyn ShardSource,
@@ -262,7 +262,7 @@ pub struct AssignShard {
     pub owner: PeerName,
     /// The model that it means.
     pub model: ModelDigest,
-    /// Transformer layers.
+    /// Layers of the model, the slices of its head counted on.
     pub layers: Range<u16>,
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::ids::ModelDigest;
-use protocol::ids::{LinearId, LinearShape};
+use protocol::ids::{Group, LinearId, LinearShape};
 use protocol::model::{Model, ModelError};
 use protocol::quant::{Int8Matrix, LinearMeta, serve};
 
@@ -22,10 +22,13 @@ pub trait ShardSource: Send + Sync + 'static {
     /// Names the model; known without reading anything.
     fn digest(&self) -> ModelDigest;
 
-    /// Transformer layers of the model.
+    /// Layers that can be asked for: those of the transformer, then the slices of the head.
     fn layers(&self) -> u16;
 
-    /// Dimensions of a served matrix: the same in every layer.
+    /// The matrices of a layer; none where there is no such layer.
+    fn groups(&self, layer: u16) -> &'static [Group];
+
+    /// Dimensions of a served matrix: those of a group are the same in every layer.
     fn shape(&self, linear: LinearId) -> LinearShape;
 
     /// Reads, rotates and rounds one matrix. Blocks; no more than this one matrix is held in f32.
@@ -58,7 +61,11 @@ impl ShardSource for ModelSource {
     }
 
     fn layers(&self) -> u16 {
-        u16::try_from(self.model.config().layers).unwrap_or(u16::MAX)
+        u16::try_from(self.model.config().served_layers()).unwrap_or(u16::MAX)
+    }
+
+    fn groups(&self, layer: u16) -> &'static [Group] {
+        self.model.config().groups_of(layer)
     }
 
     fn shape(&self, linear: LinearId) -> LinearShape {

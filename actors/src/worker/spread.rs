@@ -118,7 +118,8 @@ pub struct Spread {
     cuts: Vec<(Group, Vec<Part>)>,
     /// Output columns of the matrices.
     widths: Vec<(Group, usize)>,
-    /// Bytes that a layer takes of each device on which it lies, with this split.
+    /// Bytes that a layer takes of each device on which it lies, with this split; of a slice of the head, which counts as
+    /// a layer, it is taken to be as much, unless it is more.
     need: Vec<u64>,
 }
 
@@ -133,23 +134,24 @@ impl Spread {
         memory_for: impl Fn(usize, LinearShape) -> u64,
     ) -> Self {
         let speeds: Vec<f64> = sites.iter().map(|site| site.speed).collect();
-        let widths: Vec<_> = Group::ALL.into_iter().map(|group| (group, shape(group).d_out)).collect();
+        let widths: Vec<_> =
+            Group::ALL.into_iter().chain([Group::Head]).map(|group| (group, shape(group).d_out)).collect();
         let cuts: Vec<_> = widths.iter().map(|&(group, d_out)| (group, cut(d_out, &speeds))).collect();
-        let whole = |device: usize| Group::ALL.into_iter().map(|group| memory_for(device, shape(group))).collect();
-        let parts = |device: usize| {
-            let own = |(group, parts): &(Group, Vec<Part>)| {
-                let part = parts.iter().find(|part| part.device == device)?;
-                Some(memory_for(device, LinearShape { d_out: part.columns.len(), ..shape(*group) }))
+        // What a matrix takes of a device.
+        let takes = |device: usize, (group, parts): &(Group, Vec<Part>)| match split {
+            Split::Layers => memory_for(device, shape(*group)),
+            Split::Columns => parts.iter().find(|part| part.device == device).map_or(0, |part| {
+                memory_for(device, LinearShape { d_out: part.columns.len(), ..shape(*group) })
+            }),
+        };
+        let need = |device: usize| {
+            let (head, layer): (Vec<_>, Vec<_>) = cuts.iter().partition(|(group, _)| *group == Group::Head);
+            let sum = |of: Vec<&(Group, Vec<Part>)>| {
+                of.into_iter().map(|cut| takes(device, cut)).fold(0, u64::saturating_add)
             };
-            cuts.iter().filter_map(own).collect()
+            sum(layer).max(sum(head))
         };
-        let needs = |device| -> Vec<u64> {
-            match split {
-                Split::Layers => whole(device),
-                Split::Columns => parts(device),
-            }
-        };
-        let need = (0..sites.len()).map(|device| needs(device).into_iter().fold(0, u64::saturating_add)).collect();
+        let need = (0..sites.len()).map(need).collect();
         Self { split, sites, shared_memory, cuts, widths, need }
     }
 
@@ -282,6 +284,7 @@ mod tests {
             Group::O => 192,
             Group::GateUp => 1000,
             Group::Down => 320,
+            Group::Head => 640,
         };
         LinearShape { d_in: 100, d_out }
     }

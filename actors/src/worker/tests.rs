@@ -38,6 +38,7 @@ fn shape(group: Group) -> LinearShape {
         Group::O => (40, 40),
         Group::GateUp => (40, 300),
         Group::Down => (100, 40),
+        Group::Head => (40, 120),
     };
     LinearShape { d_in, d_out }
 }
@@ -73,6 +74,10 @@ impl ShardSource for Synthetic {
 
     fn layers(&self) -> u16 {
         LAYERS
+    }
+
+    fn groups(&self, layer: u16) -> &'static [Group] {
+        if layer < LAYERS { &Group::ALL } else { &[] }
     }
 
     fn shape(&self, linear: LinearId) -> LinearShape {

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::median;
 use super::step::{Measured, StepOptions, measure};
-use crate::config::{BackendChoice, OwnerConfig};
+use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
 
 /// Seconds and bytes are given for so many tokens.
 const TOKENS: f64 = 1024.0;
@@ -31,6 +31,8 @@ pub struct AccountOptions {
     pub sequence: usize,
     /// Micro-batches of a step, all in flight at once.
     pub micro_batches: usize,
+    /// Where the head's products are computed with encryption.
+    pub head: HeadChoice,
     /// Steps of each kind that are measured.
     pub steps: usize,
     /// Print JSON.
@@ -64,7 +66,7 @@ struct Account {
 /// # Errors
 /// When the options do not fit each other, or a process fails.
 pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
-    let AccountOptions { model, workers, tokens, sequence, micro_batches, steps, json } = options;
+    let AccountOptions { model, workers, tokens, sequence, micro_batches, head, steps, json } = options;
     let encrypted = StepOptions {
         model,
         workers,
@@ -72,6 +74,7 @@ pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
         tokens,
         sequence,
         micro_batches,
+        head,
         steps,
         backend: BackendChoice::Encrypted,
         mask_cache_mib: OwnerConfig::default().mask_cache_mib,

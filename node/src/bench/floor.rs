@@ -47,6 +47,7 @@ pub fn name(group: Group, direction: Direction) -> String {
         Group::O => "o",
         Group::GateUp => "gate_up",
         Group::Down => "down",
+        Group::Head => "head",
     };
     match direction {
         Direction::Forward => group.to_owned(),

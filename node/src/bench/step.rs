@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::median;
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, Config, HeadChoice};
 use crate::local::{LocalRun, write};
 use crate::report::{Report, TimeBreakdown, WorkerReport};
 use crate::roles::Start;
@@ -41,6 +41,8 @@ pub struct StepOptions {
     pub sequence: usize,
     /// Micro-batches of a step, all in flight at once.
     pub micro_batches: usize,
+    /// Where the head's products are computed with encryption.
+    pub head: HeadChoice,
     /// Steps that are measured.
     pub steps: usize,
     /// Where base products are computed.
@@ -126,6 +128,7 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
     );
     let mut config = Config { model: Some(options.model.clone()), ..Config::default() };
     config.owner.backend = options.backend;
+    config.owner.head = options.head;
     config.owner.workers = options.workers;
     config.owner.mask_cache_mib = options.mask_cache_mib;
     config.worker.gpus = options.gpus.to_string();
@@ -219,7 +222,7 @@ fn lines(figures: &StepFigures) -> Vec<String> {
     ];
     lines.extend(figures.workers.iter().map(|worker| {
         let (peak, busy) = (HumanBytes(worker.peak_rss_bytes.unwrap_or(0)), worker.busy_seconds.unwrap_or(0.0));
-        format!("  worker            layers {:?}, busy {busy:.1} s, {peak} at its peak", worker.layers)
+        format!("  worker            {}, busy {busy:.1} s, {peak} at its peak", worker.serves)
     }));
     lines
 }
@@ -239,6 +242,7 @@ mod tests {
             sequence: 256,
             mask_cache_mib: 77,
             micro_batches: 2,
+            head: HeadChoice::Auto,
             steps: 3,
             backend: BackendChoice::Encrypted,
             trace: None,

@@ -15,7 +15,7 @@ use crate::bench::gpu::GpuOptions;
 use crate::bench::linear::{LinearOptions, Parameters};
 use crate::bench::multiplier::Device;
 use crate::bench::step::StepOptions;
-use crate::config::{BackendChoice, OwnerConfig};
+use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -55,6 +55,10 @@ pub struct AccountArguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
     pub micro_batches: usize,
 
+    /// Where the head's products are computed with encryption
+    #[arg(long, value_enum, default_value_t = HeadChoice::Auto)]
+    pub head: HeadChoice,
+
     /// Steps of each kind that are measured, after one that warms up
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
     pub steps: usize,
@@ -66,8 +70,8 @@ pub struct AccountArguments {
 
 impl From<AccountArguments> for AccountOptions {
     fn from(arguments: AccountArguments) -> Self {
-        let AccountArguments { model, workers, tokens, sequence, micro_batches, steps, json } = arguments;
-        Self { model, workers, tokens, sequence, micro_batches, steps, json }
+        let AccountArguments { model, workers, tokens, sequence, micro_batches, head, steps, json } = arguments;
+        Self { model, workers, tokens, sequence, micro_batches, head, steps, json }
     }
 }
 
@@ -196,6 +200,10 @@ pub struct StepArguments {
     #[arg(long, value_name = "MIB", default_value_t = OwnerConfig::default().mask_cache_mib)]
     pub mask_cache_mib: u64,
 
+    /// Where the head's products are computed with encryption
+    #[arg(long, value_enum, default_value_t = HeadChoice::Auto)]
+    pub head: HeadChoice,
+
     /// Steps that are measured, after one that warms up
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
     pub steps: usize,
@@ -223,11 +231,12 @@ impl From<StepArguments> for StepOptions {
             sequence,
             micro_batches,
             mask_cache_mib,
+            head,
             steps,
             backend,
             trace,
             json,
         } = arguments;
-        Self { model, workers, gpus, tokens, sequence, micro_batches, mask_cache_mib, steps, backend, trace, json }
+        Self { model, workers, gpus, tokens, sequence, micro_batches, mask_cache_mib, head, steps, backend, trace, json }
     }
 }

@@ -9,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::model::synthetic::KnownModel;
 
-use crate::config::{BackendChoice, Config};
+use crate::config::{BackendChoice, HeadChoice, Config};
 use crate::roles::Start;
 use crate::synth::SynthOptions;
 pub use bench::{AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments};
@@ -138,6 +138,10 @@ pub struct Arguments {
     #[arg(long, value_enum, help_heading = "Owner and demo")]
     pub backend: Option<BackendChoice>,
 
+    /// Where the head's products are computed, of an owner whose other products are encrypted
+    #[arg(long, value_enum, help_heading = "Owner and demo")]
+    pub head: Option<HeadChoice>,
+
     /// Workers to wait for (owner), or to start (demo)
     #[arg(long, value_name = "N", help_heading = "Owner and demo")]
     pub workers: Option<usize>,
@@ -249,6 +253,7 @@ impl Arguments {
         set_some(&mut config.owner.data, &self.data);
         set(&mut config.owner.out, &self.out);
         set(&mut config.owner.backend, &self.backend);
+        set(&mut config.owner.head, &self.head);
         set(&mut config.owner.workers, &self.workers);
         config.owner.allowed.extend(self.worker.iter().cloned());
         if let Some(steps) = self.steps {

@@ -45,8 +45,7 @@ fn lines(report: &Report, out: &Path) -> Vec<String> {
             (Some(busy), Some(peak)) => format!(" in {busy:.1} s, {} at its peak", HumanBytes(peak)),
             _ => format!("; {}", worker.state),
         };
-        let (id, first, last) = (&worker.peer_id, worker.layers.start, worker.layers.end.saturating_sub(1));
-        lines.push(format!("  {id}  layers {first} to {last}, {} products{known}", worker.calls));
+        lines.push(format!("  {}  {}, {} products{known}", worker.peer_id, worker.serves, worker.calls));
     }
     let path = |name: &str| out.join(name).display().to_string();
     lines.push(format!("  results           {}, {}, {}", path("adapter"), path(PLOT_FILE), path(REPORT_FILE)));

@@ -112,8 +112,11 @@ pub struct TimeBreakdown {
 pub struct WorkerReport {
     /// Its libp2p peer id.
     pub peer_id: String,
-    /// Transformer layers that it served.
+    /// Layers that it served; slices of the head are counted on, after the last layer.
     pub layers: Range<u16>,
+    /// The same in words.
+    #[serde(default)]
+    pub serves: String,
     /// The device that computed, as the worker names it.
     pub device: String,
     /// Products of it that the owner used.

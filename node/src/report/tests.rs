@@ -28,6 +28,7 @@ fn report() -> Report {
         steps: steps.collect(),
         time: TimeBreakdown { encrypt_seconds: 1.0, ..TimeBreakdown::default() },
         workers: vec![WorkerReport {
+            serves: "layers 0 to 14".into(),
             peer_id: "12D3".into(),
             layers: 0..10,
             device: "cpu (avx2)".into(),

@@ -20,7 +20,7 @@ use actors::transport::Transport;
 use anyhow::{Context as _, bail};
 use protocol::he::ParameterSet;
 use protocol::ids::ModelDigest;
-use protocol::model::Model;
+use protocol::model::{LlamaConfig, Model};
 use protocol::wire::printable;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use super::bans::Bans;
 use super::progress::Progress;
 use super::start::Start;
-use crate::config::{Config, OwnerConfig};
+use crate::config::{Config, HeadChoice, OwnerConfig};
 use crate::swarm::{
     Admission, Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, IdentityLock, Libp2pTransport, SwarmConfig,
     SwarmHandle, SwarmRole, TransportConfig, discover, keep_looking,
@@ -37,6 +37,10 @@ use crate::{disk, folders};
 
 /// Notices that may wait to be shown: beyond that, the log has them.
 const NOTICES: usize = 256;
+/// Features of a hidden state from which on it is less work to encrypt a row for the head, decrypt its logits, and the same
+/// on the way back, than to multiply by the head: the former is the same for each entry of the vocabulary, whatever the
+/// width.
+const SERVED_HEAD_FEATURES: usize = 512;
 
 /// Workers that hold all layers, and the actors that talk to them.
 pub(super) struct Cluster {
@@ -45,6 +49,8 @@ pub(super) struct Cluster {
     hold: Hold,
     actors: OwnerActors,
     parameter_sets: Vec<ParameterSet>,
+    /// Whether the workers serve the head.
+    head: bool,
     _identity: Option<IdentityLock>,
     /// What goes on beside the run: looking for workers, heeding what the fleet says. Ends with the cluster.
     _beside: JoinSet<()>,
@@ -69,13 +75,18 @@ impl Cluster {
         let transport = Libp2pTransport::new(swarm.clone(), TransportConfig::default());
         // The table takes a while: it is computed while workers are being looked for.
         let table = tokio::task::spawn_blocking({
-            let (model, target) = (Arc::clone(model), config.encryption);
-            move || LayerTable::of_model(&model, &target, |_, _| {})
+            let (model, target, head) = (Arc::clone(model), config.encryption, wants_head(config, model.config()));
+            move || LayerTable::of_model(&model, head, &target, |_, _| {})
         });
         let candidates = find_workers(&query, &transport, progress).await?;
         progress.status("reading the model's layers");
         let table = table.await.context("reading the model's layers")??;
         let parameter_sets = table.parameter_sets();
+        let head = serves_head(config, model.config(), &candidates);
+        let layers = if head { model.config().served_layers() } else { model.config().layers };
+        if wants_head(config, model.config()) && !head {
+            progress.note("the workers have no room for the head: its products are computed here");
+        }
         let network: Arc<dyn Transport> = Arc::new(transport.clone());
         let (notices, mut said) = mpsc::channel(NOTICES);
         let room = mask_room(&config.owner);
@@ -83,7 +94,7 @@ impl Cluster {
         let hold = Hold { scheduler: actors.scheduler.clone(), swarm, released: false };
         let assign = AssignLayers {
             model: digest,
-            layers: u16::try_from(model.config().layers).context("a model has fewer than 65,536 layers")?,
+            layers: u16::try_from(layers).context("a model has fewer than 65,536 layers")?,
             candidates,
             settings: FleetSettings {
                 replicas: config.owner.replicas,
@@ -101,17 +112,20 @@ impl Cluster {
                 show(&mut said, progress, &bans).await;
             } => bail!("the layer scheduler is gone"),
         };
-        for Assignment { peer, layers, device } in &assigned.context("the layer scheduler is gone")?? {
+        let assigned = assigned.context("the layer scheduler is gone")?.map_err(anyhow::Error::from);
+        let about = || "a slice of the head counts as a layer; owner.head = \"local\" leaves the head to the owner";
+        let assigned = if head { assigned.with_context(about) } else { assigned };
+        for Assignment { peer, layers, device } in &assigned? {
             let device = printable(device);
-            progress.note(&format!("{peer} serves layers {} to {} on {device}", layers.start, layers.end - 1));
+            progress.note(&format!("{peer} serves {} on {device}", model.config().in_words(layers)));
         }
         beside.spawn(heed(said, bans));
-        Ok(Self { transport: network, hold, actors, parameter_sets, _identity: identity, _beside: beside })
+        Ok(Self { transport: network, hold, actors, parameter_sets, head, _identity: identity, _beside: beside })
     }
 
     /// Where the trainer gets its products.
     pub(super) fn backend(&self) -> Arc<dyn LinearBackend> {
-        Arc::new(EncryptedBackend::new(self.actors.scheduler.clone(), Arc::clone(&self.transport)))
+        Arc::new(EncryptedBackend::new(self.actors.scheduler.clone(), Arc::clone(&self.transport), self.head))
     }
 
     /// Parameter sets in use.
@@ -166,6 +180,21 @@ impl Drop for Hold {
             futures::executor::block_on(self.release());
         }
     }
+}
+
+/// Whether the head is to be served, if there is room for it.
+fn wants_head(config: &Config, model: &LlamaConfig) -> bool {
+    match config.owner.head {
+        HeadChoice::Local => false,
+        HeadChoice::Remote => true,
+        HeadChoice::Auto => model.hidden_size >= SERVED_HEAD_FEATURES,
+    }
+}
+
+/// Whether these workers are to serve the head.
+fn serves_head(config: &Config, model: &LlamaConfig, candidates: &[Candidate]) -> bool {
+    let room: usize = candidates.iter().map(|candidate| usize::from(candidate.offer.room)).sum();
+    wants_head(config, model) && (config.owner.head == HeadChoice::Remote || room >= model.served_layers())
 }
 
 /// Who is looked for.

@@ -170,7 +170,7 @@ async fn train(
     if let Some(cluster) = cluster {
         // Nothing may come between the end of a run and its report.
         match cluster.health().await {
-            Ok(workers) => results.workers(&workers),
+            Ok(workers) => results.workers(&workers, inputs.model.config()),
             Err(error) => tracing::warn!("the report does not say what the workers did: {error:#}"),
         }
     }

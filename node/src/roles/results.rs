@@ -8,6 +8,7 @@ use actors::owner::scheduler::WorkerRecord;
 use actors::trainer::{StepReport, TrainState};
 use anyhow::Context as _;
 use protocol::he::ParameterSet;
+use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BackendChoice;
@@ -127,11 +128,12 @@ impl Results {
         state.evaluations.iter().for_each(|evaluation| self.evaluation(evaluation.step, evaluation.loss));
     }
 
-    /// Notes what the workers did.
-    pub(super) fn workers(&mut self, workers: &[WorkerRecord]) {
+    /// Notes what the workers did for a model.
+    pub(super) fn workers(&mut self, workers: &[WorkerRecord], model: &LlamaConfig) {
         let worker = |record: &WorkerRecord| WorkerReport {
             peer_id: record.peer.to_string(),
             layers: record.layers.clone(),
+            serves: model.in_words(&record.layers),
             device: record.device.clone(),
             calls: record.products,
             busy_seconds: record.health.as_ref().map(|health| health.busy_seconds),

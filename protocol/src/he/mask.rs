@@ -1,7 +1,7 @@
 //! Public masks: ChaCha20 keystream, byte for byte the same at the owner, on a worker's processor and on its GPU.
 //!
 //! Key: the 32-byte seed. Nonce (IETF, 12 bytes): parameter set (0, 1, 2), direction (0 forward, 1 backward), group
-//! (0 to 3 in the order of [`Group::ALL`]), 0, layer as 16-bit little endian, six zeros. The counter begins at 0. With
+//! (0 to 3 in the order of [`Group::ALL`], 4 of the head), 0, layer as 16-bit little endian, six zeros. The counter begins at 0. With
 //! `n = kN` and `L` limbs, keystream byte `(i·L + l)·n + r` is limb `l` of the mask element in row `r` (coefficient
 //! `t` of component `c` for `r = c·N + t`) and column `i`: a column is `L·n` contiguous bytes, a multiple of the
 //! 64-byte ChaCha block.
@@ -66,6 +66,7 @@ impl MaskDomain {
             Group::O => 1,
             Group::GateUp => 2,
             Group::Down => 3,
+            Group::Head => 4,
         };
         let [low, high] = self.product.linear.layer.to_le_bytes();
         [set, direction, group, 0, low, high, 0, 0, 0, 0, 0, 0]
@@ -222,7 +223,7 @@ mod tests {
     fn no_two_domains_share_a_nonce() {
         let mut seen = std::collections::HashSet::new();
         for set in ParameterSet::ALL {
-            for group in Group::ALL {
+            for group in Group::ALL.into_iter().chain([Group::Head]) {
                 for layer in [0, 1, 255, 256, u16::MAX] {
                     for direction in [Direction::Forward, Direction::Backward] {
                         let linear = LinearId { layer, group };

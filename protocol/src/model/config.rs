@@ -74,7 +74,7 @@ pub struct Llama3RopeScaling {
 }
 
 impl LlamaConfig {
-    /// Dimensions of a fused group, the same in every layer.
+    /// Dimensions of a served matrix: those of a group are the same in every layer, those of the head in every slice.
     pub fn shape(&self, group: Group) -> LinearShape {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let (d_in, d_out) = match group {
@@ -82,11 +82,13 @@ impl LlamaConfig {
             Group::O => (queries, self.hidden_size),
             Group::GateUp => (self.hidden_size, 2 * self.intermediate_size),
             Group::Down => (self.intermediate_size, self.hidden_size),
+            Group::Head => return self.head_shape(),
         };
         LinearShape { d_in, d_out }
     }
 
-    /// Every served matrix, in the order of the forward pass.
+    /// Every served matrix of the layers, in the order of the forward pass: the head's slices are beside them
+    /// ([`Self::head_linear`]).
     pub fn linears(&self) -> impl Iterator<Item = LinearId> + use<> {
         let layers = u16::try_from(self.layers).unwrap_or(u16::MAX);
         (0..layers).flat_map(|layer| Group::ALL.map(|group| LinearId { layer, group }))

@@ -8,6 +8,7 @@
 pub mod config;
 mod digest;
 mod error;
+mod served;
 pub mod synthetic;
 #[cfg(test)]
 mod tests;
@@ -106,13 +107,14 @@ impl Projection {
 }
 
 impl Group {
-    /// The projections that a group fuses, in the order of its output columns.
+    /// The projections that a group fuses, in the order of its output columns; none of the head.
     pub fn projections(self) -> &'static [Projection] {
         match self {
             Self::Qkv => &[Projection::Q, Projection::K, Projection::V],
             Self::O => &[Projection::O],
             Self::GateUp => &[Projection::Gate, Projection::Up],
             Self::Down => &[Projection::Down],
+            Self::Head => &[],
         }
     }
 }
@@ -203,11 +205,20 @@ impl Model {
     /// A served matrix in f32: `d_in × d_out`, row-major, its projections side by side along `d_out`.
     ///
     /// # Errors
-    /// When the model has no such layer.
+    /// When the model has no such matrix.
     pub fn linear(&self, id: LinearId) -> Result<Vec<f32>, ModelError> {
+        if !self.config.has(id) {
+            return Err(ModelError::OutOfRange { what: id.to_string() });
+        }
         let LinearShape { d_in, d_out } = self.config.shape(id.group);
-        self.check_layer(id.layer.into())?;
         let mut fused = vec![0.0; d_in * d_out];
+        if id.group == Group::Head {
+            let entries = self.config.head_entries(usize::from(id.layer) - self.config.layers);
+            let mut stored = vec![0.0; entries.len() * d_in];
+            self.head_rows(entries.start, &mut stored)?;
+            transpose_into(&stored, d_in, &mut fused, d_out, 0);
+            return Ok(fused);
+        }
         let mut first = 0;
         for &projection in id.group.projections() {
             let stored = self.projection(id.layer.into(), projection)?;

@@ -10,7 +10,7 @@ use crate::he::Precision;
 use crate::ids::{ModelDigest, ProductId};
 
 /// Version of every message in this module; peers of another version are refused by name.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// What an owner asks of a worker outside of products.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

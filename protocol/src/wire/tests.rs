@@ -304,7 +304,8 @@ fn product_header() -> impl Strategy<Value = ProductHeader> {
         any::<[u8; 32]>().prop_map(|seed| Operand::Masks { seed }),
         (1..=u32::MAX).prop_map(|tokens| Operand::Body { tokens }),
     ];
-    let linear = (any::<u16>(), 0usize..4).prop_map(|(layer, group)| LinearId { layer, group: Group::ALL[group] });
+    let linear = (any::<u16>(), 0usize..5)
+        .prop_map(|(layer, group)| LinearId { layer, group: Group::ALL.get(group).copied().unwrap_or(Group::Head) });
     (any::<(u32, u64, bool)>(), linear, precision, operand).prop_map(
         |((version, call, forward), linear, precision, operand)| {
             let direction = if forward { Direction::Forward } else { Direction::Backward };

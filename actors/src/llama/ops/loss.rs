@@ -1,32 +1,22 @@
 //! The head and the cross entropy together, without the logits.
 //!
-//! A step's logits would be `tokens × vocabulary`: more than all activations of a layer together. And the head
-//! itself, in f32, may be more than everything else that the owner holds. So the vocabulary is walked through in
-//! blocks: each block of the head is read once, its logits are made, and since a sum of losses is wanted, what they
-//! add to the gradient of the hidden states is multiplied by the same block at once and the logits are forgotten.
-//! Exponentials are taken relative to the largest logit so far; where a later one is larger, what was summed is
-//! scaled down.
+//! A step's logits would be `tokens × vocabulary`: more than all activations of a layer together. So the vocabulary is walked
+//! through slice by slice: the logits of a slice are made, and since a sum of losses is wanted, what they add to the
+//! gradient of the hidden states is multiplied by the same part of the head at once and the logits are forgotten.
+//! Exponentials are taken relative to the largest logit of a row in the slice; slices are put together when all of them
+//! are there. Who multiplies by the head is a matter of [`HeadSlices`].
 //!
-//! How long this takes shows to whoever waits for the next product. So the number of positions that have a target is made
-//! up to a multiple with rows of zeros, whose results are thrown away.
-//!
-//! Slices of the vocabulary are tasks. Their number is fixed, so that sums do not depend on the threads.
+//! How many rows go through the head shows to whoever waits for the next product, or serves the head. So the number of
+//! positions that have a target is made up to a multiple with rows of zeros, whose results are thrown away.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use protocol::buffer::Buffer;
 use protocol::model::ModelError;
-use rayon::prelude::*;
 
 use crate::data::IGNORED;
-use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::llama::vector::{add_scaled, exp_row, maximum, scale};
-
-/// Entries of the vocabulary whose logits are made at once: their part of the head stays in the cache between its two
-/// products.
-const BLOCK: usize = 256;
-/// Parts of the vocabulary that are walked through side by side; each sums up a gradient of its own.
-const SLICES: usize = 8;
-/// Tokens that go through the head together.
-const TOKENS: usize = 512;
 
 /// The number of rows that go through the head together is a multiple of this: what is added to a micro-batch is less.
 const ROWS: usize = 64;
@@ -43,66 +33,86 @@ pub(crate) trait HeadRows: Sync {
     fn read(&self, first: usize, out: &mut [f32]) -> Result<(), ModelError>;
 }
 
+/// Rows that go through the head together.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadBatch<'a> {
+    /// `rows × features`; those behind the last target's are zeros.
+    pub(crate) states: &'a Arc<Buffer>,
+    pub(crate) rows: usize,
+    pub(crate) features: usize,
+    /// For each of the first rows an entry of the vocabulary.
+    pub(crate) targets: &'a [u32],
+    /// Whether the gradient is wanted.
+    pub(crate) differentiable: bool,
+}
+
+/// Who multiplies by the head, slice by slice of the vocabulary.
+pub(crate) trait HeadSlices {
+    /// Why it may fail.
+    type Error: From<ModelError>;
+
+    /// Tokens that go through the head together, at most.
+    fn tokens(&self) -> usize;
+
+    /// What the slices, which cover the vocabulary once, add to each row.
+    ///
+    /// # Errors
+    /// When the head cannot be read or multiplied by.
+    fn slices(&self, batch: HeadBatch<'_>) -> Result<Vec<Slice>, Self::Error>;
+}
+
 /// From `tokens × features` hidden states to the sum of the cross entropies at positions with a target.
-pub(crate) struct HeadLoss<'a, H> {
+pub(crate) struct HeadLoss<'a, H, S> {
     pub(crate) head: &'a H,
+    pub(crate) slices: S,
     /// Features of a hidden state.
     pub(crate) features: usize,
     /// For each token an entry of the vocabulary or [`IGNORED`].
     pub(crate) targets: &'a [u32],
     /// Whether the gradient is wanted.
     pub(crate) differentiable: bool,
-    /// Entries of a block of the vocabulary.
-    pub(crate) block: usize,
 }
 
-/// What a slice of the vocabulary adds to each token.
-struct Slice {
+/// What a slice of the vocabulary adds to each row.
+pub(crate) struct Slice {
     /// The largest logit.
     largest: Vec<f32>,
     /// The sum of the exponentials of the logits' distances to it.
     sums: Vec<f32>,
-    /// The rows of the head, weighted by these exponentials and summed.
-    weighted: Buffer,
+    /// The rows of the head, weighted by these exponentials and summed; empty where no gradient is wanted.
+    pub(crate) weighted: Buffer,
     /// Logits of the targets that lie in the slice.
     at_target: Vec<(usize, f32)>,
 }
 
-impl<'a, H: HeadRows> HeadLoss<'a, H> {
-    /// With blocks of the usual size.
-    pub(crate) fn new(head: &'a H, features: usize, targets: &'a [u32], differentiable: bool) -> Self {
-        Self { head, features, targets, differentiable, block: BLOCK }
-    }
-
+impl<H: HeadRows, S: HeadSlices> HeadLoss<'_, H, S> {
     /// The loss in nats and, if wanted, its gradient with respect to `hidden`.
     ///
     /// # Errors
-    /// When the head cannot be read.
-    pub(crate) fn compute(&self, hidden: &[f32]) -> Result<(f64, Option<Buffer>), ModelError> {
+    /// When the head cannot be read or multiplied by.
+    pub(crate) fn compute(&self, hidden: &[f32]) -> Result<(f64, Option<Buffer>), S::Error> {
         let lossy: Vec<usize> = (0..self.targets.len()).filter(|&token| self.targets[token] != IGNORED).collect();
         let mut gradient = self.differentiable.then(|| Buffer::zeroed(hidden.len()));
         let mut loss = 0.0;
-        for tokens in lossy.chunks(TOKENS) {
+        for tokens in lossy.chunks(self.slices.tokens()) {
             loss += self.tokens(tokens, hidden, gradient.as_deref_mut())?;
         }
         Ok((loss, gradient))
     }
 
     /// The loss of some tokens; their rows of the gradient are written.
-    fn tokens(&self, tokens: &[usize], hidden: &[f32], gradient: Option<&mut [f32]>) -> Result<f64, ModelError> {
+    fn tokens(&self, tokens: &[usize], hidden: &[f32], gradient: Option<&mut [f32]>) -> Result<f64, S::Error> {
         let features = self.features;
         let rows = tokens.len().next_multiple_of(ROWS);
         let mut states = Buffer::zeroed(rows * features);
         for (to, &token) in states.chunks_exact_mut(features).zip(tokens) {
             to.copy_from_slice(&hidden[token * features..(token + 1) * features]);
         }
-        let vocabulary = self.head.vocabulary();
-        let length = vocabulary.div_ceil(SLICES).next_multiple_of(self.block);
-        let starts: Vec<usize> = (0..vocabulary).step_by(length).collect();
-        let slices = starts.into_par_iter().with_max_len(1);
-        let slices: Vec<Slice> = slices
-            .map(|start| self.slice(start, (start + length).min(vocabulary), tokens, rows, &states))
-            .collect::<Result<_, _>>()?;
+        let states = Arc::new(states);
+        let targets: Vec<u32> = tokens.iter().map(|&token| self.targets[token]).collect();
+        let differentiable = self.differentiable;
+        let batch = HeadBatch { states: &states, rows, features, targets: &targets, differentiable };
+        let slices = self.slices.slices(batch)?;
 
         let mut at_target = vec![0.0; tokens.len()];
         slices.iter().flat_map(|slice| &slice.at_target).for_each(|&(row, logit)| at_target[row] = logit);
@@ -140,52 +150,33 @@ impl<'a, H: HeadRows> HeadLoss<'a, H> {
         }
         Ok(())
     }
-
-    /// Walks through the entries `start .. end` of the vocabulary, with `rows` rows, of which the first are the tokens'.
-    fn slice(
-        &self,
-        start: usize,
-        end: usize,
-        tokens: &[usize],
-        rows: usize,
-        states: &[f32],
-    ) -> Result<Slice, ModelError> {
-        let features = self.features;
-        let mut slice = Slice {
-            largest: vec![f32::NEG_INFINITY; rows],
-            sums: vec![0.0; rows],
-            weighted: Buffer::zeroed(if self.differentiable { rows * features } else { 0 }),
-            at_target: Vec::new(),
-        };
-        let mut head = Buffer::scratch(self.block * features);
-        let mut logits = Buffer::scratch(self.block * rows);
-        for first in (start..end).step_by(self.block) {
-            let entries = self.block.min(end - first);
-            let head = &mut head[..entries * features];
-            self.head.read(first, head)?;
-            let head = Matrix::new(head, entries, features);
-            let logits = &mut logits[..rows * entries];
-            let out = MatrixMut::new(logits, rows, entries);
-            multiply(out, Before::Replaced, 1.0, Matrix::new(states, rows, features), head.transposed(), Threads::One);
-            for (row, logits) in logits.chunks_exact_mut(entries).enumerate() {
-                let target = tokens.get(row).map(|&token| (self.targets[token] as usize).wrapping_sub(first));
-                if let Some(&logit) = target.and_then(|target| logits.get(target)) {
-                    slice.at_target.push((row, logit));
-                }
-                slice.absorb(row, features, logits);
-            }
-            if self.differentiable {
-                let out = MatrixMut::new(&mut slice.weighted, rows, features);
-                multiply(out, Before::Kept, 1.0, Matrix::new(logits, rows, entries), head, Threads::One);
-            }
-        }
-        Ok(slice)
-    }
 }
 
 impl Slice {
-    /// Replaces more of a token's logits by exponentials, which are summed.
-    fn absorb(&mut self, row: usize, features: usize, logits: &mut [f32]) {
+    /// Of so many rows, before any logit; `weighted` has `rows × features` values where a gradient is wanted.
+    pub(crate) fn new(rows: usize, weighted: Buffer) -> Self {
+        Self { largest: vec![f32::NEG_INFINITY; rows], sums: vec![0.0; rows], weighted, at_target: Vec::new() }
+    }
+
+    /// Replaces logits of these entries of the vocabulary, with which each of the rows begins, by exponentials, which are
+    /// summed. Behind them, and in rows without a target, zeros are written.
+    pub(crate) fn absorb(&mut self, batch: &HeadBatch<'_>, entries: Range<usize>, logits: &mut [f32]) {
+        let width = logits.len() / batch.rows;
+        for (row, logits) in logits.chunks_exact_mut(width).enumerate() {
+            let Some(&target) = batch.targets.get(row) else {
+                logits.fill(0.0);
+                continue;
+            };
+            let (logits, behind) = logits.split_at_mut(entries.len());
+            if let Some(&logit) = logits.get((target as usize).wrapping_sub(entries.start)) {
+                self.at_target.push((row, logit));
+            }
+            self.absorb_row(row, batch.features, logits);
+            behind.fill(0.0);
+        }
+    }
+
+    fn absorb_row(&mut self, row: usize, features: usize, logits: &mut [f32]) {
         let largest = maximum(logits);
         if largest > self.largest[row] {
             // From minus infinity this is zero, and so is what it scales.

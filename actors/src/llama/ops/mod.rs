@@ -6,6 +6,7 @@
 
 mod adapter;
 mod attention;
+mod local_head;
 mod loss;
 mod norm;
 mod rope;
@@ -17,6 +18,7 @@ mod tests;
 
 pub(crate) use adapter::{Adapter, AdapterGradient};
 pub(crate) use attention::{Attended, CausalAttention};
-pub(crate) use loss::{HeadLoss, HeadRows};
+pub(crate) use local_head::LocalHead;
+pub(crate) use loss::{HeadBatch, HeadLoss, HeadRows, HeadSlices, Slice};
 pub(crate) use norm::RmsNorm;
 pub(crate) use rope::RopeTable;

@@ -166,15 +166,18 @@ fn loss_in_blocks_of_any_size_and_without_targets() {
     let dhidden = reference.backward().unwrap().get(&hidden).unwrap().clone();
     let reference = f64::from(reference.to_scalar::<f32>().unwrap());
     for block in [1, 3, 8, 256, 5000] {
-        let ours = HeadLoss { block, ..HeadLoss::new(&head_values, features, &targets, true) };
+        let slices = || LocalHead { head: &head_values, block };
+        let ours = HeadLoss { head: &head_values, slices: slices(), features, targets: &targets, differentiable: true };
         let (loss, gradient) = ours.compute(&values(&hidden)).unwrap();
         assert!((loss / reference - 1.0).abs() < 1e-5, "{loss} for {reference}");
         assert_close("gradient", &gradient.unwrap(), &dhidden);
-        let (same, none) = HeadLoss { differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
+        let (same, none) = HeadLoss { slices: slices(), differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
         assert!(same == loss && none.is_none());
     }
     let nothing = vec![IGNORED; tokens];
-    let (loss, gradient) = HeadLoss::new(&head_values, features, &nothing, true).compute(&values(&hidden)).unwrap();
+    let slices = LocalHead::new(&head_values);
+    let ours = HeadLoss { head: &head_values, slices, features, targets: &nothing, differentiable: true };
+    let (loss, gradient) = ours.compute(&values(&hidden)).unwrap();
     assert_eq!(loss, 0.0);
     assert!(gradient.unwrap().iter().all(|&g| g == 0.0));
 }

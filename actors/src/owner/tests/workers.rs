@@ -28,6 +28,10 @@ impl ShardSource for Source {
         LAYERS
     }
 
+    fn groups(&self, layer: u16) -> &'static [Group] {
+        if layer < LAYERS { &Group::ALL } else { &[] }
+    }
+
     fn shape(&self, _linear: LinearId) -> LinearShape {
         WIDE
     }
@@ -79,7 +83,7 @@ fn products_are_right_whatever_devices_a_worker_has() {
             let assigned: Vec<_> = assignments.iter().map(|a| (a.layers.clone(), a.device.as_str())).collect();
             assert_eq!(assigned, [(0..2, "first and second"), (2..3, "only")]);
 
-            let backend = EncryptedBackend::new(actors.scheduler.clone(), transport);
+            let backend = EncryptedBackend::new(actors.scheduler.clone(), transport, false);
             let check = move || {
                 for (number, linear) in linears().enumerate() {
                     for direction in [Direction::Forward, Direction::Backward] {

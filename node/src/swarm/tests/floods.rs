@@ -200,6 +200,10 @@ impl ShardSource for Wide {
         1
     }
 
+    fn groups(&self, layer: u16) -> &'static [Group] {
+        if layer == 0 { &Group::ALL } else { &[] }
+    }
+
     fn shape(&self, _: LinearId) -> LinearShape {
         WIDE
     }

@@ -1,0 +1,82 @@
+//! The head as products that the backend serves: logits of a slice of the vocabulary, forward, and what their exponentials
+//! make of the head's rows, backward.
+//!
+//! A slice goes both ways before it is put together with the others, since the exponentials that go back are relative to
+//! the row's largest logit in the slice itself: the rows that come back are scaled when all slices are known. So no more
+//! than the slices in flight are held.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use protocol::buffer::Buffer;
+use protocol::ids::Direction;
+use protocol::model::LlamaConfig;
+
+use super::LlamaError;
+use super::ops::{HeadBatch, HeadSlices, Slice};
+use crate::backend::{BackendError, LinearBackend};
+
+/// Tokens that go through the head together: a block of a ciphertext has as many, and more of them would only take more
+/// memory.
+const TOKENS: usize = 1024;
+/// Slices in flight at once: while a worker computes one, the owner encrypts or decrypts another. Each takes some sixteen
+/// bytes for each of its logits.
+const IN_FLIGHT: usize = 2;
+
+/// See the module's documentation.
+pub(super) struct ServedHead<'a> {
+    pub(super) config: &'a LlamaConfig,
+    pub(super) backend: &'a dyn LinearBackend,
+}
+
+impl ServedHead<'_> {
+    fn slice(&self, number: usize, batch: &HeadBatch<'_>) -> Result<Slice, BackendError> {
+        let linear = self.config.head_linear(number);
+        let width = self.config.shape(linear.group).d_out;
+        let entries = self.config.head_entries(number);
+        let ask = |direction, rows, outer: usize| {
+            let product = linear.along(direction);
+            let out = self.backend.apply(product, rows, batch.rows)?.into_rows();
+            if out.len() != batch.rows * outer {
+                let why = format!("the backend returned {} values for {} × {outer}", out.len(), batch.rows);
+                return Err(BackendError { product, why: why.into() });
+            }
+            Ok(out)
+        };
+        let mut logits = ask(Direction::Forward, Arc::clone(batch.states), width)?;
+        let mut slice = Slice::new(batch.rows, Buffer::default());
+        slice.absorb(batch, entries, &mut logits);
+        if batch.differentiable {
+            slice.weighted = ask(Direction::Backward, Arc::new(logits), batch.features)?;
+        }
+        Ok(slice)
+    }
+}
+
+impl HeadSlices for ServedHead<'_> {
+    type Error = LlamaError;
+
+    fn tokens(&self) -> usize {
+        TOKENS
+    }
+
+    fn slices(&self, batch: HeadBatch<'_>) -> Result<Vec<Slice>, LlamaError> {
+        let (count, next) = (self.config.head_slices(), AtomicUsize::new(0));
+        let work = || {
+            let mine = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&slice| slice < count));
+            mine.map(|slice| Ok((slice, self.slice(slice, &batch)?))).collect::<Result<Vec<_>, BackendError>>()
+        };
+        let done = thread::scope(|scope| {
+            let threads: Vec<_> = (0..IN_FLIGHT.min(count)).map(|_| scope.spawn(work)).collect();
+            let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect::<Result<Vec<_>, BackendError>>()
+        })?;
+        let mut slices: Vec<(usize, Slice)> = done.into_iter().flatten().collect();
+        // Sums do not depend on which thread was faster.
+        slices.sort_unstable_by_key(|&(number, _)| number);
+        Ok(slices.into_iter().map(|(_, slice)| slice).collect())
+    }
+}
