@@ -43,6 +43,21 @@ fn encrypted_training_over_three_workers_follows_plain_training() {
 }
 
 #[test]
+fn workers_that_serve_the_head_too_follow_plain_training() {
+    let run = Run::new();
+    let workers = [1, 2].map(|number| run.worker(number, &[]));
+    let addresses = [0, 1].map(|index| workers[index].1.as_str());
+    run.owner_over(&addresses, "encrypted", &["--head", "remote"]).finish().succeeded();
+    run.train("plain", &PLAIN);
+
+    run.assert_follows("encrypted", "plain");
+    let report = run.report("encrypted");
+    let served: Vec<&str> =
+        report["workers"].as_array().unwrap().iter().map(|worker| worker["serves"].as_str().unwrap()).collect();
+    assert!(served.iter().any(|served| served.ends_with("head")), "{served:?}");
+}
+
+#[test]
 fn ctrl_c_saves_the_adapter() {
     let run = Run::new();
     let mut node = run.owner("out", &[&PLAIN[..], &["--steps", "100000"]].concat());

@@ -211,7 +211,8 @@ mod tests {
         SyntheticLlama::tiny(1).write_folder(folder.path().join("model"), StoredAs::F32).unwrap();
         let model = Arc::new(Model::open(folder.path().join("model")).unwrap());
         let mut computed = 0;
-        let table = LayerTable::of_model(&model, false, &PrecisionTarget::default(), |done, _| computed = done).unwrap();
+        let table =
+            LayerTable::of_model(&model, false, &PrecisionTarget::default(), |done, _| computed = done).unwrap();
         assert_eq!((table.len(), computed), (8, 8));
         let before: HashMap<_, _> = model
             .config()

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::prelude::*;
-use protocol::ids::ModelDigest;
 use protocol::ids::LinearId;
+use protocol::ids::ModelDigest;
 use protocol::wire::messages::Refusal;
 
 use super::parts::HeldLinear;

@@ -140,9 +140,10 @@ impl Spread {
         // What a matrix takes of a device.
         let takes = |device: usize, (group, parts): &(Group, Vec<Part>)| match split {
             Split::Layers => memory_for(device, shape(*group)),
-            Split::Columns => parts.iter().find(|part| part.device == device).map_or(0, |part| {
-                memory_for(device, LinearShape { d_out: part.columns.len(), ..shape(*group) })
-            }),
+            Split::Columns => parts
+                .iter()
+                .find(|part| part.device == device)
+                .map_or(0, |part| memory_for(device, LinearShape { d_out: part.columns.len(), ..shape(*group) })),
         };
         let need = |device: usize| {
             let (head, layer): (Vec<_>, Vec<_>) = cuts.iter().partition(|(group, _)| *group == Group::Head);

@@ -423,11 +423,11 @@ fn a_model_on_disk_is_served_rotated_and_rounded() {
     SyntheticLlama::tiny(5).write_folder(folder.path(), StoredAs::F32).unwrap();
     let model = Arc::new(Model::open(folder.path()).unwrap());
     let source = ModelSource::new(Arc::clone(&model)).unwrap();
-    assert_eq!((source.digest(), source.layers()), (model.digest().unwrap(), 2));
-    for group in Group::ALL {
-        let linear = LinearId { layer: 1, group };
+    assert_eq!((source.digest(), source.layers()), (model.digest().unwrap(), 3), "two layers and the head");
+    let layer = Group::ALL.map(|group| LinearId { layer: 1, group });
+    for linear in layer.into_iter().chain([model.config().head_linear(0)]) {
         let (matrix, _) = source.load(linear).unwrap();
-        let (expected, _) = serve(model.linear(linear).unwrap(), model.config().shape(group)).unwrap();
+        let (expected, _) = serve(model.linear(linear).unwrap(), model.config().shape(linear.group)).unwrap();
         assert_eq!((matrix.shape, &matrix), (source.shape(linear), &expected));
     }
     let beyond = LinearId { layer: 2, group: Group::O };

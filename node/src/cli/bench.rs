@@ -237,6 +237,19 @@ impl From<StepArguments> for StepOptions {
             trace,
             json,
         } = arguments;
-        Self { model, workers, gpus, tokens, sequence, micro_batches, mask_cache_mib, head, steps, backend, trace, json }
+        Self {
+            model,
+            workers,
+            gpus,
+            tokens,
+            sequence,
+            micro_batches,
+            mask_cache_mib,
+            head,
+            steps,
+            backend,
+            trace,
+            json,
+        }
     }
 }

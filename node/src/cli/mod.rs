@@ -9,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::model::synthetic::KnownModel;
 
-use crate::config::{BackendChoice, HeadChoice, Config};
+use crate::config::{BackendChoice, Config, HeadChoice};
 use crate::roles::Start;
 use crate::synth::SynthOptions;
 pub use bench::{AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments};

@@ -171,7 +171,8 @@ fn loss_in_blocks_of_any_size_and_without_targets() {
         let (loss, gradient) = ours.compute(&values(&hidden)).unwrap();
         assert!((loss / reference - 1.0).abs() < 1e-5, "{loss} for {reference}");
         assert_close("gradient", &gradient.unwrap(), &dhidden);
-        let (same, none) = HeadLoss { slices: slices(), differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
+        let (same, none) =
+            HeadLoss { slices: slices(), differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
         assert!(same == loss && none.is_none());
     }
     let nothing = vec![IGNORED; tokens];

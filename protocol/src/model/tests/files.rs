@@ -35,6 +35,29 @@ fn linear_is_the_transposed_projections_side_by_side() {
     }
 }
 
+#[test]
+fn slices_of_the_head_are_its_rows_transposed_with_zeros_behind_them() {
+    for (tied, vocabulary) in [(true, 0), (false, 100)] {
+        let mut synthetic = SyntheticLlama::tiny(6);
+        synthetic.config.tie_word_embeddings = tied;
+        synthetic.config.vocabulary += vocabulary;
+        let (_folder, model) = folder(&synthetic, StoredAs::F32);
+        let (config, head) = (model.config(), model.head().unwrap());
+        let width = config.shape(Group::Head).d_out;
+        for slice in 0..config.head_slices() {
+            let matrix = model.linear(config.head_linear(slice)).unwrap();
+            let entry = |feature: usize, entry: usize| head.get(entry * config.hidden_size + feature).copied();
+            for feature in 0..config.hidden_size {
+                let expected: Vec<f32> =
+                    (0..width).map(|column| entry(feature, slice * width + column).unwrap_or(0.0)).collect();
+                assert_eq!(matrix[feature * width..][..width], expected, "feature {feature} of slice {slice}");
+            }
+        }
+        let beyond = config.head_linear(config.head_slices());
+        assert!(matches!(model.linear(beyond), Err(ModelError::OutOfRange { .. })));
+    }
+}
+
 /// Every thread of the trainer and of a worker's loader reads the same model.
 const _: () = {
     const fn shared<T: Send + Sync>() {}
