@@ -6,6 +6,7 @@ pub mod config;
 pub mod demo;
 pub mod disk;
 pub mod folders;
+pub mod link;
 mod local;
 pub mod logging;
 pub mod output;

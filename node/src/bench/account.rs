@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::median;
 use super::step::{Measured, StepOptions, measure};
 use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
+use crate::link::Line;
 
 /// Seconds and bytes are given for so many tokens.
 const TOKENS: f64 = 1024.0;
@@ -35,6 +36,8 @@ pub struct AccountOptions {
     pub head: HeadChoice,
     /// Steps of each kind that are measured.
     pub steps: usize,
+    /// What lies between the owner and each worker, besides this machine.
+    pub link: Option<Line>,
     /// Print JSON.
     pub json: bool,
 }
@@ -59,14 +62,29 @@ struct Account {
     /// Of the owner until its first step was done, less those of another step.
     once_owner_cpu_seconds: f64,
     once_bytes_down: u64,
+    /// The link between the owner and each worker, if all this was measured over one.
+    link: Option<LinkFigures>,
+}
+
+/// What a link costs a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct LinkFigures {
+    #[serde(flatten)]
+    line: Line,
+    /// For 1,024 tokens, over links of the same rate without delay: what passes the bytes on is the same.
+    wall_seconds_without_delay: f64,
+    /// Round trips that a whole step waits for: by so much the delay made the median step longer, in delays. It is a
+    /// difference of two measurements, and below nothing where they differ by chance alone; `None` of a link without delay.
+    round_trips: Option<f64>,
 }
 
 /// Runs owner and workers with encryption, first for what is done once, then an owner without either, and prints the account.
+/// With a link, all of this is over it, and once more over the same link without its delay.
 ///
 /// # Errors
 /// When the options do not fit each other, or a process fails.
 pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
-    let AccountOptions { model, workers, tokens, sequence, micro_batches, head, steps, json } = options;
+    let AccountOptions { model, workers, tokens, sequence, micro_batches, head, steps, link, json } = options;
     let encrypted = StepOptions {
         model,
         workers,
@@ -77,14 +95,23 @@ pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
         head,
         steps,
         backend: BackendChoice::Encrypted,
+        link,
         mask_cache_mib: OwnerConfig::default().mask_cache_mib,
         trace: None,
         json,
     };
-    let plain = StepOptions { backend: BackendChoice::Plain, ..encrypted.clone() };
+    let plain = StepOptions { backend: BackendChoice::Plain, link: None, ..encrypted.clone() };
     let first = measure(&StepOptions { steps: 0, ..encrypted.clone() }).await?;
+    let near = match link {
+        Some(line) => {
+            let near = StepOptions { link: Some(line.without_delay()), ..encrypted.clone() };
+            Some((line, measure(&near).await?))
+        }
+        None => None,
+    };
     let (encrypted, plain) = (measure(&encrypted).await?, measure(&plain).await?);
-    let account = account(&first, &encrypted, &plain)?;
+    let mut account = account(&first, &encrypted, &plain)?;
+    account.link = near.map(|(line, near)| link_figures(line, &encrypted, &near)).transpose()?;
     if json {
         println!("{}", serde_json::to_string_pretty(&account)?);
     } else {
@@ -117,6 +144,18 @@ fn account(first: &Measured, encrypted: &Measured, plain: &Measured) -> anyhow::
         plain_wall_seconds: each * alone.wall_seconds,
         once_owner_cpu_seconds: to_first_step - owner.cpu_seconds,
         once_bytes_down: start.bytes_down.saturating_sub(owner.bytes_down as u64),
+        link: None,
+    })
+}
+
+/// What the delay of a link costs, from a run over it and one over the same without its delay.
+fn link_figures(line: Line, far: &Measured, near: &Measured) -> anyhow::Result<LinkFigures> {
+    let (far, near) = (Spent::of(far)?, Spent::of(near)?);
+    let delay = line.round_trip.as_secs_f64();
+    Ok(LinkFigures {
+        line,
+        wall_seconds_without_delay: TOKENS / near.tokens * near.wall_seconds,
+        round_trips: (delay > 0.0).then(|| (far.wall_seconds - near.wall_seconds) / delay),
     })
 }
 
@@ -149,7 +188,7 @@ impl Spent {
 
 fn lines(account: &Account) -> Vec<String> {
     let bytes = |bytes: f64| HumanBytes(bytes as u64);
-    vec![
+    let mut lines = vec![
         format!(
             "the account of {}: {:.2} (an owner's processor seconds over those of training in plain text alone)",
             account.model, account.account
@@ -182,7 +221,13 @@ fn lines(account: &Account) -> Vec<String> {
             HumanBytes(account.owner_peak_rss_bytes),
             HumanBytes(account.plain_peak_rss_bytes)
         ),
-    ]
+    ];
+    lines.extend(account.link.as_ref().map(|link| {
+        let waits = link.round_trips.map(|trips| format!(", a step waits for {trips:.0} round trips"));
+        let (waits, without) = (waits.unwrap_or_default(), link.wall_seconds_without_delay);
+        format!("link                {}: {without:.2} s by the clock without delay{waits}", link.line)
+    }));
+    lines
 }
 
 #[cfg(test)]
@@ -235,6 +280,17 @@ mod tests {
         assert_eq!((account.bytes_up_per_token, account.bytes_down_per_token), (2.0, 4.0));
         assert_eq!((account.once_owner_cpu_seconds, account.once_bytes_down), (6.5, 1_000_000 - 8192));
         assert!(lines(&account)[0].contains("0.25"));
+    }
+
+    #[test]
+    fn a_delay_is_counted_in_round_trips() {
+        // Steps take 2, 4, 6, 8 s.
+        let (far, near) = (measured(&[Some(1.0); 4], 0.0), measured(&[Some(1.0); 2], 0.0));
+        let figures = |line: &str| link_figures(line.parse().unwrap(), &far, &near).unwrap();
+        assert_eq!((figures("20ms").round_trips, figures("20ms").wall_seconds_without_delay), (Some(100.0), 2.0));
+        assert_eq!(figures("0ms,1gbit").round_trips, None);
+        let json = serde_json::to_value(figures("20ms,8mbit")).unwrap();
+        assert_eq!((json["round_trip_ms"].as_f64(), json["bytes_per_second"].as_u64()), (Some(20.0), Some(1_000_000)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use super::median;
 use crate::config::{BackendChoice, Config, HeadChoice};
+use crate::link::Line;
 use crate::local::{LocalRun, write};
 use crate::report::{Report, TimeBreakdown, WorkerReport};
 use crate::roles::Start;
@@ -47,6 +48,8 @@ pub struct StepOptions {
     pub steps: usize,
     /// Where base products are computed.
     pub backend: BackendChoice,
+    /// What lies between the owner and each worker, besides this machine.
+    pub link: Option<Line>,
     /// The owner's memory for the products of the masks, MiB; the rest goes to its file.
     pub mask_cache_mib: u64,
     /// Every process writes a trace beside this name.
@@ -63,6 +66,7 @@ struct StepFigures {
     parameter_sets: Vec<String>,
     tokens: u64,
     micro_batches: usize,
+    link: Option<Line>,
     /// Wall-clock seconds of the step that warms up, and of each one after it.
     first_step_seconds: f64,
     step_seconds: Vec<f64>,
@@ -112,7 +116,7 @@ pub(super) async fn measure(options: &StepOptions) -> anyhow::Result<Measured> {
     config.owner.out = folder.path().to_path_buf();
     let examples = (options.steps + 1) * options.tokens / options.sequence;
     config.owner.data = Some(write(folder.path(), "text.jsonl", &text(examples, options.sequence))?);
-    let local = LocalRun { config, start: Start::Fresh, trace: options.trace.clone(), quiet: true };
+    let local = LocalRun { config, start: Start::Fresh, line: options.link, trace: options.trace.clone(), quiet: true };
     let workers_cpu_seconds = local.run().await?;
     Ok(Measured { report: Report::read(folder.path())?, workers_cpu_seconds })
 }
@@ -125,6 +129,10 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
     ensure!(
         sequences.is_multiple_of(micro_batches),
         "{sequences} sequences a step cannot be divided among --micro-batches {micro_batches}"
+    );
+    ensure!(
+        options.link.is_none() || options.backend == BackendChoice::Encrypted,
+        "--link lies between an owner and its workers: --backend encrypted has some"
     );
     let mut config = Config { model: Some(options.model.clone()), ..Config::default() };
     config.owner.backend = options.backend;
@@ -175,6 +183,7 @@ fn figures(options: &StepOptions, report: Report) -> anyhow::Result<StepFigures>
         parameter_sets: report.parameter_sets.iter().map(ToString::to_string).collect(),
         tokens: first.tokens,
         micro_batches: options.micro_batches,
+        link: options.link,
         first_step_seconds: first.seconds,
         step_seconds,
         seconds_per_step,
@@ -220,6 +229,7 @@ fn lines(figures: &StepFigures) -> Vec<String> {
         ),
         format!("  owner             {} of memory at its peak", HumanBytes(figures.owner_peak_rss_bytes)),
     ];
+    lines.extend(figures.link.map(|link| format!("  link              {link}, to each worker")));
     lines.extend(figures.workers.iter().map(|worker| {
         let (peak, busy) = (HumanBytes(worker.peak_rss_bytes.unwrap_or(0)), worker.busy_seconds.unwrap_or(0.0));
         format!("  worker            {}, busy {busy:.1} s, {peak} at its peak", worker.serves)
@@ -245,6 +255,7 @@ mod tests {
             head: HeadChoice::Auto,
             steps: 3,
             backend: BackendChoice::Encrypted,
+            link: None,
             trace: None,
             json: true,
         }
@@ -261,6 +272,9 @@ mod tests {
             configuration(&options).unwrap_err().to_string()
         };
         assert!(refused(|options| options.sequence = 300).contains("--sequence 300"));
+        let linked =
+            |options: &mut StepOptions| (options.link, options.backend) = (Some(Line::default()), BackendChoice::Plain);
+        assert!(refused(linked).contains("--link"));
         assert!(refused(|options| options.micro_batches = 3).contains("--micro-batches 3"));
     }
 

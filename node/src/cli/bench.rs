@@ -16,6 +16,7 @@ use crate::bench::linear::{LinearOptions, Parameters};
 use crate::bench::multiplier::Device;
 use crate::bench::step::StepOptions;
 use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
+use crate::link::Line;
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -63,6 +64,11 @@ pub struct AccountArguments {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
     pub steps: usize,
 
+    /// A link between the owner and each worker: its round trip, and its rate in each direction (kbit, mbit, gbit or
+    /// unlimited), such as 20ms,100mbit; what its delay costs is measured too
+    #[arg(long, value_name = "DELAY,RATE")]
+    pub link: Option<Line>,
+
     /// Print one JSON object instead of lines for people
     #[arg(long)]
     pub json: bool,
@@ -70,8 +76,8 @@ pub struct AccountArguments {
 
 impl From<AccountArguments> for AccountOptions {
     fn from(arguments: AccountArguments) -> Self {
-        let AccountArguments { model, workers, tokens, sequence, micro_batches, head, steps, json } = arguments;
-        Self { model, workers, tokens, sequence, micro_batches, head, steps, json }
+        let AccountArguments { model, workers, tokens, sequence, micro_batches, head, steps, link, json } = arguments;
+        Self { model, workers, tokens, sequence, micro_batches, head, steps, link, json }
     }
 }
 
@@ -212,6 +218,11 @@ pub struct StepArguments {
     #[arg(long, value_enum, default_value_t = BackendChoice::Encrypted)]
     pub backend: BackendChoice,
 
+    /// A link between the owner and each worker: its round trip, and its rate in each direction (kbit, mbit, gbit or
+    /// unlimited), such as 20ms,100mbit
+    #[arg(long, value_name = "DELAY,RATE")]
+    pub link: Option<Line>,
+
     /// Write a trace of each process beside this name, in Chrome's format
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -234,6 +245,7 @@ impl From<StepArguments> for StepOptions {
             head,
             steps,
             backend,
+            link,
             trace,
             json,
         } = arguments;
@@ -248,6 +260,7 @@ impl From<StepArguments> for StepOptions {
             head,
             steps,
             backend,
+            link,
             trace,
             json,
         }

@@ -1,7 +1,7 @@
 //! An owner and its workers on this machine, as processes that know nothing of each other but their addresses.
 //!
 //! 1. Start the workers, each a process and a libp2p peer of its own, and learn their addresses from what they print.
-//! 2. Start the owner with these addresses.
+//! 2. Start the owner with these addresses, or with those of links to them.
 //! 3. Stop the workers when it has ended.
 //!
 //! The workers are told the model and their own settings, and nothing else: data and adapters are arguments of the owner
@@ -14,9 +14,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
+use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 use tokio::process::Command;
 
 use crate::config::{BackendChoice, Config, WorkerConfig};
+use crate::link::{Line, Link};
 use crate::output;
 use crate::roles::Start;
 use crate::trace;
@@ -29,6 +32,8 @@ pub(crate) struct LocalRun {
     pub(crate) config: Config,
     /// How the owner's run begins.
     pub(crate) start: Start,
+    /// What lies between the owner and each worker, besides this machine.
+    pub(crate) line: Option<Line>,
     /// Every process writes a trace beside this name.
     pub(crate) trace: Option<PathBuf>,
     /// Nothing is printed to standard output.
@@ -42,7 +47,7 @@ impl LocalRun {
     /// # Errors
     /// When a process cannot be started, or the owner fails.
     pub(crate) async fn run(self) -> anyhow::Result<Option<f64>> {
-        let Self { mut config, start, trace, quiet } = self;
+        let Self { mut config, start, line, trace, quiet } = self;
         let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
         config.network.mdns = false;
         config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
@@ -51,7 +56,7 @@ impl LocalRun {
                 output::print(line);
             }
         };
-        let mut workers = Vec::new();
+        let (mut workers, mut links) = (Vec::new(), Vec::new());
         if config.owner.backend == BackendChoice::Encrypted {
             // The owner is a process of this run, under a name that it makes when it starts.
             let worker = WorkerConfig { owners: Vec::new(), ..config.worker.clone() };
@@ -61,7 +66,12 @@ impl LocalRun {
             // One after the other: each measures its speed when it starts, and two at a time would measure each other.
             for number in 1..=config.owner.workers {
                 let mut worker = WorkerProcess::start(number, &model, &settings, &out, trace.as_deref())?;
-                let address = worker.address().await?;
+                let mut address = worker.address().await?;
+                if let Some(line) = line {
+                    let (link, entrance) = over(&address, line).await?;
+                    links.push(link);
+                    address = entrance;
+                }
                 say(format!("  worker {number}: {address}"));
                 config.network.peers.push(address);
                 workers.push(worker);
@@ -86,9 +96,24 @@ impl LocalRun {
         for worker in workers {
             worker.stop().await;
         }
+        drop(links);
         ensure!(status.success(), "the owner ended with {status}; the workers' logs are in {}", out.display());
         Ok(workers_cpu_seconds)
     }
+}
+
+/// A link to a worker's address, and the address at which it is entered.
+async fn over(address: &str, line: Line) -> anyhow::Result<(Link, String)> {
+    let address: Multiaddr = address.parse().with_context(|| format!("a worker listens on `{address}`"))?;
+    let port = address.iter().find_map(|part| match part {
+        Protocol::Tcp(port) => Some(port),
+        _ => None,
+    });
+    let port = port.with_context(|| format!("a link is TCP, and a worker listens on {address}"))?;
+    let link = Link::to(port, line).await.context("no port for a link")?;
+    let through = |part| if let Protocol::Tcp(_) = part { Protocol::Tcp(link.port()) } else { part };
+    let entrance: Multiaddr = address.iter().map(through).collect();
+    Ok((link, entrance.to_string()))
 }
 
 /// Writes a file into an existing folder.

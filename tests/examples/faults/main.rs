@@ -12,7 +12,6 @@
 #![allow(missing_docs)]
 
 mod kills;
-mod link;
 mod plan;
 mod process;
 mod storm;

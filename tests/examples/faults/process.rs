@@ -9,14 +9,13 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use node::link::Link;
 use serde_json::Value;
 use tests::Node;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-
-use crate::link::Link;
 
 /// A worker has measured itself and read the model long before.
 const STARTS: Duration = Duration::from_secs(60);
@@ -106,7 +105,7 @@ impl Worker {
     pub(crate) async fn restart(&mut self, place: &Place) -> anyhow::Result<()> {
         let key = place.folder.join(format!("{}.key", self.name));
         let (listen, dial) = match &self.way {
-            Way::Over(link) => (Vec::new(), vec![format!("/ip4/127.0.0.1/tcp/{}", link.port)]),
+            Way::Over(link) => (Vec::new(), vec![format!("/ip4/127.0.0.1/tcp/{}", link.port())]),
             Way::Port(port) => (vec![format!("/ip4/127.0.0.1/tcp/{port}")], Vec::new()),
         };
         let network = format!("[network]\nlisten = {listen:?}\npeers = {dial:?}\n");

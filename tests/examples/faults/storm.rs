@@ -1,13 +1,14 @@
 //! A run whose workers are beset by faults.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use node::link::{Line, Link, State};
 use tests::{Liar, Lie};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::link::{Link, State};
 use crate::plan::{Fault, Kind};
 use crate::process::{Owner, Place, SILENCE, Way, Worker, free_port, states, step_of};
 
@@ -18,7 +19,7 @@ const SPARED: usize = 1;
 /// A fault that would leave fewer waits so long.
 const WAITS: Duration = Duration::from_secs(2);
 /// Bytes a second of a slow link.
-const SLOW: u32 = 512 << 10;
+const SLOW: Option<NonZeroU64> = NonZeroU64::new(512 << 10);
 
 /// What became of a run.
 pub(crate) struct Outcome {
@@ -87,7 +88,7 @@ impl Storm<'_> {
 
     async fn join(&mut self) -> anyhow::Result<()> {
         let name = format!("worker-{}", self.workers.len() + 1);
-        let link = Link::to(self.port).await?;
+        let link = Link::to(self.port, Line::default()).await?;
         let worker = Worker::start(self.place, name.clone(), Way::Over(link)).await?;
         self.names.insert(worker.peer.clone(), name);
         self.workers.push(Member { worker, condition: Condition::Well });
@@ -219,7 +220,7 @@ impl Storm<'_> {
                 "cut"
             }
             _ => {
-                link(&member, State::Slow(SLOW));
+                link(&member, State::Open(Line { rate: SLOW, ..Line::default() }));
                 "slow"
             }
         };
@@ -240,7 +241,7 @@ impl Storm<'_> {
         match (kind, &worker.way) {
             (Kind::Restart, _) => worker.restart(self.place).await?,
             (Kind::Stop, _) => worker.signal("CONT").await?,
-            (_, Way::Over(link)) => link.set(State::Open),
+            (_, Way::Over(link)) => link.set(State::Open(Line::default())),
             (_, Way::Port(_)) => {}
         }
         let name = worker.name.clone();
