@@ -7,9 +7,9 @@
 //!   workers that serve a model;
 //! - a worker's [`serve()`], which puts a [`actors::transport::WorkerService`] on the network.
 //!
-//! Small messages are request-response (`/velum/control/1`). A product is a stream of its own
-//! (`/velum/product/1`): header and body one way, tiles the other, both at once, so that no side waits for the
-//! other to finish writing. Whatever a peer sends is bounded before it is read, and a stream that sends something
+//! Small messages are request-response (`/velum/control/1`). A product has a stream to itself
+//! (`/velum/product/2`): header and body one way, tiles the other, both at once, so that no side waits for the
+//! other to finish writing. After its last tile the stream may carry another product. Whatever a peer sends is bounded before it is read, and a stream that sends something
 //! else is dropped alone: connection and node live on.
 
 mod behaviour;
@@ -24,6 +24,7 @@ mod identity;
 mod io;
 mod listen;
 mod owner;
+mod pool;
 mod redial;
 mod serve;
 mod streams;
@@ -47,7 +48,7 @@ pub use serve::{ServeConfig, Serving, serve};
 pub(crate) const CONTROL_PROTOCOL: libp2p::StreamProtocol = libp2p::StreamProtocol::new("/velum/control/1");
 
 /// Name of the product protocol.
-pub(crate) const PRODUCT_PROTOCOL: libp2p::StreamProtocol = libp2p::StreamProtocol::new("/velum/product/1");
+pub(crate) const PRODUCT_PROTOCOL: libp2p::StreamProtocol = libp2p::StreamProtocol::new("/velum/product/2");
 
 /// Name of the DHT, so that Velum's peers keep no records for other networks.
 pub(crate) const KADEMLIA_PROTOCOL: libp2p::StreamProtocol = libp2p::StreamProtocol::new("/velum/kad/1");

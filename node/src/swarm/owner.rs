@@ -1,19 +1,19 @@
 //! An owner's transport: control requests and products to workers over the swarm.
 //!
-//! A product goes in four steps. (1) A stream is opened. (2) Header and body are written while (3) tiles are read: both
-//! at once, in one task, so that neither side's full buffers can hold up the other's. (4) The stream is dropped when
-//! every column has come, or at the first thing that is wrong. A worker whose queue of new streams is full drops a
-//! stream without a word; as long as nothing was answered, the same bytes are sent again on a new one.
+//! A product goes in four steps. (1) A stream is taken that has nothing to do ([`super::pool`]), or else opened. (2) Header
+//! and body are written while (3) tiles are read: both at once, in one task, so that neither side's full buffers can hold
+//! up the other's. (4) When every column has come, the stream is kept for the next product; at the first thing that is
+//! wrong it is dropped. A worker whose queue of new streams is full drops a stream without a word, and one that was idle
+//! may have been given up at the other end; as long as nothing was answered, the same bytes are sent again on a new one.
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actors::transport::{PeerName, ProductRequest, TileStream, Traffic, Transport, TransportError};
 use async_trait::async_trait;
-use futures::AsyncReadExt;
 use futures::future::{Either, select};
-use futures::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use futures::io::{AsyncWriteExt, WriteHalf};
 use libp2p::{PeerId, Stream};
 use protocol::he::ProductTile;
 use protocol::wire::TileLedger;
@@ -25,6 +25,7 @@ use super::PRODUCT_PROTOCOL;
 use super::error::SwarmError;
 use super::handle::{SwarmHandle, peer_name};
 use super::io::{Counters, LinkError, read_message, write_message, write_planes};
+use super::pool::{Pool, ProductStream, Reader};
 use super::tiles::read_tile;
 
 /// Streams that are opened for one product before it is given up.
@@ -78,12 +79,13 @@ impl Default for TransportConfig {
 pub struct Libp2pTransport {
     handle: SwarmHandle,
     config: TransportConfig,
+    idle: Arc<Pool>,
 }
 
 impl Libp2pTransport {
     /// A transport over a running swarm.
     pub fn new(handle: SwarmHandle, config: TransportConfig) -> Self {
-        Self { handle, config }
+        Self { handle, config, idle: Arc::default() }
     }
 
     /// The swarm below.
@@ -163,6 +165,12 @@ struct Call {
     counters: Arc<Counters>,
 }
 
+/// Whether a stream can take no other product after one that was answered.
+enum Spent {
+    No,
+    Yes,
+}
+
 /// How an exchange on one stream ended early.
 enum Failure {
     /// For good.
@@ -185,25 +193,38 @@ impl Call {
         }
     }
 
-    /// Opens a stream, says whether that worked, and goes through the exchange.
+    /// Takes or opens a stream, says whether that worked, and goes through the exchange.
     async fn call(&self, opened: oneshot::Sender<Result<(), TransportError>>) {
-        let mut stream = match self.open().await {
+        let idle = self.transport.idle.take(self.peer, Instant::now());
+        let mut used_before = idle.is_some();
+        let first = match idle {
+            Some(stream) => Ok(stream),
+            None => self.open().await,
+        };
+        let mut stream = match first {
             Ok(stream) => stream,
             Err(error) => return drop(opened.send(Err(error))),
         };
         if opened.send(Ok(())).is_err() {
             return;
         }
-        let mut backoff = FIRST_BACKOFF;
-        for attempt in 1.. {
-            let error = match self.exchange(stream).await {
-                Ok(()) | Err(Failure::Cancelled) => return,
-                Err(Failure::Dropped(error)) if attempt < ATTEMPTS => error,
+        let (mut attempt, mut backoff) = (1, FIRST_BACKOFF);
+        loop {
+            let error = match self.exchange(&mut stream).await {
+                Ok(Spent::No) => return self.transport.idle.give(self.peer, stream, Instant::now()),
+                Ok(Spent::Yes) | Err(Failure::Cancelled) => return,
+                Err(Failure::Dropped(error)) if used_before || attempt < ATTEMPTS => error,
                 Err(Failure::Dropped(error) | Failure::Final(error)) => return self.fail(error).await,
             };
             tracing::debug!(peer = %self.peer, call = self.request.header.call, %error, attempt, "sending again");
-            sleep(backoff).await;
-            backoff *= 2;
+            if used_before {
+                // That it was given up meanwhile says nothing about the worker.
+                self.transport.idle.forget(self.peer);
+                used_before = false;
+            } else {
+                sleep(backoff).await;
+                (attempt, backoff) = (attempt + 1, 2 * backoff);
+            }
             stream = match self.open().await {
                 Ok(stream) => stream,
                 Err(error) => return self.fail(error).await,
@@ -216,11 +237,11 @@ impl Call {
         let _ = self.tiles.send(Err(error)).await;
     }
 
-    async fn open(&self) -> Result<Stream, TransportError> {
+    async fn open(&self) -> Result<ProductStream, TransportError> {
         let limit = self.transport.config.connect;
         let mut streams = self.transport.handle.streams();
         match timeout(limit, streams.open_stream(self.peer, PRODUCT_PROTOCOL)).await {
-            Ok(Ok(stream)) => Ok(stream),
+            Ok(Ok(stream)) => Ok(stream.into()),
             Ok(Err(libp2p_stream::OpenStreamError::UnsupportedProtocol(protocol))) => {
                 Err(self.protocol(format!("it does not speak {protocol}")))
             }
@@ -231,7 +252,7 @@ impl Call {
 
     /// [`Self::converse`], within the time that a product of this size may take as a whole: single tiles that come just
     /// in time do not make a good answer.
-    async fn exchange(&self, stream: Stream) -> Result<(), Failure> {
+    async fn exchange(&self, stream: &mut ProductStream) -> Result<Spent, Failure> {
         let limit = self.time_for_all();
         match timeout(limit, self.converse(stream)).await {
             Ok(outcome) => outcome,
@@ -250,22 +271,23 @@ impl Call {
     }
 
     /// Sends the request and receives the tiles on one stream.
-    async fn converse(&self, stream: Stream) -> Result<(), Failure> {
-        let (mut reader, mut writer) = stream.split();
+    async fn converse(&self, stream: &mut ProductStream) -> Result<Spent, Failure> {
+        let ProductStream { reader, writer } = stream;
         let (sent, all_sent) = oneshot::channel();
         let receive = pin!(async {
             tokio::select! {
-                outcome = self.receive(&mut reader, all_sent) => outcome,
+                outcome = self.receive(reader, all_sent) => outcome,
                 () = self.tiles.closed() => Err(Failure::Cancelled),
             }
         });
-        let send = pin!(self.send(&mut writer, sent));
+        let send = pin!(self.send(writer, sent));
         match select(receive, send).await {
-            Either::Left((outcome, _)) => outcome,
-            Either::Right((Ok(()), receive)) => receive.await,
+            // An answer to half a body.
+            Either::Left((outcome, _)) => outcome.map(|()| Spent::Yes),
+            Either::Right((Ok(()), receive)) => receive.await.map(|()| Spent::No),
             // The worker stopped reading: it may have said why.
             Either::Right((Err(error), receive)) => match timeout(LAST_WORDS, receive).await {
-                Ok(outcome) => outcome,
+                Ok(outcome) => outcome.map(|()| Spent::Yes),
                 Err(_) => Err(Failure::Dropped(self.link_error(error))),
             },
         }
@@ -285,7 +307,7 @@ impl Call {
         Ok(())
     }
 
-    async fn receive(&self, reader: &mut ReadHalf<Stream>, sent: oneshot::Receiver<()>) -> Result<(), Failure> {
+    async fn receive(&self, reader: &mut Reader, sent: oneshot::Receiver<()>) -> Result<(), Failure> {
         let config = &self.transport.config;
         let mut ledger = TileLedger::new(&self.request.header, self.request.outer, config.max_tile_bytes);
         let mut reply = self.first_reply(reader, sent).await?;
@@ -315,11 +337,7 @@ impl Call {
     }
 
     /// The first reply. Its time begins when the body has been sent.
-    async fn first_reply(
-        &self,
-        reader: &mut ReadHalf<Stream>,
-        sent: oneshot::Receiver<()>,
-    ) -> Result<ProductReply, Failure> {
+    async fn first_reply(&self, reader: &mut Reader, sent: oneshot::Receiver<()>) -> Result<ProductReply, Failure> {
         let limit = self.transport.config.first_tile;
         let expired = async {
             match sent.await {

@@ -3,15 +3,17 @@
 //! Everything is bounded: control requests at the same time, streams ([`super::streams`]), and how long each part of a
 //! product may take. A product is admitted by its header: the service gives it its place, the memory of its answer
 //! included, before anything of its body is read, and the place goes with it to its last byte. While tiles are computed
-//! and written the stream is watched: when the owner goes away, the product is dropped. A peer that sends something else
-//! loses its stream, and the log says why, in few lines.
+//! and written the stream is watched: when the owner goes away, the product is dropped. After the last tile an owner that
+//! has layers may send its next product on the same stream; nothing is held for it but the stream, and not for long. A peer
+//! that sends something else loses its stream, and the log says why, in few lines.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actors::transport::{Answer, TileStream, WorkerService};
-use futures::io::{AsyncWriteExt, ReadHalf, WriteHalf};
-use futures::{AsyncReadExt, StreamExt};
+use futures::StreamExt;
+use futures::io::{AsyncBufReadExt, AsyncWriteExt, WriteHalf};
 use libp2p::{PeerId, Stream};
 use protocol::wire::messages::{ControlReply, ControlRequest, PROTOCOL_VERSION, ProductHeader, ProductReply, Refusal};
 use protocol::wire::{FrameError, PlanesShape, TileLedger, encode};
@@ -26,6 +28,7 @@ use super::damper::Damper;
 use super::error::SwarmError;
 use super::handle::{InboundControl, NetworkEvent, SwarmHandle, peer_name};
 use super::io::{Counters, LinkError, read_message, read_planes, write_message};
+use super::pool::{IDLE, ProductStream, Reader};
 use super::streams::{Lane, StreamLimits, StreamPlace, Streams, Visits};
 use super::tiles::write_tile;
 
@@ -52,6 +55,8 @@ pub struct ServeConfig {
     pub header: Duration,
     /// For another peer's.
     pub stranger_header: Duration,
+    /// From an owner's product to the next one on the same stream.
+    pub idle: Duration,
     /// For each 256 KiB that are received or sent.
     pub stall: Duration,
     /// For a whole body or answer, however small.
@@ -72,6 +77,7 @@ impl Default for ServeConfig {
             max_tile_bytes: 512 << 20,
             header: Duration::from_secs(10),
             stranger_header: Duration::from_secs(3),
+            idle: IDLE,
             stall: Duration::from_secs(60),
             slack: Duration::from_secs(30),
             // Sixteen products at a time over a link of 4 Mbit/s.
@@ -129,6 +135,7 @@ pub async fn serve(
             of_strangers: config.stranger_streams,
         }),
         dropped: Mutex::default(),
+        stop: stop.clone(),
         abort: abort.clone(),
         tasks: tasks.clone(),
     });
@@ -145,6 +152,7 @@ struct Server {
     streams: Arc<Streams>,
     /// Of lines about streams that were dropped.
     dropped: Mutex<Damper>,
+    stop: CancellationToken,
     abort: CancellationToken,
     tasks: TaskTracker,
 }
@@ -273,14 +281,15 @@ impl Server {
 
     /// One product stream from its first byte to its last.
     async fn stream(&self, peer: PeerId, stream: Stream, place: &StreamPlace) {
-        let (mut reader, mut writer) = stream.split();
+        let ProductStream { mut reader, mut writer } = stream.into();
         let patience = match place.lane {
             Lane::Owner | Lane::Surplus => self.config.header,
             Lane::Stranger => self.config.stranger_header,
         };
         let outcome = match place.lane {
             Lane::Surplus => Err(Refusal::Busy("too many products of this owner at the same time".into()).into()),
-            Lane::Owner | Lane::Stranger => self.product(peer, &mut reader, &mut writer, patience).await,
+            Lane::Stranger => self.product(peer, &mut reader, &mut writer, patience).await,
+            Lane::Owner => self.products(peer, &mut reader, &mut writer, patience).await,
         };
         match outcome {
             Ok(()) => {}
@@ -299,10 +308,32 @@ impl Server {
         tracing::trace!(%peer, ?closed, "a product stream ended");
     }
 
+    /// One product after the other, until the owner has no more for a while.
+    async fn products(
+        &self,
+        peer: PeerId,
+        reader: &mut Reader,
+        writer: &mut WriteHalf<Stream>,
+        patience: Duration,
+    ) -> Result<(), Ended> {
+        loop {
+            self.product(peer, reader, writer, patience).await?;
+            let next = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Ok(()),
+                next = timeout(self.config.idle, reader.fill_buf()) => next,
+            };
+            // The end of the stream, however it came, is no loss between two products.
+            if !matches!(next, Ok(Ok(bytes)) if !bytes.is_empty()) {
+                return Ok(());
+            }
+        }
+    }
+
     async fn product(
         &self,
         peer: PeerId,
-        reader: &mut ReadHalf<Stream>,
+        reader: &mut Reader,
         writer: &mut WriteHalf<Stream>,
         patience: Duration,
     ) -> Result<(), Ended> {
@@ -328,20 +359,25 @@ impl Server {
 
         let mut ledger = TileLedger::new(&header, outer, config.max_tile_bytes);
         let bytes = (header.answer_limbs() as u64).saturating_mul(header.rows() as u64).saturating_mul(outer as u64);
-        let mut extra = [0];
+        // An owner that has the last byte of the answer may send its next header before this task has seen it off.
+        let answered = AtomicBool::new(false);
         let sent = async {
             // The place is kept until the last tile is sent, or the stream is dropped.
             let Answer { tiles, time, place: _place } = admitted.begin(body).await?;
             let limit = time.saturating_add(self.time_of(bytes));
-            let sent = timeout(limit, self.send_tiles(tiles, &mut ledger, writer)).await;
+            let sent = timeout(limit, self.send_tiles(tiles, &mut ledger, writer, &answered)).await;
             sent.map_err(|_| Ended::Slow("the answer", limit))?
+        };
+        let watched = async {
+            match reader.fill_buf().await {
+                Ok([]) | Err(_) => Ended::OwnerGone,
+                Ok(_) if answered.load(Ordering::Relaxed) => std::future::pending().await,
+                Ok(_) => Ended::Trailing,
+            }
         };
         tokio::select! {
             outcome = sent => outcome,
-            read = reader.read(&mut extra) => match read {
-                Ok(0) | Err(_) => Err(Ended::OwnerGone),
-                Ok(_) => Err(Ended::Trailing),
-            },
+            ended = watched => Err(ended),
         }
     }
 
@@ -355,6 +391,7 @@ impl Server {
         mut tiles: TileStream<Refusal>,
         ledger: &mut TileLedger,
         writer: &mut WriteHalf<Stream>,
+        answered: &AtomicBool,
     ) -> Result<(), Ended> {
         let stall = self.config.stall;
         while ledger.left() > 0 {
@@ -363,6 +400,7 @@ impl Server {
             };
             let tile = tile?;
             let header = ledger.announce(&tile).map_err(|error| Refusal::Failed(error.to_string()))?;
+            answered.store(ledger.left() == 0, Ordering::Relaxed);
             write_tile(writer, header, &tile, stall, &self.counters).await?;
             timeout(stall, writer.flush())
                 .await
@@ -374,13 +412,7 @@ impl Server {
 
     /// Says why, and reads on for a moment: a stream that is dropped with unread bytes is reset, and a reset may
     /// overtake the refusal.
-    async fn refuse(
-        &self,
-        refusal: Refusal,
-        reader: &mut ReadHalf<Stream>,
-        writer: &mut WriteHalf<Stream>,
-        patience: Duration,
-    ) {
+    async fn refuse(&self, refusal: Refusal, reader: &mut Reader, writer: &mut WriteHalf<Stream>, patience: Duration) {
         let said = async {
             let reply = ProductReply::Refused(refusal);
             let reply = match encode(&reply) {

@@ -1,6 +1,6 @@
 //! Versioned messages. Small ones (offer, assign, health) are one request and one reply; a product is a stream:
 //! a [`ProductHeader`] and the body's planes, if it has a body, one way, [`TileHeader`]s with their planes, or an
-//! error, the other.
+//! error, the other; after a whole answer the same stream may carry another product.
 
 use std::ops::Range;
 

@@ -34,7 +34,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Asserts the frame of a message, without the version that every frame begins with.
 fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, length_and_payload: &str) {
     let frame = encode(&message).unwrap();
-    assert_eq!(hex(&frame), format!("03000000{}", length_and_payload.replace(' ', "")), "{message:?}");
+    assert_eq!(hex(&frame), format!("04000000{}", length_and_payload.replace(' ', "")), "{message:?}");
     let (prefix, payload) = frame.split_at(PREFIX_BYTES);
     assert_eq!(payload_length(prefix.try_into().unwrap()).unwrap(), payload.len());
     assert_eq!(decode::<M>(payload).unwrap(), message);
@@ -70,8 +70,8 @@ fn golden_bytes() {
     golden(ControlReply::Refused(Refusal::Malformed("7".into())), "04000000 04 04 0137");
     golden(ControlReply::Refused(Refusal::Failed("7".into())), "04000000 04 05 0137");
 
-    golden(header(), "11000000 03 fb2c01 07 02 01 01 03 03 02 01 fc70110100");
-    golden(mask_header(), &format!("2c000000 03 fb2c01 07 02 01 01 03 03 02 00 {seed}"));
+    golden(header(), "11000000 04 fb2c01 07 02 01 01 03 03 02 01 fc70110100");
+    golden(mask_header(), &format!("2c000000 04 fb2c01 07 02 01 01 03 03 02 00 {seed}"));
     let tile = TileHeader { call: 300, first_column: 64, columns: 32 };
     golden(ProductReply::Tile(tile), "06000000 00 fb2c01 40 20");
     golden(ProductReply::Refused(Refusal::Version(3)), "03000000 01 00 03");
@@ -80,9 +80,9 @@ fn golden_bytes() {
 #[test]
 fn a_foreign_version_or_a_length_beyond_the_limit_is_refused_by_its_prefix() {
     assert_eq!(payload_length([1, 0, 0, 0, 1, 0, 0, 0]), Err(FrameError::Version { theirs: 1 }));
-    assert_eq!(payload_length([3, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
-    assert_eq!(payload_length([3, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
-    assert_eq!(payload_length([3, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
+    assert_eq!(payload_length([4, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
+    assert_eq!(payload_length([4, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
+    assert_eq!(payload_length([4, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
     assert!(matches!(decode::<ControlReply>(&vec![0; MAX_PAYLOAD_BYTES + 1]), Err(FrameError::TooLong { .. })));
     let long = ControlReply::Refused(Refusal::Failed("x".repeat(MAX_PAYLOAD_BYTES)));
     assert!(matches!(encode(&long), Err(FrameError::TooLong { .. })));

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 const CONTROL: StreamProtocol = StreamProtocol::new("/velum/control/1");
-const PRODUCT: StreamProtocol = StreamProtocol::new("/velum/product/1");
+const PRODUCT: StreamProtocol = StreamProtocol::new("/velum/product/2");
 
 /// A connected peer. Dropping it closes the connection.
 pub(super) struct Hostile {

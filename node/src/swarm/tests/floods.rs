@@ -59,7 +59,7 @@ async fn idle_streams_of_strangers_take_no_place_of_an_owners() {
             for _ in 0..40 {
                 let mut stream = open(&stranger, &worker.handle).await;
                 // A stream is opened by its first byte.
-                let _ = stream.write_all(&[3]).await;
+                let _ = stream.write_all(&[4]).await;
                 let _ = stream.flush().await;
                 idle.push(stream);
             }

@@ -98,9 +98,9 @@ async fn answers_that_break_the_protocol() {
         (tile(5, 0, 7), "too large"),
         (twice, "column 3 came twice"),
         (foreign, "version 9"),
-        ([3, 0, 0, 0, 255, 255, 255, 255].to_vec(), "16384"),
-        ([3, 0, 0, 0, 2, 0, 0, 0, 77, 77].to_vec(), "no product reply"),
-        ([good_tile(), [3, 0, 0, 0, 1, 0, 0, 0, 9].to_vec()].concat(), "no product reply"),
+        ([4, 0, 0, 0, 255, 255, 255, 255].to_vec(), "16384"),
+        ([4, 0, 0, 0, 2, 0, 0, 0, 77, 77].to_vec(), "no product reply"),
+        ([good_tile(), [4, 0, 0, 0, 1, 0, 0, 0, 9].to_vec()].concat(), "no product reply"),
     ];
     for (bytes, expected) in cases {
         let error = error_of(Misdeed::Sends(bytes)).await;
@@ -117,7 +117,7 @@ async fn answers_that_do_not_come() {
         (Misdeed::Sends(good_tile()), "the stream was closed"),
         (Misdeed::Sends(good_tile()[..60].to_vec()), "the stream broke"),
         (Misdeed::SendsAndWaits(vec![]), "no tile within 1s"),
-        (Misdeed::SendsAndWaits(vec![3, 0]), "no tile within 1s"),
+        (Misdeed::SendsAndWaits(vec![4, 0]), "no tile within 1s"),
         (Misdeed::SendsAndWaits(good_tile()), "4 columns missing"),
         (Misdeed::Trickles, "the answer was not whole within 3s"),
         (Misdeed::SendsAndWaits(good_tile()[..60].to_vec()), "nothing was received for 1s"),
@@ -137,5 +137,5 @@ async fn a_peer_that_serves_nothing() {
     let error = transport.control(&name, ControlRequest::Health).await.unwrap_err();
     assert!(matches!(error, TransportError::Refused { refusal: Refusal::Failed(_), .. }), "{error}");
     let error = transport.product(&name, request(1, 9, 16, 8)).await.unwrap_err();
-    assert!(error.to_string().contains("does not speak /velum/product/1"), "{error}");
+    assert!(error.to_string().contains("does not speak /velum/product/2"), "{error}");
 }

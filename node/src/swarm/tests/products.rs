@@ -1,8 +1,16 @@
 //! Products and control requests between honest ends.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
 use actors::transport::TransportError;
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::Stream;
+use libp2p::multiaddr::Protocol;
+use protocol::wire::encode;
 
 use super::*;
+use crate::link::{Line, Link};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn control_and_products_over_both_transports() {
@@ -207,4 +215,101 @@ async fn what_cannot_be_reached_or_sent_is_told_apart() {
         let error = transport.product(&nobody, invalid).await.unwrap_err();
         assert!(matches!(error, TransportError::Invalid { .. }), "{error}");
     }
+}
+
+/// Answers one product of [`request`] after the other, as long as some come.
+async fn answer_all(mut stream: Stream, sample: ProductRequest) {
+    let mut bytes = vec![0; encode(&sample.header).unwrap().len() + body_bytes(&sample).len()];
+    while stream.read_exact(&mut bytes).await.is_ok() {
+        let tile = TileHeader { call: sample.header.call, first_column: 0, columns: sample.outer as u32 };
+        let planes = fake_tile(&sample, 0, sample.outer).rows;
+        let answer = [&encode(&ProductReply::Tile(tile)).unwrap(), planes.bytes()].concat();
+        stream.write_all(&answer).await.unwrap();
+        stream.flush().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_stream_carries_product_after_product() {
+    for listen in [TCP, QUIC] {
+        let worker = node(SwarmRole::Worker, &[listen], vec![]).await;
+        let (opened, request) = (Arc::new(AtomicUsize::new(0)), request(5, 9, 16, 8));
+        let mut incoming = worker.streams().accept(PRODUCT_PROTOCOL).unwrap();
+        let (count, sample) = (Arc::clone(&opened), request.clone());
+        tokio::spawn(async move {
+            while let Some((_, stream)) = incoming.next().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(answer_all(stream, sample.clone()));
+            }
+        });
+        let transport = owner_of(&worker, TransportConfig::default()).await;
+        let name = peer_name(worker.local_peer());
+        let product = async || {
+            let tiles = transport.product(&name, request.clone()).await.unwrap();
+            assert_eq!(receive(&request, tiles).await.unwrap(), 8);
+        };
+        for _ in 0..5 {
+            product().await;
+            // The stream is kept when the last tile has been handed on.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+        futures::join!(product(), product(), product());
+        assert!(opened.load(Ordering::Relaxed) <= 3);
+    }
+}
+
+/// A worker's own address, by way of a link.
+async fn over(worker: &Worker, line: Line) -> (Link, Multiaddr) {
+    let Some(Protocol::Tcp(port)) = worker.address().iter().nth(1) else { panic!("no TCP: {}", worker.address()) };
+    let link = Link::to(port, line).await.unwrap();
+    let through = |part| if let Protocol::Tcp(_) = part { Protocol::Tcp(link.port()) } else { part };
+    let entrance = worker.address().iter().map(through).collect();
+    (link, entrance)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_product_waits_for_one_round_trip() {
+    const PRODUCTS: u32 = 5;
+    let worker = Worker::start(TCP, FakeService::new(1024, 1024, 128), ServeConfig::default()).await;
+    let line: Line = "200ms".parse().unwrap();
+    let (_link, address) = over(&worker, line).await;
+    let handle = node(SwarmRole::Owner, &[], vec![address]).await;
+    connected(&handle, worker.handle.local_peer()).await;
+    let transport = Libp2pTransport::new(handle, TransportConfig::default());
+    // A megabyte there and as much back: several times what a new stream's window holds.
+    let (name, request) = (worker.name(), request(1, 256, 1024, 1024));
+    let products = async |count| {
+        let start = Instant::now();
+        for _ in 0..count {
+            let tiles = transport.product(&name, request.clone()).await.unwrap();
+            assert_eq!(receive(&request, tiles).await.unwrap(), 1024);
+        }
+        start.elapsed()
+    };
+    products(PRODUCTS).await;
+    let took = products(PRODUCTS).await;
+    assert!(took >= PRODUCTS * line.round_trip && took < 2 * PRODUCTS * line.round_trip, "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_the_worker_has_given_up_is_opened_anew() {
+    for listen in [TCP, QUIC] {
+        let config = ServeConfig { idle: Duration::from_millis(50), ..ServeConfig::default() };
+        let worker = Worker::start(listen, FakeService::new(16, 8, 8), config).await;
+        let transport = owner_of(&worker.handle, TransportConfig::default()).await;
+        for pause in [0, 40, 50, 60, 300] {
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            works(&transport, &worker.name(), 16, 8).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_stops_waits_for_no_idle_stream() {
+    let Worker { handle, _serving } = Worker::start(TCP, FakeService::new(16, 8, 8), ServeConfig::default()).await;
+    let transport = owner_of(&handle, TransportConfig::default()).await;
+    works(&transport, &peer_name(handle.local_peer()), 16, 8).await;
+    let stops = _serving.shut_down(Duration::MAX);
+    tokio::time::timeout(PATIENCE, stops).await.expect("nothing is left to wait for");
 }
