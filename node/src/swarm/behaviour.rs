@@ -9,13 +9,14 @@ use libp2p::kad::store::MemoryStore;
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{Swarm, SwarmBuilder, identify, kad, mdns, noise, ping, tcp, yamux};
+use libp2p::{Swarm, SwarmBuilder, identify, kad, mdns, noise, ping, tcp};
 
 use super::codec::ControlCodec;
 use super::config::SwarmRole;
 use super::error::SwarmError;
 use super::gate::Gate;
 use super::io::Counters;
+use super::muxer::Yamux;
 use super::tls::Tls;
 use super::{CONTROL_PROTOCOL, KADEMLIA_PROTOCOL};
 
@@ -65,7 +66,7 @@ pub(super) fn build(keypair: Keypair, parts: Parts, counters: Arc<Counters>) -> 
     let handshake = parts.role.handshake_time_out();
     let swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), (Tls::new, noise::Config::new), yamux::Config::default)
+        .with_tcp(tcp::Config::default().nodelay(true), (Tls::new, noise::Config::new), Yamux::default)
         .map_err(|error| setup("TCP")(error.to_string()))?
         .with_quic()
         .with_dns()

@@ -23,6 +23,7 @@ mod handle;
 mod identity;
 mod io;
 mod listen;
+mod muxer;
 mod owner;
 mod pool;
 mod redial;

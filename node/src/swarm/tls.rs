@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use futures::io::BufReader;
 use futures::{AsyncRead, AsyncWrite, FutureExt as _};
 use futures_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use libp2p::PeerId;
@@ -33,6 +34,9 @@ use rustls::{
 
 /// What both ends say that they speak inside of TLS.
 const ALPN: &[u8] = b"libp2p";
+
+/// Bytes that are read from a socket at once, for rustls itself reads 4 KiB at a time.
+const READ_BYTES: usize = 64 << 10;
 
 /// Why a connection could not be secured.
 #[derive(Debug, thiserror::Error)]
@@ -111,12 +115,13 @@ impl UpgradeInfo for Tls {
 }
 
 impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrade<C> for Tls {
-    type Output = (PeerId, TlsStream<C>);
+    type Output = (PeerId, TlsStream<BufReader<C>>);
     type Error = TlsError;
     type Future = BoxFuture<'static, Result<Self::Output, TlsError>>;
 
     fn upgrade_inbound(self, socket: C, _: Self::Info) -> Self::Future {
         async move {
+            let socket = BufReader::with_capacity(READ_BYTES, socket);
             let stream = TlsAcceptor::from(self.server).accept(socket).await?;
             Ok((peer(stream.get_ref().1)?, stream.into()))
         }
@@ -125,12 +130,13 @@ impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> InboundConnectionUpgrad
 }
 
 impl<C: AsyncRead + AsyncWrite + Send + Unpin + 'static> OutboundConnectionUpgrade<C> for Tls {
-    type Output = (PeerId, TlsStream<C>);
+    type Output = (PeerId, TlsStream<BufReader<C>>);
     type Error = TlsError;
     type Future = BoxFuture<'static, Result<Self::Output, TlsError>>;
 
     fn upgrade_outbound(self, socket: C, _: Self::Info) -> Self::Future {
         async move {
+            let socket = BufReader::with_capacity(READ_BYTES, socket);
             // A name has to be given, and is not sent.
             let nobody = ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
             let stream = TlsConnector::from(self.client).connect(nobody, socket).await?;
@@ -294,11 +300,12 @@ mod tests {
         fn listen(self, socket: Socket) -> BoxFuture<'static, Result<PeerId, ()>>;
     }
 
-    impl<U> Dial for U
+    impl<U, S> Dial for U
     where
-        U: OutboundConnectionUpgrade<Socket, Output = (PeerId, TlsStream<Socket>), Info = &'static str>,
+        U: OutboundConnectionUpgrade<Socket, Output = (PeerId, TlsStream<S>), Info = &'static str>,
         U: Send + 'static,
         U::Future: Send,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         type Output = CipherSuite;
 
@@ -316,11 +323,12 @@ mod tests {
         }
     }
 
-    impl<U> Listen for U
+    impl<U, S> Listen for U
     where
-        U: InboundConnectionUpgrade<Socket, Output = (PeerId, TlsStream<Socket>), Info = &'static str>,
+        U: InboundConnectionUpgrade<Socket, Output = (PeerId, TlsStream<S>), Info = &'static str>,
         U: Send + 'static,
         U::Future: Send,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         fn listen(self, socket: Socket) -> BoxFuture<'static, Result<PeerId, ()>> {
             async move {

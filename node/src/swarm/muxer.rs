@@ -1,0 +1,127 @@
+//! Yamux as libp2p has it, in frames that suit bodies and answers of megabytes.
+//!
+//! libp2p's own wrapper of the same library takes its defaults alone: frames of 16 KiB, each with a small write of its own
+//! for its header, and windows that may grow to a gigabyte a connection. Here a frame fills three records of TLS, its header
+//! goes with it, and what a peer can have lie unread is bounded more tightly. Peers with libp2p's wrapper understand it.
+//!
+//! A stream's window begins at 256 KiB, as the specification has it, and is doubled by the receiver as long as half of it is
+//! used up within two round trips. It never shrinks: a stream that is used again ([`super::pool`]) has the window that
+//! its link needs.
+
+use std::collections::VecDeque;
+use std::future::{Ready, ready};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use futures::io::{AsyncRead, AsyncWrite, BufWriter};
+use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade, UpgradeInfo};
+use yamux::{Connection, ConnectionError, Mode, Stream};
+
+/// Bytes of a frame's header.
+const HEADER: usize = 12;
+/// Bytes of a frame at most, without its header: with it, three records of TLS.
+const FRAME: usize = 3 * (16 << 10) - HEADER;
+/// Streams of a connection: as many as may wait to be accepted.
+const STREAMS: usize = 256;
+/// Bytes that a peer may have sent on a connection while nobody reads: 64 MiB that its streams have from the beginning, and
+/// what their windows grow by. Four bodies on their way over a gigabit a second and a tenth of a second take 100 MiB.
+const WINDOW: usize = 256 << 20;
+
+/// The upgrade of a secured connection to one of many streams.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Yamux;
+
+impl Yamux {
+    fn over<C: AsyncRead + AsyncWrite + Unpin>(socket: C, mode: Mode) -> Muxer<C> {
+        let mut config = yamux::Config::default();
+        config.set_max_num_streams(STREAMS).set_max_connection_receive_window(Some(WINDOW));
+        // Like libp2p's: nothing is read after a connection's end.
+        config.set_split_send_size(FRAME).set_read_after_close(false);
+        let socket = BufWriter::with_capacity(HEADER + FRAME, socket);
+        Muxer { connection: Connection::new(socket, config, mode), opened: VecDeque::new(), asking: None }
+    }
+}
+
+impl UpgradeInfo for Yamux {
+    type Info = &'static str;
+    type InfoIter = std::iter::Once<Self::Info>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        std::iter::once("/yamux/1.0.0")
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> InboundConnectionUpgrade<C> for Yamux {
+    type Output = Muxer<C>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Muxer<C>>>;
+
+    fn upgrade_inbound(self, socket: C, _: Self::Info) -> Self::Future {
+        ready(Ok(Self::over(socket, Mode::Server)))
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> OutboundConnectionUpgrade<C> for Yamux {
+    type Output = Muxer<C>;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Muxer<C>>>;
+
+    fn upgrade_outbound(self, socket: C, _: Self::Info) -> Self::Future {
+        ready(Ok(Self::over(socket, Mode::Client)))
+    }
+}
+
+/// A connection of many streams.
+pub(super) struct Muxer<C> {
+    connection: Connection<BufWriter<C>>,
+    /// Streams that came while the connection was driven for others: yamux makes progress only by being asked for the next.
+    opened: VecDeque<Stream>,
+    /// Who waits for a stream.
+    asking: Option<Waker>,
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Result<Stream, ConnectionError>> {
+        let next = ready!(self.connection.poll_next_inbound(context));
+        Poll::Ready(next.unwrap_or(Err(ConnectionError::Closed)))
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
+    type Substream = Stream;
+    type Error = ConnectionError;
+
+    fn poll_inbound(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Stream, ConnectionError>> {
+        if let Some(stream) = self.opened.pop_front() {
+            return Poll::Ready(Ok(stream));
+        }
+        let next = self.next(context);
+        if next.is_pending() {
+            self.asking = Some(context.waker().clone());
+        }
+        next
+    }
+
+    fn poll_outbound(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Stream, ConnectionError>> {
+        self.connection.poll_new_outbound(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), ConnectionError>> {
+        self.connection.poll_close(context)
+    }
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, ConnectionError>> {
+        let stream = ready!(self.next(context))?;
+        if self.opened.len() < STREAMS {
+            self.opened.push_back(stream);
+            self.asking.take().into_iter().for_each(Waker::wake);
+        } else {
+            tracing::debug!(%stream, "a stream was dropped: too many wait to be accepted");
+        }
+        // There may be more to do.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
