@@ -3,6 +3,7 @@
 mod plain;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::buffer::Buffer;
 use protocol::ids::ProductId;
@@ -53,6 +54,11 @@ pub trait LinearBackend: Send + Sync + 'static {
     /// Bytes exchanged with workers so far; none where products are computed by the owner itself.
     fn traffic(&self) -> Traffic {
         Traffic::default()
+    }
+
+    /// How far the workers are on average, there and back; `None` where there are none, or that is not known.
+    fn round_trip(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -17,6 +17,7 @@ mod tests;
 mod vector;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::buffer::Buffer;
 use protocol::model::{LlamaConfig, Model, ModelError, Norm};
@@ -95,6 +96,11 @@ impl Llama {
     /// Bytes exchanged with workers so far.
     pub fn traffic(&self) -> Traffic {
         self.backend.traffic()
+    }
+
+    /// How far the workers are on average, there and back, if that is known.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.backend.round_trip()
     }
 
     /// Sum of the cross entropies of a micro-batch's targets in nats, without gradients or dropout.

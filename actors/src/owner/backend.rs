@@ -1,6 +1,7 @@
 //! The trainer's door to encrypted products.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::Addr;
 use protocol::buffer::Buffer;
@@ -21,7 +22,7 @@ pub struct EncryptedBackend {
 
 impl EncryptedBackend {
     /// A backend over a scheduler whose layers are assigned, the slices of the head among them or not; `transport` is asked
-    /// only for its traffic.
+    /// only for its traffic and its distance.
     pub fn new(scheduler: Addr<LayerScheduler>, transport: Arc<dyn Transport>, head: bool) -> Self {
         Self { scheduler, transport, head }
     }
@@ -45,6 +46,10 @@ impl LinearBackend for EncryptedBackend {
 
     fn traffic(&self) -> Traffic {
         self.transport.traffic()
+    }
+
+    fn round_trip(&self) -> Option<Duration> {
+        self.transport.round_trip()
     }
 }
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::Schedule;
 use crate::lora::LoraConfig;
 
+/// Micro-batches at once: more would only wait for one another.
+const MOST_IN_FLIGHT: usize = 64;
+
 /// A setting that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {why}")]
@@ -25,7 +28,8 @@ pub struct TrainingConfig {
     pub micro_batch: usize,
     /// Micro-batches summed into one optimiser step: a step sees `micro_batch × accumulation` sequences.
     pub accumulation: usize,
-    /// Micro-batches of a step that are computed at once, so that network, workers and owner overlap.
+    /// Micro-batches of a step that are computed at once, so that network, workers and owner overlap; 0 takes more the
+    /// further the workers are. What is learnt does not depend on it.
     pub in_flight: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -60,7 +64,7 @@ impl Default for TrainingConfig {
             steps: 100,
             micro_batch: 2,
             accumulation: 2,
-            in_flight: 2,
+            in_flight: 0,
             learning_rate: 2e-4,
             warmup_steps: 5,
             schedule: Schedule::Cosine,
@@ -98,11 +102,14 @@ impl TrainingConfig {
             ("steps", self.steps, 100_000_000),
             ("micro_batch", self.micro_batch, 4096),
             ("accumulation", self.accumulation, 65_536),
-            ("in_flight", self.in_flight, 64),
         ] {
             if value == 0 || value > limit {
                 return fail(field, format!("is {value}, and must be from 1 to {limit}"));
             }
+        }
+        if self.in_flight > MOST_IN_FLIGHT {
+            let why = format!("is {}, and must be at most {MOST_IN_FLIGHT}; 0 leaves it to the owner", self.in_flight);
+            return fail("in_flight", why);
         }
         for (field, value) in [("learning_rate", self.learning_rate), ("epsilon", self.epsilon)] {
             if !(value.is_finite() && value > 0.0) {

@@ -11,6 +11,7 @@ mod adamw;
 mod aggregator;
 mod config;
 mod events;
+mod flight;
 mod parallel;
 mod run;
 mod saver;

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::accumulate::{MicroBatchGradient, StepSummary};
 use super::aggregator::{BeginStep, GradientAggregator};
 use super::events::{EvaluationReport, StepReport, TrainEvent};
+use super::flight;
 use super::parallel::in_flight;
 use super::saver::Saver;
 use super::{TrainError, TrainOutcome, TrainableModel, TrainerConfig};
@@ -88,7 +89,7 @@ impl Run {
         let (started, traffic) = (Instant::now(), self.model.llama.traffic());
         let learning_rate = self.config.training.learning_rate_at(step);
         block_on(self.aggregator.send(BeginStep { micro_batches: micro_batches.len(), learning_rate }))??;
-        let answers = in_flight(micro_batches.len(), self.config.training.in_flight, |index| {
+        let answers = in_flight(micro_batches.len(), self.at_once(), |index| {
             let draw = Draw { seed: self.config.training.seed, step: step as u64, micro_batch: index as u32 };
             let gradient = self.gradient(index, &micro_batches[index], draw)?;
             Ok::<_, TrainError>(block_on(self.aggregator.send(gradient))??)
@@ -107,6 +108,14 @@ impl Run {
             gradient_norm,
             traffic: self.model.llama.traffic().since(traffic),
         })
+    }
+
+    /// Micro-batches that are computed at once.
+    fn at_once(&self) -> usize {
+        match self.config.training.in_flight {
+            0 => flight::planned(self.model.llama.round_trip()),
+            given => given,
+        }
     }
 
     fn gradient(&self, index: usize, batch: &MicroBatch, draw: Draw) -> Result<MicroBatchGradient, TrainError> {
@@ -144,7 +153,7 @@ impl Run {
         let started = Instant::now();
         let _evaluation = tracing::debug_span!(target: trace::FLIGHT, "evaluation", step).entered();
         self.tell(TrainEvent::EvaluationStarted { step, micro_batches: count });
-        let losses = in_flight(count, self.config.training.in_flight, |index| {
+        let losses = in_flight(count, self.at_once(), |index| {
             if self.stopping() {
                 return Ok(None);
             }

@@ -124,6 +124,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Bytes exchanged so far, headers included.
     fn traffic(&self) -> Traffic;
+
+    /// How far the workers are on average, from the departure of a question to its answer; `None` where that is not known.
+    fn round_trip(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// A worker as the network sees it: what serves the two protocols.

@@ -1,6 +1,7 @@
 //! The handle through which everybody but the swarm's own task uses the network.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actors::transport::{PeerName, Traffic, TransportError};
 use libp2p::request_response::ResponseChannel;
@@ -12,6 +13,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::config::SwarmConfig;
+use super::distance::Distances;
 use super::error::SwarmError;
 use super::gate::Regulars;
 use super::io::Counters;
@@ -89,6 +91,7 @@ struct Shared {
     events: broadcast::Sender<NetworkEvent>,
     streams: libp2p_stream::Control,
     counters: Arc<Counters>,
+    distances: Arc<Distances>,
     regulars: Arc<Regulars>,
     runtime: Handle,
     stop: CancellationToken,
@@ -105,11 +108,14 @@ impl SwarmHandle {
         let (events, _) = broadcast::channel(EVENTS);
         let (counters, stop) = (Arc::new(Counters::default()), CancellationToken::new());
         let regulars = Arc::clone(&config.regulars);
-        let started = task::start(config, inbox, events.clone(), counters.clone(), stop.clone()).await?;
+        let distances = Arc::new(Distances::default());
+        let known = task::Shared { counters: counters.clone(), distances: distances.clone() };
+        let started = task::start(config, inbox, events.clone(), known, stop.clone()).await?;
         let runtime = Handle::current();
         runtime.spawn(started.task.run());
         let (peer, listening, streams) = (started.peer, started.listening, started.streams);
-        let shared = Shared { peer, listening, commands, events, streams, counters, regulars, runtime, stop };
+        let shared =
+            Shared { peer, listening, commands, events, streams, counters, distances, regulars, runtime, stop };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -167,6 +173,11 @@ impl SwarmHandle {
     /// Bytes of messages and planes exchanged so far: `up` is sent, `down` received, whatever the node's role.
     pub fn traffic(&self) -> Traffic {
         self.shared.counters.traffic()
+    }
+
+    /// How long the connected peers take to answer on average, without what they compute; `None` before the first has.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.shared.distances.mean()
     }
 
     /// Closes all connections and ends the swarm's task.

@@ -17,6 +17,7 @@ mod codec;
 mod config;
 mod damper;
 mod discover;
+mod distance;
 mod error;
 mod gate;
 mod handle;

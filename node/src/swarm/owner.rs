@@ -154,6 +154,10 @@ impl Transport for Libp2pTransport {
     fn traffic(&self) -> Traffic {
         self.handle.traffic()
     }
+
+    fn round_trip(&self) -> Option<Duration> {
+        self.handle.round_trip()
+    }
 }
 
 /// One product on its way.

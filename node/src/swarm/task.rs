@@ -11,7 +11,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{self, Message, OutboundFailure, OutboundRequestId};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns};
+use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns, ping};
 use protocol::wire::messages::{ControlReply, ControlRequest, Refusal};
 use protocol::wire::printable;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::behaviour::{Behaviour, BehaviourEvent, Parts, build};
 use super::config::SwarmConfig;
 use super::damper::Damper;
+use super::distance::Distances;
 use super::error::SwarmError;
 use super::gate::Gate;
 use super::handle::{Command, InboundControl, KnownPeer, NetworkEvent, peer_name};
@@ -44,6 +45,12 @@ pub(super) struct Started {
     pub(super) streams: libp2p_stream::Control,
 }
 
+/// What the task counts and measures, for others to read.
+pub(super) struct Shared {
+    pub(super) counters: Arc<Counters>,
+    pub(super) distances: Arc<Distances>,
+}
+
 /// What is known of a peer.
 #[derive(Default)]
 struct Known {
@@ -63,6 +70,7 @@ pub(super) struct Task {
     peers: HashMap<PeerId, Known>,
     pending: HashMap<OutboundRequestId, oneshot::Sender<Result<ControlReply, TransportError>>>,
     service: Option<mpsc::Sender<InboundControl>>,
+    distances: Arc<Distances>,
     redial: Redial,
     /// Of lines about connections and requests of strangers that were dropped.
     dropped: Damper,
@@ -73,7 +81,7 @@ pub(super) async fn start(
     config: SwarmConfig,
     inbox: mpsc::Receiver<Command>,
     events: broadcast::Sender<NetworkEvent>,
-    counters: Arc<Counters>,
+    shared: Shared,
     stop: CancellationToken,
 ) -> Result<Started, SwarmError> {
     let peer = config.identity.peer_id();
@@ -83,12 +91,23 @@ pub(super) async fn start(
     for address in &config.listen {
         listen::probe(address).map_err(|error| refused(address, &error))?;
     }
+    let Shared { counters, distances } = shared;
     let swarm = build(config.identity.into_keypair(), parts, counters)?;
     let streams = swarm.behaviour().product.new_control();
     let redial = Redial::new(config.dial, Instant::now());
     let (peers, pending) = (HashMap::new(), HashMap::new());
-    let mut task =
-        Task { swarm, inbox, events, stop, peers, pending, service: None, redial, dropped: Damper::default() };
+    let mut task = Task {
+        swarm,
+        inbox,
+        events,
+        stop,
+        peers,
+        pending,
+        service: None,
+        distances,
+        redial,
+        dropped: Damper::default(),
+    };
     let listening = task.listen(&config.listen).await?;
     let listening = listening.into_iter().map(|address| address.with(Protocol::P2p(peer))).collect();
     Ok(Started { task, peer, listening, streams })
@@ -213,6 +232,7 @@ impl Task {
                     known.connections = num_established;
                 }
                 if num_established == 0 {
+                    self.distances.lost(peer_id);
                     self.redial.lost(peer_id, Instant::now());
                     self.lost(peer_id);
                 }
@@ -245,6 +265,11 @@ impl Task {
     fn on_behaviour(&mut self, event: BehaviourEvent) {
         match event {
             BehaviourEvent::Control(event) => self.on_control(event),
+            BehaviourEvent::Ping(ping::Event { peer, result: Ok(round_trip), .. })
+                if self.peers.get(&peer).is_some_and(|known| known.connections > 0) =>
+            {
+                self.distances.measured(peer, round_trip);
+            }
             BehaviourEvent::Mdns(mdns::Event::Discovered(peers)) => {
                 for (peer, address) in peers {
                     self.swarm.add_peer_address(peer, address);
