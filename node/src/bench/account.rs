@@ -3,27 +3,39 @@
 //! People hand work to strangers to be spared it, so this is the first figure of all: the owner's processor seconds of a step
 //! with encryption over those of the same step in plain text, both measured here, each with processes of its own. What is
 //! done once a run (weights read, checks drawn, masks asked for and checked) stands beside it and not in it.
+//!
+//! Of a published configuration that is too large to be run here, the account is projected from one layer ([`projection`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use actors::matmul::devices::GpuRequest;
-use anyhow::Context as _;
+use anyhow::{Context as _, bail, ensure};
 use indicatif::HumanBytes;
+use protocol::model::synthetic::KnownModel;
 use serde::Serialize;
 
-use super::median;
 use super::step::{Measured, StepOptions, measure};
+use super::{median, projection};
 use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
 use crate::link::Line;
 
 /// Seconds and bytes are given for so many tokens.
 const TOKENS: f64 = 1024.0;
 
+/// Whose account.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// That of a model: a Hugging Face folder or a .gguf file.
+    Model(PathBuf),
+    /// That of a published configuration, projected.
+    Shape(KnownModel),
+}
+
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct AccountOptions {
-    /// A Hugging Face folder or a .gguf file.
-    pub model: PathBuf,
+    /// Whose account.
+    pub subject: Subject,
     /// Worker processes.
     pub workers: usize,
     /// Tokens of a step.
@@ -44,31 +56,34 @@ pub struct AccountOptions {
 
 /// What was measured. Seconds are those of processors unless they say wall, for 1,024 tokens unless they say once.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct Account {
-    model: String,
-    tokens_per_step: u64,
+pub(super) struct Account {
+    pub(super) model: String,
+    pub(super) tokens_per_step: u64,
     /// The owner's seconds with encryption over those in plain text.
-    account: f64,
-    owner_cpu_seconds: f64,
-    plain_cpu_seconds: f64,
+    pub(super) account: f64,
+    pub(super) owner_cpu_seconds: f64,
+    pub(super) plain_cpu_seconds: f64,
     /// Of all workers, where the system tells.
-    worker_cpu_seconds: Option<f64>,
-    bytes_up_per_token: f64,
-    bytes_down_per_token: f64,
-    owner_peak_rss_bytes: u64,
-    plain_peak_rss_bytes: u64,
-    wall_seconds: f64,
-    plain_wall_seconds: f64,
+    pub(super) worker_cpu_seconds: Option<f64>,
+    pub(super) bytes_up_per_token: f64,
+    pub(super) bytes_down_per_token: f64,
+    pub(super) owner_peak_rss_bytes: u64,
+    pub(super) plain_peak_rss_bytes: u64,
+    pub(super) wall_seconds: f64,
+    pub(super) plain_wall_seconds: f64,
     /// Of the owner until its first step was done, less those of another step.
-    once_owner_cpu_seconds: f64,
-    once_bytes_down: u64,
+    pub(super) once_owner_cpu_seconds: f64,
+    pub(super) once_bytes_down: u64,
+    /// The owner's seconds and those in plain text that no layer takes but the head, the loss and the optimiser; of a
+    /// projection alone.
+    pub(super) outside_layers: Option<[f64; 2]>,
     /// The link between the owner and each worker, if all this was measured over one.
-    link: Option<LinkFigures>,
+    pub(super) link: Option<LinkFigures>,
 }
 
 /// What a link costs a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-struct LinkFigures {
+pub(super) struct LinkFigures {
     #[serde(flatten)]
     line: Line,
     /// For 1,024 tokens, over links of the same rate without delay: what passes the bytes on is the same.
@@ -84,9 +99,38 @@ struct LinkFigures {
 /// # Errors
 /// When the options do not fit each other, or a process fails.
 pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
-    let AccountOptions { model, workers, tokens, sequence, micro_batches, head, steps, link, json } = options;
+    let account = match &options.subject {
+        Subject::Model(model) => measured(&options, model, OwnerConfig::default().mask_cache_mib).await?,
+        Subject::Shape(shape) => projected(&options, *shape).await?,
+    };
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&account)?);
+    } else {
+        lines(&account).iter().for_each(|line| println!("{line}"));
+    }
+    Ok(())
+}
+
+/// The account of a published configuration, from models of one layer and of two.
+async fn projected(options: &AccountOptions, shape: KnownModel) -> anyhow::Result<Account> {
+    ensure!(options.link.is_none(), "a projection is measured without a link: give --model beside --link");
+    let mut accounts = Vec::new();
+    for layers in projection::MEASURED {
+        let folder = tempfile::Builder::new().prefix("velum-shape-").tempdir().context("no temporary folder")?;
+        let path = folder.path().to_path_buf();
+        tokio::task::spawn_blocking(move || projection::write(shape, layers, &path)).await??;
+        // The products of masks of so few layers would all lie in memory, and those of the whole model would not.
+        accounts.push(measured(options, &folder.path().join("model"), 0).await?);
+    }
+    let [one, two] = &accounts[..] else { bail!("{} models were measured", accounts.len()) };
+    Ok(projection::project(shape, one, two, OwnerConfig::default().mask_cache_mib << 20))
+}
+
+/// The account of a model whose owner has so much memory for the products of masks.
+async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -> anyhow::Result<Account> {
+    let AccountOptions { workers, tokens, sequence, micro_batches, head, steps, link, json, .. } = *options;
     let encrypted = StepOptions {
-        model,
+        model: model.to_path_buf(),
         workers,
         gpus: GpuRequest::None,
         tokens,
@@ -96,7 +140,7 @@ pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
         steps,
         backend: BackendChoice::Encrypted,
         link,
-        mask_cache_mib: OwnerConfig::default().mask_cache_mib,
+        mask_cache_mib,
         trace: None,
         json,
     };
@@ -112,12 +156,7 @@ pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
     let (encrypted, plain) = (measure(&encrypted).await?, measure(&plain).await?);
     let mut account = account(&first, &encrypted, &plain)?;
     account.link = near.map(|(line, near)| link_figures(line, &encrypted, &near)).transpose()?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&account)?);
-    } else {
-        lines(&account).iter().for_each(|line| println!("{line}"));
-    }
-    Ok(())
+    Ok(account)
 }
 
 /// The account of a run with encryption, one that ended after its first step, and one in plain text.
@@ -144,6 +183,7 @@ fn account(first: &Measured, encrypted: &Measured, plain: &Measured) -> anyhow::
         plain_wall_seconds: each * alone.wall_seconds,
         once_owner_cpu_seconds: to_first_step - owner.cpu_seconds,
         once_bytes_down: start.bytes_down.saturating_sub(owner.bytes_down as u64),
+        outside_layers: None,
         link: None,
     })
 }
@@ -222,6 +262,9 @@ fn lines(account: &Account) -> Vec<String> {
             HumanBytes(account.plain_peak_rss_bytes)
         ),
     ];
+    lines.extend(account.outside_layers.map(|[owner, plain]| {
+        format!("outside the layers  {owner:.2} core-s owner, {plain:.2} plain: head, loss and optimiser")
+    }));
     lines.extend(account.link.as_ref().map(|link| {
         let waits = link.round_trips.map(|trips| format!(", a step waits for {trips:.0} round trips"));
         let (waits, without) = (waits.unwrap_or_default(), link.wall_seconds_without_delay);

@@ -6,6 +6,7 @@ pub mod floor;
 pub mod gpu;
 pub mod linear;
 pub mod multiplier;
+mod projection;
 pub mod step;
 
 /// The value in the middle; NaN of nothing.

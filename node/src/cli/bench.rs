@@ -9,7 +9,7 @@ use protocol::ids::LinearShape;
 use protocol::model::synthetic::KnownModel;
 
 use super::{count, known_model};
-use crate::bench::account::AccountOptions;
+use crate::bench::account::{AccountOptions, Subject};
 use crate::bench::exactness::ExactnessOptions;
 use crate::bench::gpu::GpuOptions;
 use crate::bench::linear::{LinearOptions, Parameters};
@@ -37,8 +37,12 @@ pub enum Bench {
 #[derive(Args, Debug)]
 pub struct AccountArguments {
     /// Model: a Hugging Face folder or a .gguf file
-    #[arg(long, value_name = "PATH")]
-    pub model: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "shape", conflicts_with = "shape")]
+    pub model: Option<PathBuf>,
+
+    /// Instead of a model a published configuration, projected from one of its layers with random weights
+    #[arg(long, value_name = "NAME", value_parser = known_model())]
+    pub shape: Option<KnownModel>,
 
     /// Worker processes
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = count())]
@@ -76,8 +80,11 @@ pub struct AccountArguments {
 
 impl From<AccountArguments> for AccountOptions {
     fn from(arguments: AccountArguments) -> Self {
-        let AccountArguments { model, workers, tokens, sequence, micro_batches, head, steps, link, json } = arguments;
-        Self { model, workers, tokens, sequence, micro_batches, head, steps, link, json }
+        let AccountArguments { model, shape, workers, tokens, sequence, micro_batches, head, steps, link, json } =
+            arguments;
+        // One of the two is given: the arguments are refused without.
+        let subject = shape.map_or_else(|| Subject::Model(model.unwrap_or_default()), Subject::Shape);
+        Self { subject, workers, tokens, sequence, micro_batches, head, steps, link, json }
     }
 }
 
