@@ -4,7 +4,7 @@ use protocol::model::Projection;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::lora::LoraConfig;
+use crate::lora::{Layers, LoraConfig};
 
 /// The fields that PEFT's `LoraConfig` writes for a plain LoRA of a causal language model, in its order.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,9 +26,9 @@ pub(super) struct PeftConfig {
     #[serde(default)]
     layer_replication: Option<Value>,
     #[serde(default)]
-    layers_pattern: Option<Value>,
+    layers_pattern: Option<OneOrMore<String>>,
     #[serde(default)]
-    layers_to_transform: Option<Value>,
+    layers_to_transform: Option<OneOrMore<u16>>,
     #[serde(default)]
     loftq_config: Option<Value>,
     lora_alpha: Value,
@@ -55,12 +55,34 @@ pub(super) struct PeftConfig {
     use_rslora: bool,
 }
 
+/// What PEFT calls the list of a Llama's layers.
+const LAYERS: &str = "layers";
+
+/// A value or a list of them: PEFT takes either.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+impl<T> OneOrMore<T> {
+    fn list(value: &Option<Self>) -> &[T] {
+        match value {
+            None => &[],
+            Some(Self::One(one)) => std::slice::from_ref(one),
+            Some(Self::More(more)) => more,
+        }
+    }
+}
+
 fn none() -> String {
     "none".into()
 }
 
 impl PeftConfig {
-    pub(super) fn new(lora: &LoraConfig, base_model: &str) -> Self {
+    /// `adapted` are the layers that have adapters, `None` if all have.
+    pub(super) fn new(lora: &LoraConfig, adapted: Option<Vec<u16>>, base_model: &str) -> Self {
         // PEFT's own type is an integer; a whole number is written as one.
         let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e9;
         Self {
@@ -72,8 +94,8 @@ impl PeftConfig {
             inference_mode: true,
             init_lora_weights: Value::Bool(true),
             layer_replication: None,
-            layers_pattern: None,
-            layers_to_transform: None,
+            layers_pattern: adapted.is_some().then(|| OneOrMore::One(LAYERS.into())),
+            layers_to_transform: adapted.map(OneOrMore::More),
             loftq_config: Some(Value::Object(Map::new())),
             lora_alpha: if whole { (lora.alpha as i64).into() } else { lora.alpha.into() },
             lora_dropout: lora.dropout,
@@ -102,14 +124,20 @@ impl PeftConfig {
             ("alpha_pattern", !self.alpha_pattern.is_empty()),
             ("rank_pattern", !self.rank_pattern.is_empty()),
             ("layer_replication", self.layer_replication.is_some()),
-            ("layers_to_transform", self.layers_to_transform.is_some()),
+            ("layers_pattern", !OneOrMore::list(&self.layers_pattern).iter().all(|name| name == LAYERS)),
             ("modules_to_save", self.modules_to_save.is_some()),
         ];
         if let Some((field, _)) = unknown.into_iter().find(|(_, unknown)| *unknown) {
             return Err(format!("{field} asks for something that only PEFT itself supports"));
         }
         let alpha = self.lora_alpha.as_f64().ok_or("lora_alpha is not a number")? as f32;
-        let lora = LoraConfig { rank: self.r, alpha, dropout: self.lora_dropout, target_modules: self.target_modules };
+        // PEFT takes an empty list for all.
+        let layers = match OneOrMore::list(&self.layers_to_transform) {
+            [] => Layers::All,
+            these => Layers::These(these.iter().copied().collect()),
+        };
+        let (rank, dropout, target_modules) = (self.r, self.lora_dropout, self.target_modules);
+        let lora = LoraConfig { rank, alpha, dropout, target_modules, layers };
         lora.validate().map_err(|invalid| invalid.to_string())?;
         Ok(lora)
     }

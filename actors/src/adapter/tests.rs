@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::lora::LoraConfig;
+use crate::lora::{Layers, LoraConfig};
 use crate::testing::{TinyModel, nudge};
 
 fn trained(model: &LlamaConfig, config: &LoraConfig) -> LoraAdapters {
@@ -31,7 +31,8 @@ fn comes_back_as_it_was_and_over_an_older_one() {
     let folder = tempfile::tempdir().unwrap();
     let target_modules = vec![Projection::V, Projection::Q, Projection::Up, Projection::Down];
     for (rank, alpha) in [(3, 7.5), (4, 16.0)] {
-        let config = LoraConfig { rank, alpha, dropout: 0.25, target_modules: target_modules.clone() };
+        let target_modules = target_modules.clone();
+        let config = LoraConfig { rank, alpha, dropout: 0.25, target_modules, ..LoraConfig::default() };
         let adapters = trained(tiny.config(), &config);
         save(&folder.path().join("adapter"), &adapters, "some/base").unwrap();
         let read = load(&folder.path().join("adapter"), tiny.config()).unwrap();
@@ -68,6 +69,33 @@ fn files_are_what_peft_reads() {
     assert_eq!(shape("self_attn.k_proj.lora_B"), [32, 2]);
     assert_eq!(shape("mlp.down_proj.lora_A"), [2, 96]);
     assert_eq!(shape("mlp.gate_proj.lora_B"), [96, 2]);
+}
+
+#[test]
+fn adapters_of_some_layers_say_so_as_peft_does_and_come_back() {
+    let tiny = TinyModel::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config = LoraConfig { rank: 2, layers: Layers::Top(1), ..LoraConfig::default() };
+    let adapters = trained(tiny.config(), &config);
+    assert_eq!(adapters.values(), config.values(tiny.config()).unwrap());
+    save(folder.path(), &adapters, "base").unwrap();
+    let path = folder.path().join(CONFIG);
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!((&json["layers_to_transform"], &json["layers_pattern"]), (&serde_json::json!([1]), &"layers".into()));
+    let bytes = std::fs::read(folder.path().join(WEIGHTS)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(file.len(), 7 * 2);
+    assert!(file.names().iter().all(|name| name.contains(".layers.1.")));
+    // PEFT takes one number for a list of one, and any list of layers where none is named.
+    for (layers, pattern) in
+        [(serde_json::json!([1]), serde_json::json!("layers")), (1.into(), serde_json::json!(null))]
+    {
+        edit_config(folder.path(), "layers_to_transform", layers);
+        edit_config(folder.path(), "layers_pattern", pattern);
+        let read = load(folder.path(), tiny.config()).unwrap();
+        assert_eq!(read.config().layers, Layers::These([1].into()));
+        assert_eq!(values(&read), values(&adapters));
+    }
 }
 
 #[test]
@@ -110,6 +138,9 @@ fn what_cannot_be_used_is_named() {
         ("r", serde_json::json!(4), "not (4, 64)"),
         ("target_modules", serde_json::json!(["embed_tokens"]), "embed_tokens"),
         ("target_modules", serde_json::json!(["q_proj"]), "belongs to no adapter"),
+        ("layers_to_transform", serde_json::json!([1]), "belongs to no adapter"),
+        ("layers_to_transform", serde_json::json!([1, 2]), "names layer 2, and the model's 2 layers"),
+        ("layers_pattern", serde_json::json!(["layers", "h"]), "layers_pattern"),
     ] {
         write();
         edit_config(folder.path(), field, value);

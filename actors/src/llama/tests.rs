@@ -10,7 +10,7 @@ use protocol::ids::{Direction, Group, LinearId, ProductId};
 
 use super::*;
 use crate::backend::{BackendError, PlainBackend, Product};
-use crate::lora::{LoraConfig, Projection};
+use crate::lora::{Layers, LoraConfig, Projection};
 use crate::testing::{TinyModel, nudge};
 
 const DRAW: Draw = Draw { seed: 5, step: 0, micro_batch: 0 };
@@ -93,22 +93,24 @@ fn no_gradient_is_asked_below_the_lowest_adapter() {
     }
     let tiny = TinyModel::new();
     let id = |layer, group| LinearId { layer, group };
-    for (module, expected) in [
-        (Projection::Q, vec![Group::O, Group::GateUp, Group::Down]),
-        (Projection::Up, vec![Group::Down]),
-        (Projection::Down, vec![]),
+    let all = Group::ALL.map(|group| id(1, group));
+    let above = [Group::O, Group::GateUp, Group::Down];
+    for (module, layers, expected) in [
+        (Projection::Q, Layers::All, [&above.map(|group| id(0, group))[..], &all].concat()),
+        (Projection::Up, Layers::All, [&[id(0, Group::Down)][..], &all].concat()),
+        (Projection::Down, Layers::All, all.to_vec()),
+        (Projection::Q, Layers::Top(1), above.map(|group| id(1, group)).to_vec()),
+        (Projection::Down, Layers::These([1].into()), vec![]),
     ] {
         let backend = Arc::new(Recording(PlainBackend::new(&tiny.model).unwrap(), Mutex::default()));
         let llama = Llama::new(tiny.model.clone(), backend.clone()).unwrap();
-        let config = LoraConfig { target_modules: vec![module], ..LoraConfig::default() };
+        let config = LoraConfig { target_modules: vec![module], layers, ..LoraConfig::default() };
         let adapters = LoraAdapters::new(tiny.config(), &config, 0).unwrap();
         llama.gradient(&batch(), &adapters, DRAW).unwrap();
         let mut asked: Vec<LinearId> =
             backend.1.lock().unwrap().iter().filter(|p| p.direction == Direction::Backward).map(|p| p.linear).collect();
         asked.sort();
-        let expected: Vec<LinearId> =
-            expected.into_iter().map(|group| id(0, group)).chain(Group::ALL.map(|group| id(1, group))).collect();
-        assert_eq!(asked, expected, "adapter on {module:?}");
+        assert_eq!(asked, expected, "adapter on {module:?} of {:?}", config.layers);
     }
 }
 

@@ -45,9 +45,10 @@ impl LoraAdapters {
     /// New adapters that change nothing yet: `A` uniform in `±1/√d_in` as PEFT draws it (Kaiming with `a = √5`), `B` zero.
     ///
     /// # Errors
-    /// When candle cannot make the tensors.
+    /// When the model has not the layers that are to be adapted, and when candle cannot make the tensors.
     pub fn new(model: &LlamaConfig, config: &LoraConfig, seed: u64) -> Result<Self> {
-        let groups = model.linears().map(|linear| {
+        let adapted = config.layers.of(model.layers).map_err(candle_core::Error::wrap)?;
+        let groups = model.linears().filter(|linear| adapted.contains(&linear.layer)).map(|linear| {
             let slots = slots(model, config, linear.group);
             if slots.is_empty() {
                 return Ok(None);
@@ -85,6 +86,13 @@ impl LoraAdapters {
     /// The adapted group that a forward pass meets first, if any is adapted.
     pub(crate) fn lowest(&self) -> Option<LinearId> {
         self.groups.keys().next().copied()
+    }
+
+    /// The layers that have adapters, in their order.
+    pub(crate) fn layers(&self) -> Vec<u16> {
+        let mut layers: Vec<u16> = self.groups.keys().map(|linear| linear.layer).collect();
+        layers.dedup();
+        layers
     }
 
     /// Every adapted group in the order of [`Self::parameters`].

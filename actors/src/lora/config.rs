@@ -4,7 +4,7 @@ use protocol::ids::LinearShape;
 use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
-use super::Projection;
+use super::{Layers, Projection};
 use crate::trainer::InvalidSetting;
 
 /// Largest rank accepted: an adapter of more has nothing low about its rank.
@@ -20,13 +20,16 @@ pub struct LoraConfig {
     pub alpha: f32,
     /// Share of the adapter's input features dropped while training, at least 0 and less than 1.
     pub dropout: f32,
-    /// Projections that get an adapter, in every layer.
+    /// Projections that get an adapter.
     pub target_modules: Vec<Projection>,
+    /// Layers in which they do. Checkpoints of runs that adapt all have no such field.
+    #[serde(skip_serializing_if = "Layers::is_all")]
+    pub layers: Layers,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, dropout: 0.0, target_modules: Projection::ALL.to_vec() }
+        Self { rank: 8, alpha: 16.0, dropout: 0.0, target_modules: Projection::ALL.to_vec(), layers: Layers::All }
     }
 }
 
@@ -37,15 +40,18 @@ impl LoraConfig {
     }
 
     /// Values that are trained with it in a model.
-    pub fn values(&self, model: &LlamaConfig) -> usize {
+    ///
+    /// # Errors
+    /// When the model has not the layers that are to be adapted.
+    pub fn values(&self, model: &LlamaConfig) -> Result<usize, InvalidSetting> {
         let pair = |projection: &Projection| {
             let LinearShape { d_in, d_out } = projection.shape(model);
             self.rank * (d_in + d_out)
         };
-        model.layers * self.target_modules.iter().map(pair).sum::<usize>()
+        Ok(self.layers.of(model.layers)?.len() * self.target_modules.iter().map(pair).sum::<usize>())
     }
 
-    /// Checks every field.
+    /// Checks every field; whether a model has the layers is known with the model alone ([`Layers::of`]).
     ///
     /// # Errors
     /// Names the first field that cannot be, and why.

@@ -6,10 +6,12 @@
 mod adapters;
 mod config;
 mod dropout;
+mod layers;
 mod values;
 
 pub use adapters::{GroupAdapter, LoraAdapters, Slot};
 pub use config::LoraConfig;
+pub use layers::Layers;
 pub use protocol::model::Projection;
 
 pub(crate) use dropout::{Draw, Dropout};

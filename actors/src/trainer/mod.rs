@@ -138,6 +138,7 @@ impl TrainableModel {
         config: &TrainingConfig,
     ) -> Result<Self, TrainError> {
         config.validate()?;
+        config.lora.layers.of(model.config().layers)?;
         let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
         Ok(Self { llama: Llama::new(model, backend)?, adapters })
     }

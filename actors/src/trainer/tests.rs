@@ -14,7 +14,7 @@ use super::*;
 use crate::adapter;
 use crate::backend::{BackendError, PlainBackend, Product};
 use crate::data::{IGNORED, Position};
-use crate::lora::LoraConfig;
+use crate::lora::{Layers, LoraConfig};
 use crate::testing::TinyModel;
 
 /// Sequences of a language in which each token is followed by its successor's double.
@@ -206,4 +206,8 @@ async fn data_that_ends_and_settings_that_cannot_be_are_errors() {
     let error =
         TrainableModel::new(tiny.model.clone(), backend, &TrainingConfig { steps: 0, ..config(1) }).err().unwrap();
     assert!(error.to_string().starts_with("steps is 0"), "{error}");
+    let lora = LoraConfig { layers: Layers::Top(3), ..LoraConfig::default() };
+    let backend = Arc::new(PlainBackend::new(&tiny.model).unwrap());
+    let error = TrainableModel::new(tiny.model.clone(), backend, &TrainingConfig { lora, ..config(1) }).err().unwrap();
+    assert!(error.to_string().starts_with("lora.layers asks for the top 3"), "{error}");
 }

@@ -91,7 +91,7 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
     report_cuts(&examples, data, config.data.max_tokens);
     let (training, held_out) = examples.split(config.data.held_out, config.training.seed)?;
     let digest = model.digest()?;
-    let resume = start.checkpoint(out, config.training.lora.values(model.config()))?;
+    let resume = start.checkpoint(out, config.training.lora.values(model.config())?)?;
     let data_seed = match (config.training.data_seed, &resume) {
         (Some(seed), _) => seed,
         (None, Some(found)) => found.checkpoint.state.position.seed,
@@ -134,7 +134,7 @@ async fn train(
     let seeds = (config.training.seed, inputs.data_seed);
     let report = empty_report(&name, inputs.digest.to_string(), config.owner.backend, sets, seeds);
     let mut results = Results::create(out, report)?;
-    start::check_disk(config, config.training.lora.values(inputs.model.config()))?;
+    start::check_disk(config, config.training.lora.values(inputs.model.config())?)?;
     progress.status("preparing the model");
     let model = trainable(config, &inputs, cluster.map(Cluster::backend)).await?;
     start.make_room(out)?;
