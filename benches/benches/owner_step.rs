@@ -73,8 +73,8 @@ fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
     };
     let vocabulary = model.config().vocabulary as u32;
     let sequence = move |n: u32| MicroBatch {
-        batch: 1,
-        length: LENGTH,
+        lengths: vec![LENGTH],
+        multiple: 1,
         tokens: (0..LENGTH as u32).map(|i| (i * 7919 + n * 104_729) % vocabulary).collect(),
         targets: (1..=LENGTH as u32).map(|i| (i * 7919 + n * 104_729) % vocabulary).collect(),
     };

@@ -262,7 +262,7 @@ impl Config {
         );
         ensure!(
             self.data.pad_to > 0 && self.data.pad_to <= 1 << 16,
-            "data.pad_to must be from 1, which pads to the longest text alone, to 65536"
+            "data.pad_to must be from 1, which pads nothing, to 65536"
         );
         ensure!(
             (1..=1000).contains(&self.checkpoint.keep),

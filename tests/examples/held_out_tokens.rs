@@ -24,8 +24,8 @@ fn main() -> anyhow::Result<()> {
     let sequences: Vec<_> = held_out.in_order(config.training.micro_batch, 1).take(batches).collect();
     let mut lines = Vec::new();
     for batch in &sequences {
-        for (tokens, targets) in batch.tokens.chunks(batch.length).zip(batch.targets.chunks(batch.length)) {
-            // Right padding changes no position before it.
+        for (tokens, targets) in batch.sequences().map(|rows| (&batch.tokens[rows.clone()], &batch.targets[rows])) {
+            // What follows the last target changes no loss.
             let used = targets.iter().rposition(|&target| target != IGNORED).map_or(0, |last| last + 1);
             let targets: Vec<i64> = targets[..used]
                 .iter()

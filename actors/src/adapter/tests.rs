@@ -103,7 +103,7 @@ fn a_pair_is_the_projection_it_is_named_after() {
     // With A of ones and B of ones on v_proj only, the loss must equal that of adapters which never had others.
     let tiny = TinyModel::new();
     let (llama, folder) = (tiny.llama(), tempfile::tempdir().unwrap());
-    let batch = crate::data::MicroBatch { batch: 1, length: 6, tokens: (1..7).collect(), targets: (2..8).collect() };
+    let batch = crate::data::MicroBatch::new([(&[1, 2, 3, 4, 5, 6][..], (2..8).collect())], 0, 1);
     let one = LoraConfig { rank: 2, target_modules: vec![Projection::V], ..LoraConfig::default() };
     let alone = trained(tiny.config(), &one);
     save(folder.path(), &alone, "base").unwrap();

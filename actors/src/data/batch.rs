@@ -1,50 +1,86 @@
-//! What one step of the model takes: a rectangle of tokens, and which of them carry loss.
+//! What one step of the model takes: sequences of tokens, and which of them carry loss.
+
+use std::ops::Range;
 
 use super::Example;
 
 /// Target of a position that carries no loss: a prompt, padding, the last token of a sequence.
 pub const IGNORED: u32 = u32::MAX;
 
-/// A rectangle of `batch × length` tokens with the token that each position should predict.
+/// Padding attends to no more of itself than this, so that it costs little however much there is.
+const PADDING_RUN: usize = 64;
+
+/// Sequences one after the other, with the token that each position should predict.
 ///
-/// Sequences shorter than `length` are padded at their end; padding carries no loss, and since attention is
-/// causal it changes no position that does.
+/// Nothing is padded to the length of another sequence: to a linear layer rows are just rows, and attention goes over each
+/// sequence by itself. What follows the last one makes the number of rows up to a multiple, so that whoever sees it
+/// does not learn the lengths of texts exactly; it carries no loss, and no sequence sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MicroBatch {
-    /// Sequences.
-    pub batch: usize,
-    /// Tokens of a sequence, padding included.
-    pub length: usize,
-    /// Inputs, row-major `batch × length`.
+    /// Tokens of each sequence, at least one.
+    pub lengths: Vec<usize>,
+    /// The number of rows is a multiple of this.
+    pub multiple: usize,
+    /// Inputs: those of the sequences and then padding.
     pub tokens: Vec<u32>,
-    /// For each position the token that comes next (already shifted), or [`IGNORED`]; row-major `batch × length`.
+    /// For each input the token that comes next (already shifted), or [`IGNORED`].
     pub targets: Vec<u32>,
 }
 
 impl MicroBatch {
+    /// Sequences of tokens and their targets, of which each has as many, made up with the token `padding` to the next
+    /// multiple of `multiple ≥ 1`.
+    pub fn new<'a>(sequences: impl IntoIterator<Item = (&'a [u32], Vec<u32>)>, padding: u32, multiple: usize) -> Self {
+        let multiple = multiple.max(1);
+        let mut batch = Self { lengths: Vec::new(), multiple, tokens: Vec::new(), targets: Vec::new() };
+        for (tokens, targets) in sequences {
+            batch.lengths.push(tokens.len());
+            batch.tokens.extend(tokens);
+            batch.targets.extend(targets);
+        }
+        let rows = batch.tokens.len().next_multiple_of(multiple);
+        batch.tokens.resize(rows, padding);
+        batch.targets.resize(rows, IGNORED);
+        batch
+    }
+
+    /// Examples one after the other.
+    pub(super) fn of(examples: &[&Example], padding: u32, multiple: usize) -> Self {
+        let sequence = |example: &&'_ Example| {
+            let next = example.tokens.iter().zip(&example.learnt).skip(1);
+            let targets = next.map(|(&token, &learnt)| if learnt { token } else { IGNORED });
+            targets.chain([IGNORED]).take(example.tokens.len()).collect()
+        };
+        Self::new(examples.iter().map(|example| (&example.tokens[..], sequence(example))), padding, multiple)
+    }
+
+    /// The rows of each sequence.
+    pub fn sequences(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.lengths.iter().scan(0, |end, length| {
+            let start = *end;
+            *end += length;
+            Some(start..*end)
+        })
+    }
+
+    /// Rows of what attends to itself alone, one after the other: the sequences, and the padding in pieces.
+    pub(crate) fn runs(&self) -> Vec<usize> {
+        let mut runs = self.lengths.clone();
+        let mut left = self.tokens.len() - self.used();
+        while left > 0 {
+            runs.push(left.min(PADDING_RUN));
+            left -= left.min(PADDING_RUN);
+        }
+        runs
+    }
+
+    /// Rows of all sequences together.
+    pub fn used(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
     /// Positions that carry loss.
     pub fn loss_tokens(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORED).count()
-    }
-}
-
-impl MicroBatch {
-    /// Lays examples side by side, as long as the next multiple of `pad_to ≥ 1` from the longest of them on.
-    pub(super) fn of(examples: &[&Example], padding: u32, pad_to: usize) -> Self {
-        let longest = examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
-        let length = longest.next_multiple_of(pad_to.max(1));
-        let mut tokens = vec![padding; examples.len() * length];
-        let mut targets = vec![IGNORED; examples.len() * length];
-        for (row, example) in examples.iter().enumerate() {
-            let count = example.tokens.len();
-            tokens[row * length..][..count].copy_from_slice(&example.tokens);
-            let next = example.tokens.iter().zip(&example.learnt).skip(1);
-            for (target, (&token, &learnt)) in targets[row * length..].iter_mut().zip(next) {
-                if learnt {
-                    *target = token;
-                }
-            }
-        }
-        Self { batch: examples.len(), length, tokens, targets }
     }
 }

@@ -45,8 +45,8 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` sequences. Each is padded to the next
-    /// multiple of `pad_to` from its longest sequence on.
+    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` sequences, whose tokens together are made up
+    /// to a multiple of `pad_to`.
     ///
     /// # Panics
     /// When the data set or the batch is empty.

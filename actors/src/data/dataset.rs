@@ -31,9 +31,7 @@ impl Dataset {
             return Err(DataError::Options(format!("max_tokens is {}; it must be at least 2", options.max_tokens)));
         }
         if options.pad_to == 0 {
-            return Err(DataError::Options(
-                "pad_to is 0; it must be at least 1, which pads to the longest text".into(),
-            ));
+            return Err(DataError::Options("pad_to is 0; it must be at least 1, which pads nothing".into()));
         }
         let default = if tokenizer.chat_template().is_some() { PromptFormat::Chat } else { PromptFormat::Plain };
         let format = options.format.unwrap_or(default);
@@ -76,7 +74,7 @@ impl Dataset {
         Ok(Self { examples: Arc::new(examples), padding: tokenizer.eos().unwrap_or(0), truncated, left_out })
     }
 
-    /// A data set of examples made elsewhere; sequences are padded with the token `padding`.
+    /// A data set of examples made elsewhere; micro-batches are made up with the token `padding`.
     pub fn from_examples(examples: Vec<Example>, padding: u32) -> Self {
         Self { examples: Arc::new(examples), padding, truncated: 0, left_out: Vec::new() }
     }
@@ -104,7 +102,7 @@ impl Dataset {
         Arc::clone(&self.examples)
     }
 
-    /// The token that fills short sequences up.
+    /// The token that micro-batches are made up with.
     pub fn padding(&self) -> u32 {
         self.padding
     }
@@ -137,7 +135,7 @@ impl Dataset {
         Ok((part(false), part(true)))
     }
 
-    /// All examples once, in order, `batch` at a time and padded as those of [`super::Batches`]; the last micro-batch may
+    /// All examples once, in order, `batch` at a time and made up as those of [`super::Batches`]; the last micro-batch may
     /// have fewer sequences.
     pub fn in_order(&self, batch: usize, pad_to: usize) -> impl Iterator<Item = MicroBatch> + '_ {
         self.examples.chunks(batch.max(1)).map(move |examples| {

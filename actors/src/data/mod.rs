@@ -33,8 +33,8 @@ pub struct DataOptions {
     pub format: Option<PromptFormat>,
     /// Longer examples are cut to this many tokens.
     pub max_tokens: usize,
-    /// Micro-batches are padded to a multiple of this many tokens, so that whoever sees their sizes learns the lengths of
-    /// texts no finer than that; 1 pads to the longest text alone.
+    /// The tokens of a micro-batch's texts together are made up to a multiple of this, so that whoever sees their number
+    /// learns the lengths of texts no finer than that; 1 adds none.
     pub pad_to: usize,
     /// What is set aside for evaluation.
     pub held_out: HeldOut,

@@ -218,7 +218,7 @@ proptest! {
         let mut batches = Batches::new(&dataset, batch, 1, seed);
         let taken: Vec<u32> = (0..(3 * count).div_ceil(batch))
             .map(|_| batches.deal())
-            .flat_map(|b| b.tokens.chunks(b.length).map(|row| row[0]).collect::<Vec<_>>())
+            .flat_map(|b| b.sequences().map(|rows| b.tokens[rows.start]).collect::<Vec<_>>())
             .collect();
         for pass in taken.chunks_exact(count).take(3) {
             let mut pass = pass.to_vec();
@@ -246,14 +246,18 @@ proptest! {
     fn a_micro_batch_predicts_what_comes_next(count in 1usize..20, pad_to in 1usize..12) {
         let dataset = numbered(count);
         let batch = Batches::new(&dataset, count, pad_to, 7).deal();
-        let longest = dataset.examples().iter().map(|e| e.tokens.len()).max().unwrap();
-        prop_assert!(batch.length >= longest && batch.length < longest + pad_to && batch.length.is_multiple_of(pad_to));
+        let (used, rows) = (dataset.examples().iter().map(|e| e.tokens.len()).sum::<usize>(), batch.tokens.len());
+        prop_assert_eq!((batch.used(), batch.targets.len(), batch.runs().iter().sum()), (used, rows, rows));
+        prop_assert!(rows >= used && rows < used + pad_to && rows.is_multiple_of(pad_to));
+        prop_assert!(batch.tokens[used..].iter().all(|&token| token == 0));
+        prop_assert!(batch.targets[used..].iter().all(|&target| target == IGNORED));
         let expected: usize = dataset.examples().iter().map(Example::loss_tokens).sum();
         prop_assert_eq!(batch.loss_tokens(), expected);
-        for (tokens, targets) in batch.tokens.chunks(batch.length).zip(batch.targets.chunks(batch.length)) {
+        for rows in batch.sequences() {
+            let (tokens, targets) = (&batch.tokens[rows.clone()], &batch.targets[rows]);
             let example = dataset.examples().iter().find(|e| e.tokens[0] == tokens[0]).unwrap();
             for (t, (&token, &target)) in tokens.iter().zip(targets).enumerate() {
-                prop_assert_eq!(token, example.tokens.get(t).copied().unwrap_or(0));
+                prop_assert_eq!(token, example.tokens[t]);
                 let learnt = example.learnt.get(t + 1) == Some(&true);
                 prop_assert_eq!(target, if learnt { example.tokens[t + 1] } else { IGNORED });
             }
@@ -276,9 +280,9 @@ fn epochs_and_seeds_differ() {
 #[test]
 fn in_order_takes_everything_once() {
     let dataset = numbered(7);
-    let sizes: Vec<usize> = dataset.in_order(3, 1).map(|batch| batch.batch).collect();
+    let sizes: Vec<usize> = dataset.in_order(3, 1).map(|batch| batch.lengths.len()).collect();
     assert_eq!(sizes, [3, 3, 1]);
     let first: Vec<u32> =
-        dataset.in_order(3, 1).flat_map(|b| b.tokens.chunks(b.length).map(|r| r[0]).collect::<Vec<_>>()).collect();
+        dataset.in_order(3, 1).flat_map(|b| b.sequences().map(|r| b.tokens[r.start]).collect::<Vec<_>>()).collect();
     assert_eq!(first, [1, 2, 3, 4, 5, 6, 7]);
 }

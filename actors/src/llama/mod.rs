@@ -180,15 +180,12 @@ impl Llama {
 
     fn check(&self, batch: &MicroBatch) -> Result<(), LlamaError> {
         let fail = |why: String| Err(LlamaError::Batch(why));
-        let tokens = batch.batch.checked_mul(batch.length);
-        if tokens != Some(batch.tokens.len()) || tokens != Some(batch.targets.len()) || tokens == Some(0) {
-            return fail(format!(
-                "it has {} tokens and {} targets for {} × {}",
-                batch.tokens.len(),
-                batch.targets.len(),
-                batch.batch,
-                batch.length
-            ));
+        let MicroBatch { lengths, tokens, targets, .. } = batch;
+        let used = lengths.iter().try_fold(0usize, |sum, &length| sum.checked_add(length));
+        let fits = used.is_some_and(|used| used <= tokens.len()) && !lengths.contains(&0);
+        if tokens.is_empty() || tokens.len() != targets.len() || !fits {
+            let (tokens, targets) = (tokens.len(), targets.len());
+            return fail(format!("it has {tokens} tokens and {targets} targets for sequences of {lengths:?}"));
         }
         let vocabulary = self.config().vocabulary;
         let targets = batch.targets.iter().filter(|&&target| target != IGNORED);

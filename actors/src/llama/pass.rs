@@ -10,7 +10,7 @@ use protocol::ids::{Direction, Group, LinearId};
 use protocol::model::Norm;
 
 use super::ops::rows::{block, for_each_block2, for_each_block3};
-use super::ops::{Adapter, CausalAttention, RmsNorm, RopeTable, swiglu};
+use super::ops::{Adapter, CausalAttention, RmsNorm, RopeTable, Sequences, swiglu};
 use super::tape::{LayerTape, Lows};
 use super::{Llama, LlamaError};
 use crate::backend::BackendError;
@@ -43,13 +43,13 @@ impl<'a> Pass<'a> {
         draw: Option<Draw>,
     ) -> Self {
         let config = llama.config();
+        let runs = batch.runs();
         let attention = CausalAttention {
-            batch: batch.batch,
-            length: batch.length,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
-            rope: RopeTable::new(&llama.frequencies, batch.length),
+            rope: RopeTable::new(&llama.frequencies, runs.iter().copied().max().unwrap_or(0)),
+            sequences: Sequences::new(&runs),
         };
         Self { llama, adapters, draw, attention, tokens: batch.tokens.len() }
     }

@@ -15,14 +15,14 @@ use crate::testing::{TinyModel, nudge};
 
 const DRAW: Draw = Draw { seed: 5, step: 0, micro_batch: 0 };
 
-/// Two sequences of different lengths, the shorter one padded.
+/// Two sequences of different lengths, and padding.
 fn batch() -> MicroBatch {
     let tokens: Vec<u32> = (0..14).map(|i| i * 11 % 50).collect();
     let mut targets: Vec<u32> = tokens.iter().skip(1).copied().chain([IGNORED]).collect();
     for position in [0, 6, 11, 12, 13] {
         targets[position] = IGNORED;
     }
-    MicroBatch { batch: 2, length: 7, tokens, targets }
+    MicroBatch { lengths: vec![7, 5], multiple: 7, tokens, targets }
 }
 
 fn adapters(model: &TinyModel, config: &LoraConfig) -> LoraAdapters {
@@ -83,6 +83,41 @@ fn padding_changes_no_loss() {
 }
 
 #[test]
+fn sequences_side_by_side_learn_what_each_learns_alone() {
+    let tiny = TinyModel::new();
+    let llama = tiny.llama();
+    let adapters = adapters(&tiny, &LoraConfig { rank: 2, ..LoraConfig::default() });
+    let sequence = |n: u32| -> Vec<u32> { (0..3 + 17 * n % 40).map(|i| (i * i + 7 * n) % 50).collect() };
+    let sequences: Vec<Vec<u32>> = (0..6).map(sequence).collect();
+    let of = |sequences: &[Vec<u32>], multiple| {
+        let targets = |tokens: &[u32]| tokens[1..].iter().copied().chain([IGNORED]).collect();
+        MicroBatch::new(sequences.iter().map(|tokens| (&tokens[..], targets(tokens))), 3, multiple)
+    };
+    let (mut loss, mut sum) = (0.0, Vec::new());
+    for alone in &sequences {
+        let (one, gradients) = llama.gradient(&of(std::slice::from_ref(alone), 1), &adapters, DRAW).unwrap();
+        loss += one;
+        sum.resize_with(gradients.len(), Vec::new);
+        for (sum, gradient) in sum.iter_mut().zip(gradients) {
+            sum.resize(gradient.len(), 0.0);
+            sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += f64::from(g));
+        }
+    }
+    // Alone, exactly, and with so much padding that it is cut itself.
+    for multiple in [1, 64, 1000] {
+        let together = of(&sequences, multiple);
+        assert!(together.tokens.len().is_multiple_of(multiple));
+        let (found, gradients) = llama.gradient(&together, &adapters, DRAW).unwrap();
+        assert!((found / loss - 1.0).abs() < 1e-5, "{found} for {loss}");
+        for (index, (found, expected)) in gradients.iter().zip(&sum).enumerate() {
+            let off: f64 = found.iter().zip(expected).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum();
+            let norm: f64 = expected.iter().map(|g| g * g).sum();
+            assert!(off.sqrt() < 1e-5 * norm.sqrt(), "parameter {index}: off by {} of {}", off.sqrt(), norm.sqrt());
+        }
+    }
+}
+
+#[test]
 fn no_gradient_is_asked_below_the_lowest_adapter() {
     struct Recording(PlainBackend, Mutex<Vec<ProductId>>);
     impl LinearBackend for Recording {
@@ -119,9 +154,13 @@ fn a_batch_that_does_not_fit_is_refused() {
     let llama = TinyModel::new().llama();
     let mut unknown = batch();
     unknown.tokens[3] = u32::MAX - 1;
-    let mut short = batch();
+    let (mut short, mut long, mut empty) = (batch(), batch(), batch());
     short.targets.pop();
-    for (spoiled, message) in [(unknown, "token 4294967294"), (short, "13 targets")] {
+    long.lengths.push(3);
+    empty.lengths.push(0);
+    for (spoiled, message) in
+        [(unknown, "token 4294967294"), (short, "13 targets"), (long, "[7, 5, 3]"), (empty, "[7, 5, 0]")]
+    {
         let error = llama.evaluate(&spoiled, None).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }

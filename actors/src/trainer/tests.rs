@@ -21,7 +21,8 @@ use crate::testing::TinyModel;
 fn micro_batch(first: u32, batch: usize) -> MicroBatch {
     let (length, vocabulary) = (8, 40);
     let sequence = |first: u32| std::iter::successors(Some(first % vocabulary), |t| Some((2 * t + 2) % vocabulary));
-    let mut micro_batch = MicroBatch { batch, length, tokens: Vec::new(), targets: Vec::new() };
+    let lengths = vec![length; batch];
+    let mut micro_batch = MicroBatch { lengths, multiple: 1, tokens: Vec::new(), targets: Vec::new() };
     for s in 0..batch as u32 {
         micro_batch.tokens.extend(sequence(first + s).take(length));
         // Sequences carry loss on different numbers of tokens, so that averages must be weighted.

@@ -6,39 +6,38 @@
 //! linear in the sequence's length. A block of queries only looks at keys up to its end, which saves almost half of
 //! the products.
 //!
-//! Sequences are padded at their end, so the causal order alone keeps padding from every real token.
+//! Sequences lie one after the other, each as long as it is, and none sees another.
 
 use std::sync::Arc;
 
 use protocol::buffer::Buffer;
 use rayon::prelude::*;
 
-use super::RopeTable;
+use super::sequences::Sequence;
+use super::{RopeTable, Sequences};
 use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use crate::llama::vector::{add, dot, exp_row, maximum, scale, vectorised};
 
 /// Queries that are scored together.
 const BLOCK: usize = 32;
 
-/// `batch·length × (heads + 2·kv_heads)·head_dim` to `batch·length × heads·head_dim`.
+/// `tokens × (heads + 2·kv_heads)·head_dim` to `tokens × heads·head_dim`.
 pub(crate) struct CausalAttention {
-    /// Sequences.
-    pub(crate) batch: usize,
-    /// Tokens of a sequence.
-    pub(crate) length: usize,
+    /// Where the sequences lie.
+    pub(crate) sequences: Sequences,
     /// Query heads.
     pub(crate) heads: usize,
     /// Key and value heads; divides `heads`.
     pub(crate) kv_heads: usize,
     /// Features of a head.
     pub(crate) head_dim: usize,
-    /// Rotations of at least `length` positions.
+    /// Rotations of as many positions as the longest sequence has.
     pub(crate) rope: RopeTable,
 }
 
 /// What attention gives.
 pub(crate) struct Attended {
-    /// The heads' outputs, `batch·length × heads·head_dim`.
+    /// The heads' outputs, `tokens × heads·head_dim`.
     pub(crate) rows: Arc<Buffer>,
     /// For each sequence, head and query the logarithm of the sum of its scores' exponentials.
     pub(crate) log_sums: Buffer,
@@ -47,6 +46,8 @@ pub(crate) struct Attended {
 /// The part of the turned input that one query head of one sequence sees, copied side by side: in the input each row
 /// lies on another page of memory.
 struct Head {
+    /// Tokens of the sequence.
+    length: usize,
     /// `length × head_dim`, like the next two.
     queries: Buffer,
     keys: Buffer,
@@ -98,34 +99,35 @@ impl CausalAttention {
         let turned = (self.heads + self.kv_heads) * self.head_dim;
         for (row, token) in qkv.chunks_exact_mut(self.width()).zip(first..) {
             let heads = row[..turned].chunks_exact_mut(self.head_dim);
-            heads.for_each(|head| self.rope.turn(token % self.length, head));
+            let (_, position) = self.sequences.of_row(token);
+            heads.for_each(|head| self.rope.turn(position, head));
         }
     }
 
-    fn head(&self, qkv: &[f32], sequence: usize, head: usize) -> Head {
+    fn head(&self, qkv: &[f32], Sequence { first, length }: Sequence, head: usize) -> Head {
         let (d, kv_head) = (self.head_dim, head / self.sharing());
-        let rows = &qkv[sequence * self.length * self.width()..];
-        let part = |head: usize| gathered(&rows[head * d..], self.width(), self.length, d);
+        let rows = &qkv[first * self.width()..];
+        let part = |head: usize| gathered(&rows[head * d..], self.width(), length, d);
         let keys = part(self.heads + kv_head);
         let turned_keys = transposed(&keys, d);
-        Head { queries: part(head), keys, values: part(self.heads + self.kv_heads + kv_head), turned_keys }
+        Head { length, queries: part(head), keys, values: part(self.heads + self.kv_heads + kv_head), turned_keys }
     }
 
     /// Scores of the queries `start .. end` with the keys `0 .. end`, row-major.
     fn scores(&self, head: &Head, start: usize, end: usize, out: &mut [f32]) {
         let d = self.head_dim;
         let queries = Matrix::new(&head.queries[start * d..], end - start, d);
-        let keys = Matrix::strided(&head.turned_keys, d, end, self.length);
+        let keys = Matrix::strided(&head.turned_keys, d, end, head.length);
         let out = MatrixMut::new(out, end - start, end);
         multiply(out, Before::Replaced, self.scale(), queries, keys, Threads::One);
     }
 
     /// One head's output, `length × head_dim`, and the logarithms of its queries' sums.
     fn head_forward(&self, head: &Head, out: &mut [f32], log_sums: &mut [f32]) {
-        let d = self.head_dim;
-        let mut scores = Buffer::scratch(BLOCK.min(self.length) * self.length);
-        for start in (0..self.length).step_by(BLOCK) {
-            let end = (start + BLOCK).min(self.length);
+        let (d, length) = (self.head_dim, head.length);
+        let mut scores = Buffer::scratch(BLOCK.min(length) * length);
+        for start in (0..length).step_by(BLOCK) {
+            let end = (start + BLOCK).min(length);
             self.scores(head, start, end, &mut scores);
             let mut inverses = [0.0; BLOCK];
             for ((row, query), inverse) in scores.chunks_exact_mut(end).zip(start..end).zip(&mut inverses) {
@@ -147,21 +149,21 @@ impl CausalAttention {
     /// Gradients of one head's queries, keys and values, each `length × head_dim`, one after the other. `out` and
     /// `dout` are its output and the gradient of that, rows apart by `heads·head_dim`.
     fn head_backward(&self, head: &Head, log_sums: &[f32], out: &[f32], dout: &[f32], gradients: &mut [f32]) {
-        let (d, stride) = (self.head_dim, self.heads * self.head_dim);
-        let (dq, rest) = gradients.split_at_mut(self.length * d);
-        let (dk, dv) = rest.split_at_mut(self.length * d);
+        let (d, length, stride) = (self.head_dim, head.length, self.heads * self.head_dim);
+        let (dq, rest) = gradients.split_at_mut(length * d);
+        let (dk, dv) = rest.split_at_mut(length * d);
         dk.fill(0.0);
         dv.fill(0.0);
-        let largest = BLOCK.min(self.length) * self.length;
+        let largest = BLOCK.min(length) * length;
         let (mut probabilities, mut dscores) = (Buffer::scratch(largest), Buffer::scratch(largest));
-        let (out, dout) = (gathered(out, stride, self.length, d), gathered(dout, stride, self.length, d));
+        let (out, dout) = (gathered(out, stride, length, d), gathered(dout, stride, length, d));
         let turned_values = transposed(&head.values, d);
-        for start in (0..self.length).step_by(BLOCK) {
-            let end = (start + BLOCK).min(self.length);
+        for start in (0..length).step_by(BLOCK) {
+            let end = (start + BLOCK).min(length);
             let rows = end - start;
             self.scores(head, start, end, &mut probabilities);
             let of_block = Matrix::new(&dout[start * d..], rows, d);
-            let values = Matrix::strided(&turned_values, d, end, self.length);
+            let values = Matrix::strided(&turned_values, d, end, length);
             let block = MatrixMut::new(&mut dscores, rows, end);
             multiply(block, Before::Replaced, 1.0, of_block, values, Threads::One);
             let pairs = probabilities.chunks_exact_mut(end).zip(dscores.chunks_exact_mut(end));
@@ -188,19 +190,20 @@ impl CausalAttention {
 
     /// Attention over rows whose queries and keys are turned already.
     pub(crate) fn forward(&self, qkv: &[f32]) -> Attended {
-        let (d, width) = (self.head_dim, self.heads * self.head_dim);
-        let (tokens, part) = (self.batch * self.length, self.length * self.head_dim);
-        let mut log_sums = Buffer::scratch(self.heads * tokens);
+        let (d, heads, width) = (self.head_dim, self.heads, self.heads * self.head_dim);
+        let tokens = self.sequences.rows();
+        let mut log_sums = Buffer::scratch(heads * tokens);
         let mut by_head = Buffer::scratch(tokens * width);
-        let tasks = by_head.par_chunks_mut(part).zip(log_sums.par_chunks_mut(self.length)).enumerate();
-        tasks.with_max_len(1).for_each(|(task, (out, log_sums))| {
-            self.head_forward(&self.head(qkv, task / self.heads, task % self.heads), out, log_sums);
+        let outs = self.sequences.by_head(heads, d, &mut by_head);
+        let tasks = outs.into_par_iter().zip(self.sequences.by_head(heads, 1, &mut log_sums));
+        tasks.with_max_len(1).for_each(|((sequence, head, out), (.., log_sums))| {
+            self.head_forward(&self.head(qkv, sequence, head), out, log_sums);
         });
         let mut rows = Buffer::scratch(tokens * width);
         rows.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(token, row)| {
-            let (sequence, position) = (token / self.length, token % self.length);
+            let (sequence, position) = self.sequences.of_row(token);
             for (head, to) in row.chunks_exact_mut(d).enumerate() {
-                let from = (sequence * self.heads + head) * part + position * d;
+                let from = sequence.head(head, heads, d).start + position * d;
                 to.copy_from_slice(&by_head[from..from + d]);
             }
         });
@@ -209,23 +212,24 @@ impl CausalAttention {
 
     /// Replaces turned rows of queries, keys and values by their gradients, before they were turned.
     pub(crate) fn backward(&self, qkv: &mut [f32], attended: &Attended, dout: &[f32]) {
-        let (d, part) = (self.head_dim, self.length * self.head_dim);
-        let mut by_head = Buffer::scratch(self.batch * self.heads * 3 * part);
-        by_head.par_chunks_mut(3 * part).with_max_len(1).enumerate().for_each(|(task, gradients)| {
-            let (sequence, head) = (task / self.heads, task % self.heads);
-            let first = sequence * self.length * self.heads * d + head * d;
-            let log_sums = &attended.log_sums[task * self.length..(task + 1) * self.length];
+        let (d, heads) = (self.head_dim, self.heads);
+        let mut by_head = Buffer::scratch(self.sequences.rows() * heads * 3 * d);
+        let tasks = self.sequences.by_head(heads, 3 * d, &mut by_head);
+        tasks.into_par_iter().with_max_len(1).for_each(|(sequence, head, gradients)| {
+            let first = (sequence.first * heads + head) * d;
+            let log_sums = &attended.log_sums[sequence.head(head, heads, 1)];
             let head = self.head(qkv, sequence, head);
             self.head_backward(&head, log_sums, &attended.rows[first..], &dout[first..], gradients);
         });
         qkv.par_chunks_mut(self.width()).with_min_len(16).enumerate().for_each(|(token, row)| {
-            let (sequence, position) = (token / self.length, token % self.length);
+            let (sequence, position) = self.sequences.of_row(token);
+            let part = sequence.length * d;
             let (dq, rest) = row.split_at_mut(self.heads * d);
             let (dk, dv) = rest.split_at_mut(self.kv_heads * d);
             dk.fill(0.0);
             dv.fill(0.0);
             for head in 0..self.heads {
-                let gradients = &by_head[(sequence * self.heads + head) * 3 * part..];
+                let gradients = &by_head[sequence.head(head, heads, 3 * d)];
                 let at = |part: usize| &gradients[part + position * d..part + (position + 1) * d];
                 let kv = (head / self.sharing()) * d;
                 dq[head * d..(head + 1) * d].copy_from_slice(at(0));

@@ -11,6 +11,7 @@ mod loss;
 mod norm;
 mod rope;
 pub(crate) mod rows;
+mod sequences;
 pub(crate) mod swiglu;
 
 #[cfg(test)]
@@ -22,3 +23,4 @@ pub(crate) use local_head::LocalHead;
 pub(crate) use loss::{HeadBatch, HeadLoss, HeadRows, HeadSlices, Slice};
 pub(crate) use norm::RmsNorm;
 pub(crate) use rope::RopeTable;
+pub(crate) use sequences::Sequences;

@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::rows::{ROWS, block};
+use super::sequences::Sequence;
 use super::*;
 use crate::data::IGNORED;
 use crate::lora::{Draw, Dropout, Projection, Slot, Values};
@@ -92,9 +93,17 @@ fn turned_by_definition(x: &Tensor, frequencies: &[f32]) -> Result<Tensor> {
     x.broadcast_mul(&angles.cos()?)? + half_turned.broadcast_mul(&angles.sin()?)?
 }
 
-/// Attention by primitive operations; `qkv` is not turned yet.
+/// Attention by primitive operations, sequence by sequence; `qkv` is not turned yet.
 fn attention_by_definition(qkv: &Tensor, attention: &CausalAttention, frequencies: &[f32]) -> Result<Tensor> {
-    let CausalAttention { batch, length, heads, kv_heads, head_dim: d, .. } = *attention;
+    let one = |sequence: Sequence| {
+        sequence_by_definition(&qkv.narrow(0, sequence.first, sequence.length)?, attention, frequencies)
+    };
+    Tensor::cat(&attention.sequences.iter().map(one).collect::<Result<Vec<_>>>()?, 0)
+}
+
+fn sequence_by_definition(qkv: &Tensor, attention: &CausalAttention, frequencies: &[f32]) -> Result<Tensor> {
+    let CausalAttention { heads, kv_heads, head_dim: d, .. } = *attention;
+    let (batch, length) = (1, qkv.dim(0)?);
     let part = |first: usize, count: usize| qkv.narrow(1, first * d, count * d)?.reshape((batch, length, count, d));
     let by_head = |x: Tensor| x.transpose(1, 2)?.contiguous();
     let repeated = |x: Tensor| {
@@ -114,15 +123,18 @@ fn attention_by_definition(qkv: &Tensor, attention: &CausalAttention, frequencie
 #[test]
 fn attention_of_grouped_heads_over_several_blocks() {
     let frequencies = [1.0f32, 0.3, 0.05];
-    for (batch, length, heads, kv_heads) in [(2, 70, 4, 2), (1, 128, 3, 3), (1, 1, 2, 1), (3, 65, 2, 1)] {
-        let rope = RopeTable::new(&frequencies, length);
-        let attention = CausalAttention { batch, length, heads, kv_heads, head_dim: 6, rope };
-        let qkv = random(4, &[batch * length, attention.width()]);
+    for (lengths, heads, kv_heads) in
+        [(vec![70, 70], 4, 2), (vec![128], 3, 3), (vec![1], 2, 1), (vec![65, 1, 3, 33], 2, 1), (vec![2, 100, 64], 4, 2)]
+    {
+        let rope = RopeTable::new(&frequencies, lengths.iter().copied().max().unwrap());
+        let (sequences, tokens) = (Sequences::new(&lengths), lengths.iter().sum::<usize>());
+        let attention = CausalAttention { sequences, heads, kv_heads, head_dim: 6, rope };
+        let qkv = random(4, &[tokens, attention.width()]);
         let reference = attention_by_definition(&qkv, &attention, &frequencies).unwrap();
         let mut turned = values(&qkv);
-        let (first, second) = turned.split_at_mut(batch * length / 2 * attention.width());
+        let (first, second) = turned.split_at_mut(tokens / 2 * attention.width());
         attention.turn_rows(0, first);
-        attention.turn_rows(batch * length / 2, second);
+        attention.turn_rows(tokens / 2, second);
         let attended = attention.forward(&turned);
         assert_close("value", &attended.rows, &reference);
         let dout = random(5, reference.dims());
