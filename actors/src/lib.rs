@@ -10,6 +10,7 @@ pub mod llama;
 pub mod lora;
 pub mod matmul;
 pub mod owner;
+pub mod prefix;
 mod shares;
 #[cfg(test)]
 mod testing;

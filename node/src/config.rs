@@ -158,6 +158,19 @@ pub enum HeadChoice {
     Auto,
 }
 
+/// Whether what enters the lowest adapted layer is kept on the owner's disk, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefixChoice {
+    /// It is computed each time.
+    Off,
+    /// Rounded to bfloat16, in half of the room.
+    Bf16,
+    /// As it is: a run computes the same as without.
+    #[default]
+    F32,
+}
+
 /// `[owner]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -185,6 +198,12 @@ pub struct OwnerConfig {
     /// Room on the disk of the user's cache folder for those that do not fit, in MiB, of which at most half of what is free
     /// is taken. What does not fit there either is asked of the workers in every step anew.
     pub mask_file_mib: u64,
+    /// Whether what enters the lowest adapted layer is kept for texts that come again, in the folder for the results.
+    pub prefix_cache: PrefixChoice,
+    /// Room for it, in MiB, of which at most half of what is free on the disk is taken.
+    pub prefix_cache_mib: u64,
+    /// Leave it there when the run is over.
+    pub keep_prefix_cache: bool,
 }
 
 impl Default for OwnerConfig {
@@ -204,6 +223,10 @@ impl Default for OwnerConfig {
             mask_cache_mib: 1024,
             // With it, all of a model of eight billion.
             mask_file_mib: 16 << 10,
+            prefix_cache: PrefixChoice::F32,
+            // Some thirteen thousand texts of 150 tokens, at the width of a model of a billion parameters.
+            prefix_cache_mib: 16 << 10,
+            keep_prefix_cache: false,
         }
     }
 }
@@ -252,8 +275,11 @@ impl Config {
         ensure!((1..=16).contains(&self.owner.replicas), "owner.replicas must be from 1 (no replicas) to 16");
         ensure!(self.owner.patience_seconds > 0, "owner.patience_seconds must be at least 1");
         self.owner.allowed()?;
-        for (name, mib) in [("mask_cache_mib", self.owner.mask_cache_mib), ("mask_file_mib", self.owner.mask_file_mib)]
-        {
+        for (name, mib) in [
+            ("mask_cache_mib", self.owner.mask_cache_mib),
+            ("mask_file_mib", self.owner.mask_file_mib),
+            ("prefix_cache_mib", self.owner.prefix_cache_mib),
+        ] {
             ensure!(mib <= 1 << 24, "owner.{name} must be at most 16777216 (16 TiB)");
         }
         ensure!(

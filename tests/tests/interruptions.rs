@@ -4,12 +4,14 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::{Node, Run, text};
 
-/// Everything that a run's numbers may depend on: several epochs, dropout, accumulation, evaluations on the way.
+/// Everything that a run's numbers may depend on: several epochs, dropout, accumulation, evaluations on the way, lower layers
+/// that are computed once a text.
 const SETTINGS: &str = "
 [owner]
 backend = 'plain'
@@ -28,6 +30,7 @@ data_seed = 7
 [training.lora]
 rank = 4
 dropout = 0.1
+layers = 'top 50%'
 [checkpoint]
 save_every = 1
 ";
@@ -62,6 +65,13 @@ fn a_run_that_is_killed_again_and_again_is_the_one_that_was_not() {
     run.train("killed", &["--resume"]);
     run.assert_same("killed", "whole");
     assert_eq!(run.workspace.names_in("killed/checkpoints").len(), 2, "nothing half-written is left");
+    for out in ["whole", "killed"] {
+        let names = run.workspace.names_in(out);
+        assert!(
+            !names.contains(&"prefix.states".to_owned()),
+            "a run that is over leaves no states of its texts: {names:?}"
+        );
+    }
     let said = run.train("killed", &["--resume"]);
     assert!(said.stderr.contains("going on after step 16") && !said.stderr.contains("evaluation after"), "{said:?}");
     run.assert_same("killed", "whole");
@@ -77,6 +87,8 @@ fn signals_stop_a_run_where_it_can_go_on() {
         node.signal(signal);
         node.finish().succeeded();
         assert!(run.refused(out, &[]).contains("--resume"), "an earlier run is not written over");
+        let states = fs::metadata(run.workspace.path(out).join("prefix.states")).unwrap();
+        assert_eq!((states.permissions().mode() & 0o777, states.len() > 1 << 10), (0o600, true), "for when it goes on");
         run.train(out, &["--resume"]);
         run.assert_same(out, "whole");
     }

@@ -2,7 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use tests::{LAYERS, PLAIN, Run};
+use tests::{LAYERS, PLAIN, Run, SETTINGS};
 
 #[test]
 fn encrypted_training_over_three_workers_follows_plain_training() {
@@ -55,6 +55,27 @@ fn workers_that_serve_the_head_too_follow_plain_training() {
     let served: Vec<&str> =
         report["workers"].as_array().unwrap().iter().map(|worker| worker["serves"].as_str().unwrap()).collect();
     assert!(served.iter().any(|served| served.ends_with("head")), "{served:?}");
+}
+
+#[test]
+fn texts_that_come_again_cost_the_adapted_layers_alone() {
+    let run = Run::with(&SETTINGS.replace("rank = 4", "rank = 4\nlayers = 'top 25%'"), LAYERS);
+    let (worker, address) = run.worker(1, &[]);
+    // Thirty-seven texts, eight a step: the last steps are of the third pass.
+    let steps = ["--steps", "14"];
+    run.owner_over(&[&address], "encrypted", &steps).finish().succeeded();
+    run.train("plain", &[&PLAIN[..], &steps].concat());
+    run.assert_follows("encrypted", "plain");
+    let report = run.report("encrypted");
+    let bytes = |step: usize| {
+        let step = &report["steps"][step];
+        step["bytes_up"].as_u64().unwrap() as f64 / step["tokens"].as_u64().unwrap() as f64
+    };
+    // Sixteen layers forward and four backward before, four each way since.
+    assert!(bytes(2) > 0.0 && bytes(12) < 0.6 * bytes(2), "{} after {}", bytes(12), bytes(2));
+    assert!(!run.workspace.names_in("encrypted").contains(&"prefix.states".to_owned()));
+    worker.interrupt();
+    worker.finish().succeeded();
 }
 
 #[test]

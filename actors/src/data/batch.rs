@@ -54,6 +54,18 @@ impl MicroBatch {
         Self::new(examples.iter().map(|example| (&example.tokens[..], sequence(example))), padding, multiple)
     }
 
+    /// The sequences of these numbers alone, made up to the same multiple.
+    pub(crate) fn only(&self, numbers: &[usize]) -> Self {
+        let rows: Vec<Range<usize>> = self.sequences().collect();
+        let sequence = |&number: &usize| {
+            let rows = rows[number].clone();
+            (&self.tokens[rows.clone()], self.targets[rows].to_vec())
+        };
+        // Whatever makes it up is seen by nobody.
+        let padding = self.tokens.last().copied().unwrap_or_default();
+        Self::new(numbers.iter().map(sequence), padding, self.multiple)
+    }
+
     /// The rows of each sequence.
     pub fn sequences(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.lengths.iter().scan(0, |end, length| {

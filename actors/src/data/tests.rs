@@ -262,6 +262,15 @@ proptest! {
                 prop_assert_eq!(target, if learnt { example.tokens[t + 1] } else { IGNORED });
             }
         }
+        // Some of its sequences are a micro-batch of their own.
+        let some: Vec<usize> = (0..count).step_by(2).collect();
+        let part = batch.only(&some);
+        prop_assert!(part.tokens.len() < part.used() + pad_to && part.tokens.len().is_multiple_of(pad_to));
+        let rows: Vec<_> = batch.sequences().collect();
+        for (of_part, of_whole) in part.sequences().zip(some.iter().map(|&number| rows[number].clone())) {
+            prop_assert_eq!(&part.tokens[of_part.clone()], &batch.tokens[of_whole.clone()]);
+            prop_assert_eq!(&part.targets[of_part], &batch.targets[of_whole]);
+        }
     }
 }
 

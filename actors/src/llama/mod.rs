@@ -6,6 +6,7 @@
 //! a gigabyte of them that follow from others.
 
 mod backward;
+mod below;
 mod gemm;
 mod head;
 mod ops;
@@ -30,9 +31,11 @@ use self::tape::LayerTape;
 use crate::backend::{BackendError, LinearBackend};
 use crate::data::{IGNORED, MicroBatch};
 use crate::lora::{Draw, LoraAdapters};
+use crate::prefix::PrefixCache;
 use crate::trace::WORK;
 use crate::transport::Traffic;
 
+pub use self::below::Prefix;
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 
 /// Why a pass through the model failed.
@@ -65,6 +68,7 @@ pub struct Llama {
     final_norm: Arc<[f32]>,
     frequencies: Vec<f32>,
     backend: Arc<dyn LinearBackend>,
+    prefix: Option<Prefix>,
 }
 
 impl Llama {
@@ -85,7 +89,13 @@ impl Llama {
             frequencies: model.config().inverse_frequencies(),
             backend,
             model,
+            prefix: None,
         })
+    }
+
+    /// The same, which keeps what enters the lowest adapted layer.
+    pub fn with_prefix(self, prefix: Prefix) -> Self {
+        Self { prefix: Some(prefix), ..self }
     }
 
     /// The model's dimensions.
@@ -111,7 +121,8 @@ impl Llama {
         self.check(batch)?;
         let pass = Pass::new(self, batch, adapters, None);
         // Nothing is kept: each layer's values are dropped as soon as they were used.
-        let Hidden { normed, .. } = self.forward(&pass, batch, usize::MAX, &mut Vec::new())?;
+        let prefix = Prefix::of(&self.prefix, adapters).map(|prefix| (&*prefix.cache, true));
+        let Hidden { normed, .. } = self.forward(&pass, batch, prefix, usize::MAX, &mut Vec::new())?;
         Ok(self.loss(batch, false, &normed)?.0)
     }
 
@@ -129,7 +140,8 @@ impl Llama {
         };
         let pass = Pass::new(self, batch, Some(adapters), Some(draw));
         let mut tape = Vec::new();
-        let Hidden { stream, normed } = self.forward(&pass, batch, lowest.layer.into(), &mut tape)?;
+        let prefix = Prefix::of(&self.prefix, Some(adapters)).map(|prefix| (&*prefix.cache, prefix.training));
+        let Hidden { stream, normed } = self.forward(&pass, batch, prefix, lowest.layer.into(), &mut tape)?;
         let (loss, gradient) = self.loss(batch, true, &normed)?;
         drop(normed);
         let mut found = match gradient {
@@ -150,16 +162,22 @@ impl Llama {
         Ok((loss, gradients))
     }
 
-    /// Embeddings and layers; see [`Pass::forward`].
+    /// Embeddings and layers, the lowest of them by way of a cache if there is one, in which what is computed is stored or
+    /// not; see [`Pass::forward`].
     fn forward(
         &self,
         pass: &Pass<'_>,
         batch: &MicroBatch,
+        prefix: Option<(&PrefixCache, bool)>,
         keep_from: usize,
         tape: &mut Vec<LayerTape>,
     ) -> Result<Hidden, LlamaError> {
         let _span = tracing::debug_span!(target: WORK, "forward").entered();
-        pass.forward(self.model.embed(&batch.tokens)?, keep_from, tape)
+        let (stream, first) = match prefix {
+            Some((cache, store)) => (self.entering(batch, cache, store)?, cache.layer()),
+            None => (Buffer::from(self.model.embed(&batch.tokens)?), 0),
+        };
+        pass.forward(stream, first..self.config().layers, keep_from, tape)
     }
 
     /// Head and cross entropy; see [`HeadLoss::compute`].

@@ -3,6 +3,7 @@
 //! Between two base products everything that is row by row is done block of rows by block of rows: the adapters'
 //! part of the product that came back, the residual sum, the norm, the adapters' part of the next one.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use protocol::buffer::Buffer;
@@ -27,11 +28,11 @@ pub(super) struct Pass<'a> {
     pub(super) tokens: usize,
 }
 
-/// What leaves the last layer.
+/// What leaves the last layer that was passed.
 pub(super) struct Hidden {
     /// The residual stream.
     pub(super) stream: Buffer,
-    /// The same after the final norm.
+    /// The same after the norm that follows: the next layer's, or the final one.
     pub(super) normed: Buffer,
 }
 
@@ -54,18 +55,18 @@ impl<'a> Pass<'a> {
         Self { llama, adapters, draw, attention, tokens: batch.tokens.len() }
     }
 
-    /// Through all layers; what the layers from `keep_from` on keep is pushed on `tape`.
+    /// Through some layers, of which `stream` enters the first; what those from `keep_from` on keep is pushed on `tape`.
     pub(super) fn forward(
         &self,
-        embedded: Vec<f32>,
+        mut stream: Buffer,
+        layers: Range<usize>,
         keep_from: usize,
         tape: &mut Vec<LayerTape>,
     ) -> Result<Hidden, LlamaError> {
         let config = self.llama.config();
-        let mut stream = Buffer::from(embedded);
-        let first = self.adapter(LinearId { layer: 0, group: Group::Qkv })?;
-        let (mut normed, mut low) = self.join(&mut stream, None, self.norm(Norm::Input(0)), first);
-        for layer in 0..config.layers {
+        let first = self.adapter(LinearId { layer: layers.start as u16, group: Group::Qkv })?;
+        let (mut normed, mut low) = self.join(&mut stream, None, self.norm(Norm::Input(layers.start)), first);
+        for layer in layers {
             let at = |group| LinearId { layer: layer as u16, group };
             let mut lows = Lows { qkv: low, ..Lows::default() };
 

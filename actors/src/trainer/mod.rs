@@ -33,7 +33,7 @@ use crate::adapter::AdapterError;
 use crate::backend::LinearBackend;
 use crate::checkpoint::Checkpoint;
 use crate::data::{BatchSource, MicroBatch};
-use crate::llama::{Llama, LlamaError};
+use crate::llama::{Llama, LlamaError, Prefix};
 use crate::lora::LoraAdapters;
 
 pub use self::accumulate::{MicroBatchGradient, Snapshot, StepSummary, snapshot_values};
@@ -141,6 +141,11 @@ impl TrainableModel {
         config.lora.layers.of(model.config().layers)?;
         let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
         Ok(Self { llama: Llama::new(model, backend)?, adapters })
+    }
+
+    /// The same, which keeps what enters the lowest adapted layer.
+    pub fn with_prefix(self, prefix: Prefix) -> Self {
+        Self { llama: self.llama.with_prefix(prefix), ..self }
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod padding;
+mod prefix;
 mod resume;
 
 use std::sync::atomic::AtomicUsize;

@@ -4,6 +4,7 @@ mod bans;
 mod cluster;
 mod model_name;
 pub mod owner;
+mod prefix;
 mod progress;
 mod results;
 mod start;

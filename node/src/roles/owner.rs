@@ -21,11 +21,11 @@ use protocol::ids::ModelDigest;
 use protocol::model::Model;
 
 use super::cluster::Cluster;
-use super::model_name;
 use super::progress::Progress;
 use super::results::{Results, Spent, empty_report};
 use super::start::{self, Start};
 use super::stop::StopSignals;
+use super::{model_name, prefix};
 use crate::config::{BackendChoice, Config};
 use crate::{output, protect};
 
@@ -138,6 +138,16 @@ async fn train(
     progress.status("preparing the model");
     let model = trainable(config, &inputs, cluster.map(Cluster::backend)).await?;
     start.make_room(out)?;
+    let texts = prefix::Texts {
+        model: inputs.model.config(),
+        digest: inputs.digest.to_string(),
+        training: &inputs.training,
+        held_out: &inputs.held_out,
+    };
+    let model = match prefix::open(config, start, &texts, progress)? {
+        Some(prefix) => model.with_prefix(prefix),
+        None => model,
+    };
     let resume = inputs.resume.take();
     let spent = spending(config.owner.backend, cluster.map(Cluster::clock), resume.as_ref());
     match &resume {
@@ -180,6 +190,9 @@ async fn train(
             progress.note("what was learnt is saved: go on from there with --resume");
         }
     })?;
+    if !outcome.stopped {
+        prefix::close(config)?;
+    }
     let stopped = if outcome.stopped { " (stopped early: go on with --resume)" } else { "" };
     output::print(format_args!("{} steps done{stopped}; the results are in {}", outcome.steps, out.display()));
     if let (Some(before), Some(after)) = (report.eval_loss_before, report.eval_loss_after) {

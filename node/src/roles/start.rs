@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use indicatif::HumanBytes;
 
 use super::results::ADAPTER;
-use crate::config::Config;
+use crate::config::{Config, PrefixChoice};
 use crate::disk;
 use crate::report::{PLOT_FILE, REPORT_FILE};
 use crate::swarm::{self, IdentityLock};
@@ -173,7 +173,11 @@ pub(super) fn identity(
         .with_settings("training", &config.training, &["training.in_flight", "training.data_seed"])?
         .with_settings("data", &config.data, &[])?
         .with_settings("encryption", &config.encryption, &[])?;
-    Ok(identity)
+    // What is kept as it is changes no number.
+    Ok(match config.owner.prefix_cache {
+        PrefixChoice::Bf16 => identity.with("owner.prefix_cache", "bf16"),
+        PrefixChoice::Off | PrefixChoice::F32 => identity,
+    })
 }
 
 /// Refuses to go on from a checkpoint of another run.

@@ -8,7 +8,7 @@ use crate::checkpoint::{CheckpointConfig, Found, Identity, Store};
 use crate::data::{Batches, Dataset, Example};
 
 /// Seven texts, so that a step of three times two is never the end of a pass.
-fn texts() -> Dataset {
+pub(super) fn texts() -> Dataset {
     let example = |n: u32| {
         let tokens: Vec<u32> = (0..6 + n % 3).map(|i| (7 * n + i * i) % 40).collect();
         Example { learnt: (0..tokens.len()).map(|i| i > n as usize % 3).collect(), tokens }
@@ -16,7 +16,7 @@ fn texts() -> Dataset {
     Dataset::from_examples((0..7).map(example).collect(), 0)
 }
 
-fn training(steps: usize) -> TrainingConfig {
+pub(super) fn training(steps: usize) -> TrainingConfig {
     TrainingConfig {
         steps,
         micro_batch: 2,
@@ -30,37 +30,37 @@ fn training(steps: usize) -> TrainingConfig {
 }
 
 /// A checkpoint after so many steps, and none for the time that passes.
-fn every(save_every: usize) -> CheckpointConfig {
+pub(super) fn every(save_every: usize) -> CheckpointConfig {
     CheckpointConfig { save_every, save_minutes: 0, keep: 1 }
 }
 
 /// How one run over the texts came out.
-struct Ran {
-    parameters: Vec<Vec<u32>>,
-    losses: Vec<f64>,
+pub(super) struct Ran {
+    pub(super) parameters: Vec<Vec<u32>>,
+    pub(super) losses: Vec<f64>,
     evaluated: Vec<usize>,
     error: Option<String>,
 }
 
-struct Place {
-    tiny: TinyModel,
-    _folder: tempfile::TempDir,
+pub(super) struct Place {
+    pub(super) tiny: TinyModel,
+    pub(super) folder: tempfile::TempDir,
     store: Store,
 }
 
 impl Place {
-    fn new(keep: usize) -> Self {
+    pub(super) fn new(keep: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().join("checkpoints"), keep);
-        Self { tiny: TinyModel::new(), _folder: folder, store }
+        Self { tiny: TinyModel::new(), folder, store }
     }
 
-    fn checkpoint(&self, step: usize) -> Checkpoint<TrainState> {
+    pub(super) fn checkpoint(&self, step: usize) -> Checkpoint<TrainState> {
         let path = self.store.list().unwrap().into_iter().find(|&(s, _)| s == step).unwrap().1;
         Found::read(&path, 1 << 20).unwrap().checkpoint
     }
 
-    fn plain(&self) -> PlainBackend {
+    pub(super) fn plain(&self) -> PlainBackend {
         PlainBackend::new(&self.tiny.model).unwrap()
     }
 
@@ -74,6 +74,17 @@ impl Place {
         notes: Arc<dyn Fn() -> String + Send + Sync>,
     ) -> Result<TrainHandle, TrainError> {
         let model = TrainableModel::new(self.tiny.model.clone(), backend, &training).unwrap();
+        self.launch_model(model, training, save, resume, notes)
+    }
+
+    pub(super) fn launch_model(
+        &self,
+        model: TrainableModel,
+        training: TrainingConfig,
+        save: CheckpointConfig,
+        resume: Option<Checkpoint<TrainState>>,
+        notes: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Result<TrainHandle, TrainError> {
         let target = CheckpointTarget { store: self.store.clone(), config: save, identity: Identity::default(), notes };
         // A resumed run takes the order from its checkpoint, whatever the seed.
         let seed = if resume.is_some() { 99 } else { 5 };
@@ -92,7 +103,7 @@ impl Place {
     }
 }
 
-async fn ran(mut handle: TrainHandle) -> Ran {
+pub(super) async fn ran(mut handle: TrainHandle) -> Ran {
     let saver = handle.saver();
     let mut evaluated = Vec::new();
     while let Some(event) = handle.events.recv().await {
