@@ -13,6 +13,7 @@ pub mod columns;
 pub mod he;
 pub mod ids;
 pub mod model;
+pub mod parts;
 pub mod pool;
 pub mod quant;
 pub mod sketch;

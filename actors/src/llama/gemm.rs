@@ -8,6 +8,7 @@
 mod avx2;
 
 use gemm::{Parallelism, gemm};
+use protocol::parts::{Part, enter};
 
 /// A matrix to read.
 #[derive(Clone, Copy)]
@@ -93,6 +94,8 @@ pub(crate) fn multiply(
     threads: Threads,
 ) {
     assert_eq!((out.rows, out.columns, left.columns), (left.rows, right.columns, right.rows), "matrix dimensions");
+    // Several threads mark themselves nowhere: that is not the owner's own part, but products that nobody serves.
+    let _part = matches!(threads, Threads::One).then(|| enter(Part::Own));
     #[cfg(target_arch = "x86_64")]
     if matches!(threads, Threads::One) && avx2::available() {
         avx2::multiply(out, before == Before::Kept, scale, left, right);

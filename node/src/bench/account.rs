@@ -18,6 +18,7 @@ use super::step::{Measured, StepOptions, measure};
 use super::{median, projection};
 use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
 use crate::link::Line;
+use crate::report::Parts;
 
 /// Seconds and bytes are given for so many tokens.
 const TOKENS: f64 = 1024.0;
@@ -63,6 +64,8 @@ pub(super) struct Account {
     pub(super) account: f64,
     pub(super) owner_cpu_seconds: f64,
     pub(super) plain_cpu_seconds: f64,
+    /// What the owner's are spent on, of a run of its own in which they are counted; where the system tells.
+    pub(super) owner_parts: Option<Parts>,
     /// Of all workers, where the system tells.
     pub(super) worker_cpu_seconds: Option<f64>,
     pub(super) bytes_up_per_token: f64,
@@ -142,6 +145,7 @@ async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -
         link,
         mask_cache_mib,
         trace: None,
+        parts: false,
         json,
     };
     let plain = StepOptions { backend: BackendChoice::Plain, link: None, ..encrypted.clone() };
@@ -153,8 +157,10 @@ async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -
         }
         None => None,
     };
+    let counted = measure(&StepOptions { parts: true, ..encrypted.clone() }).await?;
     let (encrypted, plain) = (measure(&encrypted).await?, measure(&plain).await?);
     let mut account = account(&first, &encrypted, &plain)?;
+    account.owner_parts = parts(&counted);
     account.link = near.map(|(line, near)| link_figures(line, &encrypted, &near)).transpose()?;
     Ok(account)
 }
@@ -174,6 +180,7 @@ fn account(first: &Measured, encrypted: &Measured, plain: &Measured) -> anyhow::
         account: owner.cpu_seconds / alone.cpu_seconds,
         owner_cpu_seconds: each * owner.cpu_seconds,
         plain_cpu_seconds: each * alone.cpu_seconds,
+        owner_parts: None,
         worker_cpu_seconds: workers.map(|seconds| each * seconds),
         bytes_up_per_token: owner.bytes_up / owner.tokens,
         bytes_down_per_token: owner.bytes_down / owner.tokens,
@@ -186,6 +193,16 @@ fn account(first: &Measured, encrypted: &Measured, plain: &Measured) -> anyhow::
         outside_layers: None,
         link: None,
     })
+}
+
+/// The parts of the owner's processor time: means over all steps but the first.
+fn parts(counted: &Measured) -> Option<Parts> {
+    let (_, steps) = counted.report.steps.split_first()?;
+    let tokens: u64 = steps.iter().map(|step| step.tokens).sum();
+    let each = TOKENS / tokens as f64;
+    steps
+        .iter()
+        .try_fold(Parts::default(), |sum, step| Some(sum.with(&step.owner_parts?, |sum, part| sum + each * part)))
 }
 
 /// What the delay of a link costs, from a run over it and one over the same without its delay.
@@ -238,6 +255,20 @@ fn lines(account: &Account) -> Vec<String> {
             "  owner             {:.2} core-s, {:.2} s by the clock",
             account.owner_cpu_seconds, account.wall_seconds
         ),
+        match &account.owner_parts {
+            Some(parts) => format!(
+                "    of which        own f32 {:.2}, keystream {:.2}, transforms {:.2}, arithmetic {:.2}, sketch {:.2}, transport \
+                 {:.2}, other {:.2}",
+                parts.own_f32,
+                parts.keystream,
+                parts.transforms,
+                parts.arithmetic,
+                parts.sketch,
+                parts.transport,
+                parts.other
+            ),
+            None => "    of which        not told by this system".into(),
+        },
         format!(
             "  plain             {:.2} core-s, {:.2} s by the clock",
             account.plain_cpu_seconds, account.plain_wall_seconds
@@ -290,6 +321,7 @@ mod tests {
             bytes_up: 4096,
             bytes_down: if at == 0 { 1_000_000 } else { 8192 },
             owner_cpu_seconds,
+            owner_parts: None,
         };
         let report = Report {
             velum_version: String::new(),

@@ -44,6 +44,10 @@ pub(super) fn project(shape: KnownModel, one: &Account, two: &Account, mask_memo
         account: owner / plain,
         owner_cpu_seconds: owner,
         plain_cpu_seconds: plain,
+        owner_parts: one
+            .owner_parts
+            .zip(two.owner_parts)
+            .map(|(one, two)| one.with(&two, |one, two| one + more * (two - one))),
         worker_cpu_seconds: of_workers.map(|(one, two)| one + more * (two - one)),
         bytes_up_per_token: grown(|a| a.bytes_up_per_token),
         bytes_down_per_token: grown(|a| a.bytes_down_per_token),
@@ -62,6 +66,7 @@ pub(super) fn project(shape: KnownModel, one: &Account, two: &Account, mask_memo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Parts;
 
     fn account(layers: f64) -> Account {
         Account {
@@ -70,6 +75,7 @@ mod tests {
             account: 0.0,
             owner_cpu_seconds: 3.0 + layers,
             plain_cpu_seconds: 5.0 + 10.0 * layers,
+            owner_parts: Some(Parts { sketch: layers, ..Parts::default() }),
             worker_cpu_seconds: Some(layers),
             bytes_up_per_token: 100.0 + 10.0 * layers,
             bytes_down_per_token: 10.0 * layers,
@@ -90,6 +96,7 @@ mod tests {
         assert_eq!((projected.owner_cpu_seconds, projected.plain_cpu_seconds), (35.0, 325.0));
         assert_eq!(projected.account, 35.0 / 325.0);
         assert_eq!(projected.outside_layers, Some([3.0, 5.0]));
+        assert_eq!(projected.owner_parts, Some(Parts { sketch: 32.0, ..Parts::default() }));
         assert_eq!((projected.bytes_up_per_token, projected.once_bytes_down), (420.0, 1600));
         assert_eq!(projected.owner_peak_rss_bytes, 1000 + 3200 + 500);
         assert!(projected.model.contains("32 layers"));

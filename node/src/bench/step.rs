@@ -54,6 +54,8 @@ pub struct StepOptions {
     pub mask_cache_mib: u64,
     /// Every process writes a trace beside this name.
     pub trace: Option<PathBuf>,
+    /// The owner counts its processor time by parts.
+    pub parts: bool,
     /// Print JSON.
     pub json: bool,
 }
@@ -116,7 +118,14 @@ pub(super) async fn measure(options: &StepOptions) -> anyhow::Result<Measured> {
     config.owner.out = folder.path().to_path_buf();
     let examples = (options.steps + 1) * options.tokens / options.sequence;
     config.owner.data = Some(write(folder.path(), "text.jsonl", &text(examples, options.sequence))?);
-    let local = LocalRun { config, start: Start::Fresh, line: options.link, trace: options.trace.clone(), quiet: true };
+    let local = LocalRun {
+        config,
+        start: Start::Fresh,
+        line: options.link,
+        trace: options.trace.clone(),
+        parts: options.parts,
+        quiet: true,
+    };
     let workers_cpu_seconds = local.run().await?;
     Ok(Measured { report: Report::read(folder.path())?, workers_cpu_seconds })
 }
@@ -257,6 +266,7 @@ mod tests {
             backend: BackendChoice::Encrypted,
             link: None,
             trace: None,
+            parts: false,
             json: true,
         }
     }

@@ -269,6 +269,7 @@ impl From<StepArguments> for StepOptions {
             backend,
             link,
             trace,
+            parts: false,
             json,
         }
     }

@@ -54,7 +54,7 @@ pub async fn run(mut config: Config, start: Start, trace: Option<PathBuf>) -> an
     if config.owner.data.is_none() {
         config.owner.data = Some(write(&out, "handbook.jsonl", HANDBOOK)?);
     }
-    LocalRun { config, start, line: None, trace, quiet: false }.run().await?;
+    LocalRun { config, start, line: None, trace, parts: false, quiet: false }.run().await?;
     summary::print(&out)
 }
 

@@ -21,6 +21,7 @@ use tokio::process::Command;
 use crate::config::{BackendChoice, Config, WorkerConfig};
 use crate::link::{Line, Link};
 use crate::output;
+use crate::report::PARTS_VARIABLE;
 use crate::roles::Start;
 use crate::trace;
 use worker::WorkerProcess;
@@ -36,6 +37,8 @@ pub(crate) struct LocalRun {
     pub(crate) line: Option<Line>,
     /// Every process writes a trace beside this name.
     pub(crate) trace: Option<PathBuf>,
+    /// The owner counts its processor time by parts.
+    pub(crate) parts: bool,
     /// Nothing is printed to standard output.
     pub(crate) quiet: bool,
 }
@@ -47,7 +50,7 @@ impl LocalRun {
     /// # Errors
     /// When a process cannot be started, or the owner fails.
     pub(crate) async fn run(self) -> anyhow::Result<Option<f64>> {
-        let Self { mut config, start, line, trace, quiet } = self;
+        let Self { mut config, start, line, trace, parts, quiet } = self;
         let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
         config.network.mdns = false;
         config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
@@ -87,6 +90,9 @@ impl LocalRun {
         }
         if let Some(trace) = &trace {
             owner.arg("--trace").arg(trace::of_process(trace, "owner"));
+        }
+        if parts {
+            owner.env(PARTS_VARIABLE, "1");
         }
         if quiet {
             owner.stdout(Stdio::null());

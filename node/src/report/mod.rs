@@ -3,6 +3,7 @@
 //!
 //! Both files appear whole or not at all, so that a run that is killed while it writes leaves the last good ones.
 
+mod parts;
 mod plot;
 mod process;
 
@@ -14,6 +15,7 @@ use anyhow::Context;
 use protocol::he::ParameterSet;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use parts::{PARTS_VARIABLE, Parts, Sampler};
 pub use plot::loss_svg;
 pub use process::{available_memory_bytes, cpu_seconds, cpu_seconds_of, peak_rss_bytes, peak_rss_bytes_of};
 
@@ -77,6 +79,9 @@ pub struct StepReport {
     /// checkpoint that came between. Of a step before a resumption it is not known.
     #[serde(default)]
     pub owner_cpu_seconds: Option<f64>,
+    /// The same by part of the work, where the owner was told to count it ([`PARTS_VARIABLE`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_parts: Option<Parts>,
 }
 
 /// The loss on the held-out examples after some number of steps.

@@ -12,6 +12,7 @@ fn report() -> Report {
         tokens: 1024,
         bytes_up: 7_000_000_000,
         bytes_down: 5,
+        owner_parts: None,
         owner_cpu_seconds: (step > 1).then_some(0.25),
     });
     Report {

@@ -12,7 +12,7 @@ use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BackendChoice;
-use crate::report::{self, EvaluationReport, Report, TimeBreakdown, WorkerReport};
+use crate::report::{self, EvaluationReport, Parts, Report, Sampler, TimeBreakdown, WorkerReport};
 
 /// Name of the folder for the adapter in the folder for the results.
 pub(super) const ADAPTER: &str = "adapter";
@@ -80,6 +80,9 @@ pub(super) struct Results {
     report: Report,
     /// Processor seconds of this process when its last step was done.
     cpu_seconds: f64,
+    /// What that was spent on, if it is counted.
+    sampler: Option<Sampler>,
+    parts: Parts,
 }
 
 impl Results {
@@ -91,7 +94,13 @@ impl Results {
         std::fs::create_dir_all(out).with_context(|| format!("the folder {} cannot be created", out.display()))?;
         tempfile::NamedTempFile::new_in(out)
             .with_context(|| format!("the folder {} cannot be written", out.display()))?;
-        Ok(Self { out: out.to_path_buf(), report, cpu_seconds: 0.0 })
+        Ok(Self {
+            out: out.to_path_buf(),
+            report,
+            cpu_seconds: 0.0,
+            sampler: Sampler::start(),
+            parts: Parts::default(),
+        })
     }
 
     /// Where the adapter belongs.
@@ -102,11 +111,13 @@ impl Results {
     /// Notes a step that was just done.
     pub(super) fn step(&mut self, step: &StepReport) {
         let cpu_seconds = report::cpu_seconds();
-        self.past_step(step, Some(cpu_seconds - self.cpu_seconds));
-        self.cpu_seconds = cpu_seconds;
+        let parts = self.sampler.as_ref().map(Sampler::read);
+        let since = parts.map(|parts| parts.with(&self.parts, |now, before| now - before));
+        self.past_step(step, Some(cpu_seconds - self.cpu_seconds), since);
+        (self.cpu_seconds, self.parts) = (cpu_seconds, parts.unwrap_or_default());
     }
 
-    fn past_step(&mut self, step: &StepReport, owner_cpu_seconds: Option<f64>) {
+    fn past_step(&mut self, step: &StepReport, owner_cpu_seconds: Option<f64>, owner_parts: Option<Parts>) {
         self.report.steps.push(report::StepReport {
             step: number(step.step),
             loss: step.loss,
@@ -115,6 +126,7 @@ impl Results {
             bytes_up: step.traffic.up,
             bytes_down: step.traffic.down,
             owner_cpu_seconds,
+            owner_parts,
         });
     }
 
@@ -124,7 +136,7 @@ impl Results {
 
     /// Takes over what an interrupted run had reached.
     pub(super) fn resume(&mut self, state: &TrainState) {
-        state.history.iter().for_each(|step| self.past_step(step, None));
+        state.history.iter().for_each(|step| self.past_step(step, None, None));
         state.evaluations.iter().for_each(|evaluation| self.evaluation(evaluation.step, evaluation.loss));
     }
 

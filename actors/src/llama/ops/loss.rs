@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use protocol::buffer::Buffer;
 use protocol::model::ModelError;
+use protocol::parts::{Part, enter};
 
 use crate::data::IGNORED;
 use crate::llama::vector::{add_scaled, exp_row, maximum, scale};
@@ -161,6 +162,7 @@ impl Slice {
     /// Replaces logits of these entries of the vocabulary, with which each of the rows begins, by exponentials, which are
     /// summed. Behind them, and in rows without a target, zeros are written.
     pub(crate) fn absorb(&mut self, batch: &HeadBatch<'_>, entries: Range<usize>, logits: &mut [f32]) {
+        let _part = enter(Part::Own);
         let width = logits.len() / batch.rows;
         for (row, logits) in logits.chunks_exact_mut(width).enumerate() {
             let Some(&target) = batch.targets.get(row) else {

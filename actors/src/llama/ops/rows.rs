@@ -1,6 +1,7 @@
 //! Blocks of rows as parallel tasks: small enough that what one operation writes is still in the processor's cache
 //! when the next one reads it.
 
+use protocol::parts::{Part, enter};
 use rayon::prelude::*;
 
 /// Rows of a task.
@@ -31,7 +32,10 @@ pub(crate) fn for_each_block2(
     work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
 ) {
     let (a, b) = (blocks_mut(a, a_width, rows), blocks_mut(b, b_width, rows));
-    a.into_par_iter().zip(b).enumerate().for_each(|(block, (a, b))| work(block * ROWS, a, b));
+    a.into_par_iter().zip(b).enumerate().for_each(|(block, (a, b))| {
+        let _part = enter(Part::Own);
+        work(block * ROWS, a, b);
+    });
 }
 
 /// The same with three matrices.
@@ -45,7 +49,10 @@ pub(crate) fn for_each_block3(
     let (a, b) = (blocks_mut(a.0, a.1, rows), blocks_mut(b.0, b.1, rows));
     let c = blocks_mut(c, c_width, rows);
     let all = a.into_par_iter().zip(b).zip(c).enumerate();
-    all.for_each(|(block, ((a, b), c))| work(block * ROWS, a, b, c));
+    all.for_each(|(block, ((a, b), c))| {
+        let _part = enter(Part::Own);
+        work(block * ROWS, a, b, c);
+    });
 }
 
 #[cfg(test)]
