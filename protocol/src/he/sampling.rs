@@ -1,5 +1,9 @@
 //! Secrets and errors: a ChaCha20 generator seeded by the operating system, uniform ternary coefficients and centred
 //! binomial errors.
+//!
+//! All rounds, since everything hangs on these bytes; and no table, since they are secret: ChaCha is as fast as it is on
+//! every processor, and takes no longer for one key than for another. No bit of it is left over: an error of η is a number
+//! of ones among 2η bits, and takes as many.
 
 use chacha20::ChaCha20;
 use cipher::{KeyIvInit, StreamCipher};

@@ -89,6 +89,7 @@ fn good_tile() -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_break_the_protocol() {
     let twice = [good_tile(), tile(5, 3, 1)].concat();
+    let prefix = |length: u32| [PROTOCOL_VERSION.to_le_bytes(), length.to_le_bytes()].concat();
     let mut foreign = tile(5, 0, 4);
     foreign[0] = 9;
     let cases = [
@@ -98,9 +99,9 @@ async fn answers_that_break_the_protocol() {
         (tile(5, 0, 7), "too large"),
         (twice, "column 3 came twice"),
         (foreign, "version 9"),
-        ([4, 0, 0, 0, 255, 255, 255, 255].to_vec(), "16384"),
-        ([4, 0, 0, 0, 2, 0, 0, 0, 77, 77].to_vec(), "no product reply"),
-        ([good_tile(), [4, 0, 0, 0, 1, 0, 0, 0, 9].to_vec()].concat(), "no product reply"),
+        (prefix(u32::MAX), "16384"),
+        ([prefix(2), vec![77, 77]].concat(), "no product reply"),
+        ([good_tile(), prefix(1), vec![9]].concat(), "no product reply"),
     ];
     for (bytes, expected) in cases {
         let error = error_of(Misdeed::Sends(bytes)).await;

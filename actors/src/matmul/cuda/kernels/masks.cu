@@ -1,12 +1,12 @@
-// The expansion of masks: ChaCha20 (RFC 8439) as `protocol::he::mask` defines it, straight into the layout of a product's
-// rows.
+// The expansion of masks: ChaCha (RFC 8439) with 8 rounds, as `protocol::he::mask` defines it, straight into the layout of
+// a product's rows.
 //
 // With `n` rows and `L` limbs, byte `(i·L + l)·n + r` of the keystream is limb `l` of row `r` and feature `i`. As `n` is
 // a multiple of 64, a 64-byte block of the keystream is 64 consecutive rows of one limb of one feature. A thread makes
 // one such block, a block of threads those of 128 neighbouring features, and turns them in shared memory so that each row
 // is written in runs of 128 bytes.
 //
-// The masks of a product are made once per run of an owner, and take far less time than multiplying them: about 1,100
+// The masks of a product are made once per run of an owner, and take far less time than multiplying them: about 500
 // integer instructions for 64 bytes.
 
 // The cipher's key and nonce, as little endian words, and where the product's features begin in the domain.
@@ -21,6 +21,8 @@ constexpr unsigned MASK_FEATURES = 128;
 // Rows of a block of threads: bytes of a block of the keystream.
 constexpr unsigned MASK_ROWS = 64;
 constexpr unsigned MASK_WORDS = MASK_ROWS / 4;
+// Pairs of rounds: one of columns, one of diagonals.
+constexpr unsigned DOUBLE_ROUNDS = 4;
 // Words of a line of the turning table: 4 words are left out after each 16, so that eight threads that read 16 bytes
 // each, 16 words apart, meet all 32 banks.
 constexpr unsigned MASK_LINE = MASK_FEATURES + MASK_FEATURES / 16 * 4;
@@ -41,7 +43,7 @@ __device__ __forceinline__ void quarter_round(unsigned& a, unsigned& b, unsigned
 }
 
 // Block `counter` of the keystream.
-__device__ __forceinline__ void chacha20_block(const MaskStream& stream, unsigned counter, unsigned (&words)[MASK_WORDS]) {
+__device__ __forceinline__ void chacha_block(const MaskStream& stream, unsigned counter, unsigned (&words)[MASK_WORDS]) {
     const unsigned begin[MASK_WORDS] = {
         0x61707865,    0x3320646e,    0x79622d32,    0x6b206574,    stream.key[0], stream.key[1],
         stream.key[2], stream.key[3], stream.key[4], stream.key[5], stream.key[6], stream.key[7],
@@ -52,7 +54,7 @@ __device__ __forceinline__ void chacha20_block(const MaskStream& stream, unsigne
         words[i] = begin[i];
     }
 #pragma unroll
-    for (unsigned round = 0; round < 10; ++round) {
+    for (unsigned round = 0; round < DOUBLE_ROUNDS; ++round) {
 #pragma unroll
         for (unsigned i = 0; i < 4; ++i) {
             quarter_round(words[i], words[4 + i], words[8 + i], words[12 + i]);
@@ -92,7 +94,7 @@ velum_expand_masks(unsigned char* planes, MaskStream stream, unsigned features, 
     const unsigned column_blocks = rows / MASK_ROWS * limbs;
     unsigned words[MASK_WORDS] = {};
     if (feature < features) {
-        chacha20_block(stream, (stream.first_feature + feature) * column_blocks + blockIdx.x, words);
+        chacha_block(stream, (stream.first_feature + feature) * column_blocks + blockIdx.x, words);
     }
 #pragma unroll
     for (unsigned i = 0; i < MASK_WORDS; ++i) {
