@@ -39,11 +39,18 @@ fn main() {
         transforms(size);
     }
     for tokens in [1024, 4096] {
-        for set in [ParameterSet::P24, ParameterSet::P32] {
-            polynomials(Precision::standard(set), tokens);
+        let planned = |body_bits, output_bits| Precision { body_bits, output_bits, ..whole(ParameterSet::P24) };
+        for precision in [whole(ParameterSet::P24), planned(22, 10), planned(20, 12), whole(ParameterSet::P32)] {
+            polynomials(precision, tokens);
         }
     }
     rotation(1024);
+}
+
+/// Whole bytes, with as many of the mask product as the planner has kept.
+fn whole(set: ParameterSet) -> Precision {
+    let standard = Precision::standard(set);
+    Precision { mask_limbs: standard.mask_limbs.min(2 + u8::from(set != ParameterSet::P24)), ..standard }
 }
 
 /// Fastest of as many runs of `act` on a fresh `prepare()` as there is patience for, in seconds.
@@ -107,13 +114,15 @@ fn polynomials(precision: Precision, tokens: usize) {
     let encrypt = || encrypt(&SEED, &domain, precision, plaintext).expect("the rows fit");
     let encryption = fastest(|| (), |()| encrypt());
 
-    let mut tile = |rows, limbs: u8, first_column| {
-        let mut planes = Planes::zeros(usize::from(limbs), rows, TILE_COLUMNS);
+    let mut tile = |rows, bits: u32, first_column| {
+        let mut planes = Planes::zeros_of_bits(bits, rows, TILE_COLUMNS);
         rng.fill_bytes(planes.bytes_mut());
         ProductTile { first_column, rows: planes }
     };
-    let mask_tiles: Vec<_> =
-        (0..FEATURES).step_by(TILE_COLUMNS).map(|first| tile(set.mask_rows(), precision.mask_limbs, first)).collect();
+    let mask_tiles: Vec<_> = (0..FEATURES)
+        .step_by(TILE_COLUMNS)
+        .map(|first| tile(set.mask_rows(), 8 * u32::from(precision.mask_limbs), first))
+        .collect();
     let build = || -> Arc<MaskProduct> {
         let mut builder = MaskProductBuilder::new(precision, FEATURES).expect("a valid precision");
         mask_tiles.iter().for_each(|tile| builder.tile(tile).expect("a tile that fits"));
@@ -123,7 +132,7 @@ fn polynomials(precision: Precision, tokens: usize) {
     let loading = fastest(|| (), |()| build());
 
     let tiles: Vec<_> =
-        (0..FEATURES).step_by(TILE_COLUMNS).map(|first| tile(tokens, precision.output_limbs, first)).collect();
+        (0..FEATURES).step_by(TILE_COLUMNS).map(|first| tile(tokens, precision.output_bits.into(), first)).collect();
     let ticket = || {
         let out = vec![0.0; tokens * FEATURES];
         encrypt().1.open(Arc::clone(&masks), precision, out).expect("a valid precision")

@@ -64,16 +64,16 @@ fn report(kernel: &dyn Kernel, peak: Option<f64>, set: ParameterSet, shape: Line
     let (body, plain) = (planes(limbs, TOKENS), planes(1, limbs * (masks + TOKENS)));
     let keystream = bytes(shape.d_in * limbs * masks);
 
-    let time = |limbs, output_limbs, rows: Rows<'_>| {
-        let product = Product { weights, limbs, output_limbs, rows };
+    let time = |limbs, output_bits, rows: Rows<'_>| {
+        let product = Product { weights, limbs, output_bits, rows };
         let seconds = best_seconds(kernel, &product, tile_columns(shape.d_out));
         let operations = (rows.count() * shape.d_in * shape.d_out * kernel.operations(limbs)) as f64;
         let share = peak.map_or("-".to_owned(), |peak| format!("{:.0} %", 100.0 * operations / seconds / peak));
         (seconds, share)
     };
-    let (body, body_share) = time(limbs, limbs - 1, Rows::Body(&body));
-    let (masks, masks_share) = time(limbs, limbs - 1, Rows::Masks { keystream: &keystream, rows: masks });
-    let (plain, plain_share) = time(1, 1, Rows::Body(&plain));
+    let (body, body_share) = time(limbs, set.modulus_bits() - 8, Rows::Body(&body));
+    let (masks, masks_share) = time(limbs, set.modulus_bits() - 8, Rows::Masks { keystream: &keystream, rows: masks });
+    let (plain, plain_share) = time(1, 8, Rows::Body(&plain));
     println!(
         "{:<12} {:<4} {:>12} {:>9.2} {:>6} {:>9.2} {:>6} {:>9.2} {:>6} {:>6.2}",
         kernel.name(),

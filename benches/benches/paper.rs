@@ -59,19 +59,17 @@ fn with_kernel(
             expand(seed, domain, 16 * chunk..16 * chunk + bytes.len() / column_bytes, bytes);
         });
         let rows = Rows::Masks { keystream: &keystream, rows: precision.set.mask_rows() };
-        multiply(&for_masks, precision.set.limbs(), precision.mask_limbs, rows)
+        multiply(&for_masks, precision.set.limbs(), 8 * u32::from(precision.mask_limbs), rows)
     };
-    let body = move |body: &Planes| {
-        multiply(&packed, usize::from(precision.body_limbs), precision.output_limbs, Rows::Body(body))
-    };
+    let body = move |body: &Planes| multiply(&packed, body.limbs(), precision.output_bits.into(), Rows::Body(body));
     ColumnPacked::with_products(precision, weights, shape, masks, body).expect("the mask product fits")
 }
 
 /// All tiles of one product.
-fn multiply(weights: &PackedLinear, limbs: usize, output_limbs: u8, rows: Rows<'_>) -> Vec<ProductTile> {
+fn multiply(weights: &PackedLinear, limbs: usize, output_bits: u32, rows: Rows<'_>) -> Vec<ProductTile> {
     let weights = weights.along(Direction::Forward);
     let tiles = Mutex::new(Vec::new());
-    let product = Product { weights, limbs, output_limbs: usize::from(output_limbs), rows };
+    let product = Product { weights, limbs, output_bits, rows };
     best_kernel()
         .multiply(&product, tile_columns(weights.outer()), &|tile| {
             tiles.lock().expect("no thread panics with the lock").push(tile);

@@ -1,6 +1,6 @@
 //! How exact one encrypted product is: `cargo bench -p benches --bench precision`.
 //!
-//! For inner dimensions of 576, 2048 and 8192 and Gaussian rows and weights it takes a product the whole way (rotate,
+//! For inner dimensions of 64 to 28,672 and Gaussian rows and weights it takes a product the whole way (rotate,
 //! encode, encrypt, the reference worker's product and modulus switching, decrypt, un-rotate) at the provable and at the
 //! sketched step, and prints, as a Markdown table, its relative error against the product in f64, beside what the planner predicts, what plain 8-bit
 //! activations and weights do to the same product, and what the planner would choose. It is the scheme that is measured, so
@@ -22,6 +22,8 @@ use protocol::sketch::{Checks, Sketch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+/// Inner dimensions.
+const DIMENSIONS: [usize; 6] = [64, 576, 2048, 8192, 16_384, 28_672];
 /// Output columns: a product of more takes longer and says no more.
 const OUTPUTS: usize = 128;
 /// Rows of the product.
@@ -30,10 +32,10 @@ const WAY: Direction = Direction::Forward;
 
 fn main() -> Result<()> {
     println!(
-        "| d_in | set/body:output bytes | of masks | step | measured | predicted | plain W8A8 measured | predicted | planner's choice |"
+        "| d_in | set/body:output bits | bytes of masks | step | measured | predicted | plain W8A8 measured | predicted | planned |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for d_in in [576, 2048, 8192] {
+    for d_in in DIMENSIONS {
         let shape = LinearShape { d_in, d_out: OUTPUTS };
         let (rows, weights) = (gaussian(TOKENS * d_in, 1), gaussian(d_in * OUTPUTS, 2));
         let exact = product(&rows, &weights, d_in);
@@ -41,11 +43,17 @@ fn main() -> Result<()> {
         let (matrix, meta) = serve(weights, shape)?;
         let [checks, _] = Checks::draw(&matrix.values, shape)?;
         let plain_predicted = plain_w8a8_error(&meta, WAY);
-        let chosen = plan(&meta, WAY, &PrecisionTarget::default());
+        // What is planned for a layer that gives as many features as it takes, and for a gradient of as many.
+        let square = LinearMeta { shape: LinearShape { d_in, d_out: d_in }, scales: vec![1.0; d_in], ..meta.clone() };
+        let target = PrecisionTarget::default();
+        let chosen = plan(&square, WAY, &target);
+        let gradient = LinearMeta { rms_row_norm: meta.rms_column_norm, max_row_norm: meta.max_column_norm, ..square };
+        let coarser = plan(&gradient, Direction::Backward, &target);
 
-        let mut precisions: Vec<_> = ParameterSet::ALL.into_iter().map(Precision::standard).collect();
-        precisions.insert(1, Precision { mask_limbs: 2, ..Precision::standard(ParameterSet::P24) });
-        precisions.push(Precision { body_limbs: 4, ..Precision::standard(ParameterSet::P32) });
+        let p24 = Precision { mask_limbs: 2, ..Precision::standard(ParameterSet::P24) };
+        let mut precisions = vec![chosen, coarser, p24];
+        precisions.extend([ParameterSet::P32, ParameterSet::P48].map(Precision::standard));
+        precisions.dedup();
         for (precision, step) in precisions.into_iter().flat_map(|p| [(p, Step::Provable), (p, Step::Sketched)]) {
             let out = encrypted(&rows, (&matrix, &meta, &checks.sketch), precision, step);
             let out = out.with_context(|| format!("{precision} at {d_in}"))?;
@@ -57,9 +65,15 @@ fn main() -> Result<()> {
                 plain_predicted,
             ]
             .map(|error| format!("{:.2} %", 100.0 * error));
+            let planned = match precision {
+                _ if precision == chosen && precision == coarser => "both ways",
+                _ if precision == chosen => "forward",
+                _ if precision == coarser => "backward",
+                _ => "",
+            };
+            let (shown, masks) = (step.precision(precision), precision.mask_limbs);
             println!(
-                "| {d_in} | {precision} | {} | {step:?} | {measured} | {predicted} | {plain} | {plain_predicted} | {chosen}, {} |",
-                precision.mask_limbs, chosen.mask_limbs
+                "| {d_in} | {shown} | {masks} | {step:?} | {measured} | {predicted} | {plain} | {plain_predicted} | {planned} |"
             );
         }
     }
@@ -111,6 +125,7 @@ fn encrypted(
 ) -> Result<Vec<f32>> {
     let features = matrix.shape.d_in;
     let codec = ProductCodec::new(meta, WAY, precision)?;
+    let precision = codec.precision(step);
     let (prepared, _) = codec.prepare_expecting(rows, TOKENS, sketch, step)?;
     let linear = LinearId { layer: 0, group: Group::O };
     let (seed, domain) = (MaskSeed::from_bytes([3; 32]), MaskDomain { set: precision.set, product: linear.along(WAY) });

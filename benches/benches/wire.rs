@@ -56,8 +56,7 @@ fn body_product(criterion: &mut Criterion) {
     let runtime = Builder::new_current_thread().build().expect("a runtime without drivers");
     let mut group = criterion.benchmark_group("wire");
     for inner in [576, 2048] {
-        let limbs = header().operand_limbs();
-        let body = Planes::zeros(limbs, TOKENS as usize, inner);
+        let body = Planes::zeros_of_bits(header().operand_bits(), TOKENS as usize, inner);
         group.throughput(Throughput::Bytes(body.bytes().len() as u64));
         group.bench_function(format!("body/{TOKENS}x{inner}"), |bencher| {
             bencher.iter(|| {

@@ -287,6 +287,10 @@ impl Config {
             "encryption.factor must be a positive number; 1.0 means as precise as plain 8-bit arithmetic"
         );
         ensure!(
+            self.encryption.backward.is_finite() && self.encryption.backward > 0.0,
+            "encryption.backward must be a positive number; 1.0 means gradients as precise as activations"
+        );
+        ensure!(
             self.data.pad_to > 0 && self.data.pad_to <= 1 << 16,
             "data.pad_to must be from 1, which pads nothing, to 65536"
         );
@@ -377,6 +381,7 @@ mod tests {
         assert!(error_of("[checkpoint]\nkeep = 0").contains("checkpoint.keep"));
         assert!(error_of("[data]\npad_to = 0").contains("data.pad_to"));
         assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
+        assert!(error_of("[encryption]\nbackward = 0.0").contains("encryption.backward"));
     }
 
     #[test]

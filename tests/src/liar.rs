@@ -316,7 +316,7 @@ impl Admitted for Altering {
 /// Alters a tile.
 fn alter(lie: Lie, planes: &mut Planes) {
     let (rows, columns) = (planes.rows(), planes.columns());
-    let half = 1_u64 << (8 * planes.limbs() - 1);
+    let half = 1_u64 << (planes.bits() - 1);
     let mut add = |row: usize, column: usize, value: u64| {
         let sum = planes.value(row, column).wrapping_add(value);
         planes.set_value(row, column, sum);

@@ -14,8 +14,8 @@ use super::{Kernel, PackedLinear, Product, Rows};
 /// No multiple of any kernel's blocks, with more inner elements than one block of each holds and more rows than a tile.
 const SHAPE: LinearShape = LinearShape { d_in: 1100, d_out: 75 };
 const ROWS: usize = 45;
-/// Bytes of a value, and of an output value, that parameter sets ask for.
-const LIMBS: [(usize, usize); 3] = [(3, 2), (4, 3), (6, 4)];
+/// Bytes of a value, and bits of an output value, that are asked for.
+const WIDTHS: [(usize, u32); 5] = [(3, 16), (3, 10), (3, 12), (4, 24), (6, 32)];
 
 /// Whether `kernel` multiplies as `portable` does, both ways.
 pub(super) fn agrees(kernel: &dyn Kernel, portable: &dyn Kernel) -> bool {
@@ -24,12 +24,12 @@ pub(super) fn agrees(kernel: &dyn Kernel, portable: &dyn Kernel) -> bool {
     let weights: Vec<i8> = bytes(SHAPE.d_in * SHAPE.d_out).map(|byte| byte as i8).collect();
     let Some(packed) = PackedLinear::new(SHAPE, &weights) else { return false };
     [Direction::Forward, Direction::Backward].into_iter().all(|direction| {
-        LIMBS.into_iter().all(|(limbs, output_limbs)| {
+        WIDTHS.into_iter().all(|(limbs, output_bits)| {
             let weights = packed.along(direction);
             let mut body = Planes::scratch(limbs, ROWS, weights.inner());
             let count = body.bytes().len();
             body.bytes_mut().iter_mut().zip(bytes(count)).for_each(|(to, byte)| *to = byte);
-            let product = Product { weights, limbs, output_limbs, rows: Rows::Body(&body) };
+            let product = Product { weights, limbs, output_bits, rows: Rows::Body(&body) };
             let answer = tiles(kernel, &product);
             answer.is_some() && answer == tiles(portable, &product)
         })

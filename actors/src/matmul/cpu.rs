@@ -1,10 +1,11 @@
-//! The processor as a device: weights packed for its kernels, masks expanded in the worker's memory.
+//! The processor as a device: weights packed for its kernels, masks expanded and bodies spread in the worker's memory, tiles
+//! packed while they are in its cache.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use protocol::he::mask::expand;
-use protocol::he::{MaskDomain, MaskSeed};
+use protocol::he::{MaskDomain, MaskSeed, ProductTile};
 use protocol::ids::LinearShape;
 use rayon::prelude::*;
 
@@ -66,18 +67,25 @@ impl HeldMatrix for CpuMatrix {
     }
 
     fn multiply(&self, task: &ProductTask, tile_columns: usize, sink: TileSink<'_>) -> Result<(), DeviceError> {
-        let &ProductTask { direction, limbs, output_limbs, ref rows } = task;
+        let &ProductTask { direction, limbs, output_bits, ref rows } = task;
         let weights = self.weights.along(direction);
-        let keystream;
+        let (keystream, spread);
         let rows = match rows {
             Multiplicand::Masks { seed, domain, first_feature } => {
                 let features = *first_feature..*first_feature + weights.inner();
                 keystream = expand_masks(seed, domain, features);
                 Rows::Masks { keystream: &keystream, rows: domain.set.mask_rows() }
             }
-            Multiplicand::Body(body) => Rows::Body(body),
+            Multiplicand::Body(body) if body.is_whole() => Rows::Body(body),
+            Multiplicand::Body(body) => {
+                spread = body.spread();
+                Rows::Body(&spread)
+            }
         };
-        self.kernel.multiply(&Product { weights, limbs, output_limbs, rows }, tile_columns, sink)?;
+        let pack = |ProductTile { first_column, rows }: ProductTile| {
+            sink(ProductTile { first_column, rows: rows.pack(output_bits) })
+        };
+        self.kernel.multiply(&Product { weights, limbs, output_bits, rows }, tile_columns, &pack)?;
         Ok(())
     }
 }
@@ -119,7 +127,7 @@ mod tests {
         assert_eq!((matrix.shape(), matrix.memory_bytes()), (shape, device.memory_for(shape)));
 
         let refused = |limbs: usize, rows: Multiplicand| {
-            let task = ProductTask { direction: Direction::Backward, limbs, output_limbs: 2, rows };
+            let task = ProductTask { direction: Direction::Backward, limbs, output_bits: 16, rows };
             let nothing = |_| -> ControlFlow<()> { panic!("no tile may come from refused operands") };
             matrix.multiply(&task, 64, &nothing).unwrap_err()
         };

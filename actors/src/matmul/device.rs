@@ -44,8 +44,8 @@ pub trait HeldMatrix: Send + Sync + 'static {
     /// What it takes of the device's memory, bytes.
     fn memory_bytes(&self) -> u64;
 
-    /// Computes a product in tiles of about `tile_columns` output columns. Blocks until all tiles are given away or
-    /// `sink` breaks off.
+    /// Computes a product in tiles of about `tile_columns` output columns, as they travel. Blocks until all tiles are given
+    /// away or `sink` breaks off.
     ///
     /// # Errors
     /// When the operands do not fit each other, the device has no memory for the product, or it does not work. Tiles
@@ -58,10 +58,12 @@ pub trait HeldMatrix: Send + Sync + 'static {
 pub struct ProductTask {
     /// `X·W` or `dY·Wᵀ`.
     pub direction: Direction,
-    /// Bytes of a value of the rows.
+    /// Bytes in which a value of the rows has room, and in which it is multiplied: of a body that has fewer bits, these stand
+    /// at their upper end.
     pub limbs: usize,
-    /// Most significant bytes of an output value that are given away, rounded to the nearest: `1..=limbs`.
-    pub output_limbs: usize,
+    /// Most significant bits of an output value that are given away, rounded to the nearest: some that planes can have, at
+    /// most `8·limbs`.
+    pub output_bits: u32,
     /// What the matrix is multiplied by.
     pub rows: Multiplicand,
 }
@@ -78,7 +80,7 @@ pub enum Multiplicand {
         /// The feature of the first row of the matrix: not 0 where the matrix is a part of a wider one.
         first_feature: usize,
     },
-    /// The body of a ciphertext, `limbs × tokens × inner`.
+    /// The body of a ciphertext as it travels, `tokens × inner`.
     Body(Arc<Planes>),
 }
 

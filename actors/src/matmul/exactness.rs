@@ -27,8 +27,8 @@ pub struct Case {
     pub shape: LinearShape,
     /// Which way it is multiplied.
     pub direction: Direction,
-    /// Bytes of an output value.
-    pub output_limbs: usize,
+    /// Bits of an output value.
+    pub output_bits: u32,
     /// What it is multiplied by.
     pub rows: CaseRows,
     /// Columns of a tile.
@@ -38,10 +38,10 @@ pub struct Case {
 /// What a case's matrix is multiplied by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CaseRows {
-    /// A body of any bytes.
+    /// A body of any values.
     Body {
-        /// Bytes of a value.
-        limbs: usize,
+        /// Bits of a value.
+        bits: u32,
         /// Its rows.
         tokens: usize,
     },
@@ -56,13 +56,13 @@ pub enum CaseRows {
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, shape: LinearShape { d_in, d_out }, direction, output_limbs, rows, tile_columns } = self;
+        let Self { seed, shape: LinearShape { d_in, d_out }, direction, output_bits, rows, tile_columns } = self;
         write!(f, "seed {seed}: {d_in} × {d_out}, {direction:?}, ")?;
         match rows {
-            CaseRows::Body { limbs, tokens } => write!(f, "{tokens} rows of {limbs} bytes")?,
+            CaseRows::Body { bits, tokens } => write!(f, "{tokens} rows of {bits} bits")?,
             CaseRows::Masks { set, first_feature } => write!(f, "{set} masks of features {first_feature}..")?,
         }
-        write!(f, ", {output_limbs} bytes out, tiles of {tile_columns} columns")
+        write!(f, ", {output_bits} bits out, tiles of {tile_columns} columns")
     }
 }
 
@@ -88,6 +88,14 @@ pub enum ExactnessError {
         /// How often it came.
         times: usize,
     },
+    /// A tile of values of other bits.
+    #[error("{case}: a tile of {bits} bits a value")]
+    Width {
+        /// Which case.
+        case: Box<Case>,
+        /// Bits that came.
+        bits: u32,
+    },
     /// The product is wrong.
     #[error("{case}: byte {limb} of row {row}, column {column} is {given}, not {right}; {wrong} of {all} bytes differ")]
     Different {
@@ -111,7 +119,7 @@ pub enum ExactnessError {
 }
 
 impl Case {
-    /// A random case: any shape, all limbs and parameter sets, both directions.
+    /// A random case: any shape, all bits and parameter sets, both directions.
     pub fn random(seed: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         // Small and large sizes alike, odd ones and multiples of what kernels like.
@@ -125,7 +133,7 @@ impl Case {
             let set = ParameterSet::ALL[random.random_range(0..ParameterSet::ALL.len())];
             CaseRows::Masks { set, first_feature: random.random_range(0..5000) }
         } else {
-            CaseRows::Body { limbs: random.random_range(1..=MAX_LIMBS), tokens }
+            CaseRows::Body { bits: 2 * random.random_range(4..=4 * MAX_LIMBS as u32), tokens }
         };
         let (limbs, count) = rows.size();
         while limbs * count * d_in * d_out > MOST_MACS {
@@ -136,7 +144,7 @@ impl Case {
             seed,
             shape: LinearShape { d_in, d_out },
             direction,
-            output_limbs: random.random_range(1..=limbs),
+            output_bits: 2 * random.random_range(4..=4 * limbs as u32),
             rows,
             tile_columns: random.random_range(1..=1000),
         }
@@ -145,24 +153,27 @@ impl Case {
     /// What a device is tried with before it serves: awkward sizes, all sets' limbs and masks, both directions.
     pub fn start_up() -> Vec<Self> {
         let (odd, even) = (LinearShape { d_in: 1100, d_out: 75 }, LinearShape { d_in: 256, d_out: 640 });
-        let body = |limbs, tokens| CaseRows::Body { limbs, tokens };
+        let body = |bits, tokens| CaseRows::Body { bits, tokens };
         let mut rows = vec![
-            (odd, body(1, 3), 1),
-            (odd, body(2, 45), 2),
-            (odd, body(3, 45), 2),
-            (even, body(3, 300), 2),
-            (odd, body(4, 129), 3),
-            (odd, body(5, 31), 4),
-            (odd, body(6, 45), 4),
+            (odd, body(8, 3), 8),
+            (odd, body(16, 45), 16),
+            (odd, body(22, 45), 10),
+            (odd, body(20, 45), 12),
+            (even, body(24, 300), 16),
+            (odd, body(32, 129), 24),
+            (odd, body(40, 31), 32),
+            (odd, body(48, 45), 30),
         ];
         let small = LinearShape { d_in: 70, d_out: 33 };
-        rows.extend(ParameterSet::ALL.map(|set| (small, CaseRows::Masks { set, first_feature: 5 }, set.limbs())));
-        let case = |(shape, rows, output_limbs)| {
+        rows.extend(
+            ParameterSet::ALL.map(|set| (small, CaseRows::Masks { set, first_feature: 5 }, set.modulus_bits())),
+        );
+        let case = |(shape, rows, output_bits)| {
             [Direction::Forward, Direction::Backward].map(|direction| Self {
                 seed: 1,
                 shape,
                 direction,
-                output_limbs,
+                output_bits,
                 rows,
                 tile_columns: 64,
             })
@@ -176,7 +187,7 @@ impl Case {
     /// When the device gives no product, or a wrong one.
     pub fn check(&self, device: &dyn Device) -> Result<(), ExactnessError> {
         let case = || Box::new(*self);
-        let Self { seed, shape, direction, output_limbs, rows, tile_columns } = *self;
+        let Self { seed, shape, direction, output_bits, rows, tile_columns } = *self;
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
         let mut values = vec![0_u8; shape.d_in * shape.d_out];
         random.fill_bytes(&mut values);
@@ -184,21 +195,21 @@ impl Case {
         let (inner, outer) = shape.along(direction);
         let (limbs, count) = rows.size();
         let (operand, body) = match rows {
-            CaseRows::Body { limbs, tokens } => {
-                let mut body = Planes::scratch(limbs, tokens, inner);
+            CaseRows::Body { bits, tokens } => {
+                let mut body = Planes::scratch_of_bits(bits, tokens, inner);
                 random.fill_bytes(body.bytes_mut());
-                let body = Arc::new(body);
-                (Multiplicand::Body(Arc::clone(&body)), body)
+                let spread = body.spread();
+                (Multiplicand::Body(Arc::new(body)), spread)
             }
             CaseRows::Masks { set, first_feature } => {
                 let mask_seed = MaskSeed::generate(&mut random);
                 let linear = LinearId { layer: random.random(), group: Group::Down };
                 let domain = MaskDomain { set, product: linear.along(direction) };
                 let masks = expand_planes(&mask_seed, &domain, first_feature..first_feature + inner);
-                (Multiplicand::Masks { seed: mask_seed, domain, first_feature }, Arc::new(masks))
+                (Multiplicand::Masks { seed: mask_seed, domain, first_feature }, masks)
             }
         };
-        let task = ProductTask { direction, limbs, output_limbs, rows: operand };
+        let task = ProductTask { direction, limbs, output_bits, rows: operand };
         let failed = |source| ExactnessError::Device { case: case(), source };
         let tiles = device
             .hold(shape, &values)
@@ -218,18 +229,25 @@ impl Case {
         }
         let packed = PackedLinear::new(shape, &values).ok_or(DeviceError::Values { count: values.len(), shape });
         let packed = packed.map_err(failed)?;
-        let product = Product { weights: packed.along(direction), limbs, output_limbs, rows: Rows::Body(&body) };
+        let product = Product { weights: packed.along(direction), limbs, output_bits, rows: Rows::Body(&body) };
         let right = collect(|sink| Ok(portable_kernel().multiply(&product, outer, sink)?)).map_err(failed)?;
-        let right = right.into_iter().next().map_or_else(|| Planes::zeros(output_limbs, count, 0), |tile| tile.rows);
+        let right = right
+            .into_iter()
+            .next()
+            .map_or_else(|| Planes::zeros(output_bits.div_ceil(8) as usize, count, 0), |tile| tile.rows);
         tiles.iter().try_for_each(|tile| self.compare(tile, &right))
     }
 
     /// A tile against the whole right product.
     fn compare(&self, tile: &ProductTile, right: &Planes) -> Result<(), ExactnessError> {
         let (width, outer) = (tile.rows.columns(), right.columns());
-        for limb in 0..self.output_limbs {
+        if tile.rows.bits() != self.output_bits {
+            return Err(ExactnessError::Width { case: Box::new(*self), bits: tile.rows.bits() });
+        }
+        let rows = tile.rows.spread();
+        for limb in 0..rows.limbs() {
             let right = right.plane(limb).chunks_exact(outer).map(|row| &row[tile.first_column..][..width]);
-            let given = tile.rows.plane(limb);
+            let given = rows.plane(limb);
             let pairs = || right.clone().flatten().zip(given).enumerate().filter(|(_, (right, given))| right != given);
             if let Some((place, (&right, &given_byte))) = pairs().next() {
                 return Err(ExactnessError::Different {
@@ -252,7 +270,7 @@ impl CaseRows {
     /// Bytes of a value, and rows.
     fn size(self) -> (usize, usize) {
         match self {
-            Self::Body { limbs, tokens } => (limbs, tokens),
+            Self::Body { bits, tokens } => (bits.div_ceil(8) as usize, tokens),
             Self::Masks { set, .. } => (set.limbs(), set.mask_rows()),
         }
     }
@@ -295,9 +313,11 @@ mod tests {
         let cases: Vec<Case> = (0..400).map(Case::random).collect();
         assert_eq!(cases[7], Case::random(7));
         for limbs in 1..=MAX_LIMBS {
-            for output_limbs in 1..=limbs {
-                assert!(cases.iter().any(|case| case.rows.size().0 == limbs && case.output_limbs == output_limbs));
-            }
+            let with = |short: u32| {
+                let is = move |case: &&Case| case.rows.size().0 == limbs && case.output_bits % 8 == short;
+                cases.iter().any(|case| is(&case))
+            };
+            assert!(with(0) && (limbs == 1 || (with(2) && with(4) && with(6))), "{limbs}");
         }
         for set in ParameterSet::ALL {
             for direction in [Direction::Forward, Direction::Backward] {
@@ -361,9 +381,9 @@ mod tests {
     fn a_device_with_a_fault_in_one_bit_or_a_tile_too_few_is_found_out() {
         let faulty = |fault| Faulty(CpuDevice::new(portable_kernel()), fault);
         let flipped = faulty(|mut tile| {
-            if let Some(byte) = tile.rows.bytes_mut().last_mut() {
-                *byte ^= 1;
-            }
+            let (row, column) = (tile.rows.rows() - 1, tile.rows.columns() - 1);
+            let value = tile.rows.value(row, column);
+            tile.rows.set_value(row, column, value ^ 1);
             Some(tile)
         });
         let lost = faulty(|tile| (tile.first_column > 0).then_some(tile));

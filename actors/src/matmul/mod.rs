@@ -1,7 +1,7 @@
 //! The worker's arithmetic: rows mod q times int8 weights, on whatever this machine has.
 //!
 //! A [`Kernel`] multiplies a mask or a body by a [`PackedMatrix`] and gives the product away in tiles of output
-//! columns, already rounded to the bytes that go back. It knows values of some bytes, not parameter sets. Which kernels
+//! columns, already rounded to the bits that go back. It knows values of some bytes, not parameter sets. Which kernels
 //! a machine has is found out once, at run time ([`kernels`]); all of them give the same bytes.
 //!
 //! A worker sees none of this: it has [`Device`]s, of which the processor with its best kernel is one ([`CpuDevice`]).
@@ -57,7 +57,7 @@ pub enum Rows<'a> {
         /// Rows of the mask.
         rows: usize,
     },
-    /// Values as they travel, `limbs × tokens × inner`.
+    /// Values of whole bytes, `limbs × tokens × inner`.
     Body(&'a Planes),
 }
 
@@ -80,17 +80,18 @@ pub struct Product<'a> {
     pub weights: &'a PackedMatrix,
     /// Bytes of a value of the rows, 1 to [`MAX_LIMBS`].
     pub limbs: usize,
-    /// Most significant bytes of an output value that are given away, rounded to the nearest: `1..=limbs`.
-    pub output_limbs: usize,
+    /// Most significant bits of an output value that are given away, rounded to the nearest: some that planes can have, at
+    /// most `8·limbs`. They come in whole bytes, at whose upper end they stand, with zeros below them.
+    pub output_bits: u32,
     /// What is multiplied.
     pub rows: Rows<'a>,
 }
 
 impl Product<'_> {
     fn check(&self) -> Result<(), ProductError> {
-        let &Self { weights, limbs, output_limbs, rows } = self;
-        if !(1..=MAX_LIMBS).contains(&limbs) || !(1..=limbs).contains(&output_limbs) {
-            return Err(ProductError::Limbs { limbs, output_limbs });
+        let &Self { weights, limbs, output_bits, rows } = self;
+        if !are_possible(limbs, output_bits) {
+            return Err(ProductError::Bits { limbs, output_bits });
         }
         let inner = weights.inner();
         match rows {
@@ -101,9 +102,9 @@ impl Product<'_> {
                 }
             }
             Rows::Body(body) => {
-                if body.limbs() != limbs || body.columns() != inner {
-                    let (body_limbs, columns) = (body.limbs(), body.columns());
-                    return Err(ProductError::Body { body_limbs, columns, limbs, inner });
+                if body.bits() != 8 * limbs as u32 || body.columns() != inner {
+                    let (body_bits, columns) = (body.bits(), body.columns());
+                    return Err(ProductError::Body { body_bits, columns, limbs, inner });
                 }
             }
         }
@@ -111,17 +112,22 @@ impl Product<'_> {
     }
 }
 
+/// Whether there is a product of values of so many bytes that gives so many bits.
+fn are_possible(limbs: usize, output_bits: u32) -> bool {
+    (1..=MAX_LIMBS).contains(&limbs) && Planes::has_width(output_bits) && output_bits <= 8 * limbs as u32
+}
+
 /// Why a product cannot be computed: operands that do not fit each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProductError {
-    /// Byte counts that no kernel has.
-    #[error("there is no product of {limbs} bytes a value that gives {output_limbs}")]
-    Limbs {
+    /// Numbers that no kernel has.
+    #[error("there is no product of {limbs} bytes a value that gives {output_bits} bits")]
+    Bits {
         /// Bytes of a value asked for.
         limbs: usize,
-        /// Bytes of an output value asked for.
-        output_limbs: usize,
+        /// Bits of an output value asked for.
+        output_bits: u32,
     },
     /// A mask of the wrong length.
     #[error("a mask of {bytes} bytes is not {rows} rows of {inner} values of {limbs} bytes")]
@@ -136,10 +142,10 @@ pub enum ProductError {
         inner: usize,
     },
     /// A body of the wrong shape.
-    #[error("a body of {body_limbs} bytes a value and {columns} columns does not fit {inner} values of {limbs} bytes")]
+    #[error("a body of {body_bits} bits a value and {columns} columns does not fit {inner} values of {limbs} bytes")]
     Body {
-        /// Limbs that came.
-        body_limbs: usize,
+        /// Bits of a value that came.
+        body_bits: u32,
         /// Columns that came.
         columns: usize,
         /// Limbs of the product.

@@ -6,7 +6,7 @@
 //! 3. A task walks over the inner dimension in blocks, and in each over its columns; the weights of a register
 //!    block's columns stay in the first-level cache while all rows of the task pass.
 //! 4. Digit sums are shifted and added into values while they are in the first-level cache. After the last inner
-//!    block the values are rounded to the output's limbs and written; between inner blocks, where there are several,
+//!    block the values are rounded to the output's bits and written; between inner blocks, where there are several,
 //!    a strip of them waits in the second-level cache. No sum leaves the task.
 
 use std::ops::{ControlFlow, Range};
@@ -135,9 +135,9 @@ impl<V> Default for Scratch<V> {
 struct Work<'a, M> {
     operand: Operand<'a, M>,
     weights: &'a PackedMatrix,
-    /// Bytes of a value, before and after modulus switching.
+    /// Bytes of a value, and bits of it after modulus switching.
     limbs: usize,
-    output_limbs: usize,
+    output_bits: u32,
     stopped: AtomicBool,
 }
 
@@ -152,9 +152,9 @@ impl<M: Micro> Cpu<M> {
         tile_columns: usize,
         sink: TileSink<'_>,
     ) {
-        let &Product { weights, limbs, output_limbs, rows } = product;
+        let &Product { weights, limbs, output_bits, rows } = product;
         let operand = Operand::pack(&self.micro, &self.operands, limbs, weights.inner(), rows);
-        let work = Work { operand, weights, limbs, output_limbs, stopped: AtomicBool::new(false) };
+        let work = Work { operand, weights, limbs, output_bits, stopped: AtomicBool::new(false) };
         let outer = weights.outer();
         let tile_columns = tile_columns.clamp(1, outer.max(1)).next_multiple_of(PANEL);
         (0..outer.div_ceil(tile_columns)).into_par_iter().for_each(|tile| {
@@ -171,9 +171,10 @@ impl<M: Micro> Cpu<M> {
     fn tile<V: Value>(&self, scratch: &Pool<Scratch<V>>, work: &Work<'_, M>, columns: Range<usize>) -> Option<Planes> {
         let rows = work.operand.rows();
         let plane = rows * columns.len();
-        let mut planes = Planes::scratch(work.output_limbs, rows, columns.len());
+        let output_limbs = work.output_bits.div_ceil(8) as usize;
+        let mut planes = Planes::scratch(output_limbs, rows, columns.len());
         let mut tasks: Vec<Output<'_>> = Vec::new();
-        tasks.resize_with(rows.div_ceil(TASK_ROWS), || Vec::with_capacity(work.output_limbs));
+        tasks.resize_with(rows.div_ceil(TASK_ROWS), || Vec::with_capacity(output_limbs));
         for plane in planes.bytes_mut().chunks_exact_mut(plane.max(1)) {
             for (task, part) in tasks.iter_mut().zip(plane.chunks_mut(TASK_ROWS * columns.len())) {
                 task.push(part);
@@ -267,14 +268,17 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
                             _ => recombine::<V, MAX_LIMBS>(sums, bits, values),
                         }
                         if pass + 1 == passes {
-                            let dropped = 8 * (work.limbs - output.len()) as u32;
+                            let (dropped, below) =
+                                (8 * work.limbs as u32 - work.output_bits, 8 * (work.limbs - output.len()) as u32);
                             let start = (first_row - rows.start) * columns.len() + first - columns.start;
                             let width = (columns.end - first).min(M::COLUMNS);
                             for (limb, plane) in output.iter_mut().enumerate() {
                                 let rows = plane[start..].chunks_mut(columns.len());
                                 let rows = rows.zip(values.chunks_exact(halves));
-                                let shift = dropped + 8 * limb as u32;
-                                rows.for_each(|(row, values)| write(values, dropped, shift, &mut row[..width]));
+                                let shift = below + 8 * limb as u32;
+                                // Dropped bits of the byte.
+                                let kept = if limb == 0 { u8::MAX << (dropped - below) } else { u8::MAX };
+                                rows.for_each(|(row, values)| write(values, dropped, (shift, kept), &mut row[..width]));
                             }
                         }
                     }
@@ -300,15 +304,15 @@ fn recombine<V: Value, const D: usize>(sums: &[Line], bits: u32, values: &mut [V
     }
 }
 
-/// Writes a byte of each rounded value of a row: the eight bits from bit `shift` on.
+/// Writes a byte of each rounded value of a row: of the eight bits from bit `shift` on, those of `kept`.
 #[inline(always)]
-fn write<V: Value>(values: &[Values<V>], dropped: u32, shift: u32, bytes: &mut [u8]) {
+fn write<V: Value>(values: &[Values<V>], dropped: u32, (shift, kept): (u32, u8), bytes: &mut [u8]) {
     let half = V::half(dropped);
     let (whole, rest) = bytes.as_chunks_mut::<HALF>();
     for (values, bytes) in values.iter().zip(whole.iter_mut()) {
-        *bytes = values.map(|value| value.rounded_byte(half, shift));
+        *bytes = values.map(|value| value.rounded_byte(half, shift) & kept);
     }
     for (value, byte) in values.iter().skip(whole.len()).flatten().zip(rest) {
-        *byte = value.rounded_byte(half, shift);
+        *byte = value.rounded_byte(half, shift) & kept;
     }
 }

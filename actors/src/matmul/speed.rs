@@ -20,9 +20,9 @@ const BUDGET: Duration = Duration::from_millis(250);
 const SHAPE: LinearShape = LinearShape { d_in: 576, d_out: 576 };
 /// Rows of the body: those of a sequence, so that a product takes no longer than a processor is left to one process.
 const TOKENS: usize = 256;
-/// Bytes of a value, and of an output value: what bodies usually have.
+/// Bytes of a value, and bits of an output value: what bodies usually have.
 const LIMBS: usize = 3;
-const OUTPUT_LIMBS: usize = 2;
+const OUTPUT_BITS: u32 = 16;
 
 /// A matrix of the size of a model of a billion parameters, and rows, for devices that are fast: what takes the copies
 /// longer than the arithmetic has to be long.
@@ -41,7 +41,7 @@ pub fn measure_speed(kernel: &dyn Kernel) -> f64 {
     let body = exactness::bytes(LIMBS * TOKENS * SHAPE.d_in).collect();
     let body = Planes::from_bytes(LIMBS, TOKENS, SHAPE.d_in, body).expect("as many bytes as the body has");
     let weights = packed.along(Direction::Forward);
-    let product = Product { weights, limbs: LIMBS, output_limbs: OUTPUT_LIMBS, rows: Rows::Body(&body) };
+    let product = Product { weights, limbs: LIMBS, output_bits: OUTPUT_BITS, rows: Rows::Body(&body) };
 
     let seconds = runs(BUDGET, || multiply_once(kernel, &product)).expect("operands that fit each other")[0];
     let macs = TOKENS * SHAPE.d_in * SHAPE.d_out;
@@ -93,7 +93,7 @@ pub fn measure_device_speed(device: &dyn Device) -> Result<f64, DeviceError> {
     let count = body.bytes().len();
     body.bytes_mut().iter_mut().zip(exactness::bytes(count)).for_each(|(to, byte)| *to = byte);
     let rows = Multiplicand::Body(Arc::new(body));
-    let task = ProductTask { direction: Direction::Forward, limbs: LIMBS, output_limbs: OUTPUT_LIMBS, rows };
+    let task = ProductTask { direction: Direction::Forward, limbs: LIMBS, output_bits: OUTPUT_BITS, rows };
     let seconds = runs(BUDGET, || run_task(matrix.as_ref(), &task))?[0];
     Ok((DEVICE_TOKENS * shape.d_in * shape.d_out) as f64 / seconds)
 }

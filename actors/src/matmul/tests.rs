@@ -73,7 +73,7 @@ struct Case {
     packed: PackedLinear,
     /// The rows, as a body; the same values are multiplied as a mask.
     rows: Planes,
-    output_limbs: usize,
+    output_bits: u32,
 }
 
 impl Case {
@@ -81,7 +81,7 @@ impl Case {
         shape: LinearShape,
         direction: Direction,
         rows: usize,
-        (limbs, output_limbs): (usize, usize),
+        (limbs, output_bits): (usize, u32),
         fill: Fill,
         seed: u64,
     ) -> Self {
@@ -101,7 +101,7 @@ impl Case {
             .collect();
         let packed = PackedLinear::new(shape, &weights).unwrap();
         let rows = Planes::from_bytes(limbs, rows, inner, bytes).unwrap();
-        Self { shape, direction, weights, packed, rows, output_limbs }
+        Self { shape, direction, weights, packed, rows, output_bits }
     }
 
     /// The rows in the order of a keystream.
@@ -118,17 +118,23 @@ impl Case {
 
     fn product<'a>(&'a self, rows: Rows<'a>) -> Product<'a> {
         let weights = self.packed.along(self.direction);
-        Product { weights, limbs: self.rows.limbs(), output_limbs: self.output_limbs, rows }
+        Product { weights, limbs: self.rows.limbs(), output_bits: self.output_bits, rows }
+    }
+
+    /// Bytes in which an output value has room.
+    fn output_limbs(&self) -> usize {
+        self.output_bits.div_ceil(8) as usize
     }
 
     /// The whole output, from the definition.
     fn expected(&self) -> Planes {
         let (inner, outer) = self.shape.along(self.direction);
         let bits = 8 * self.rows.limbs() as u32;
-        let dropped = bits - 8 * self.output_limbs as u32;
+        let dropped = bits - self.output_bits;
+        let up = 8 * self.output_limbs() as u32 - self.output_bits;
         let values: Vec<u64> =
             (0..self.rows.rows() * inner).map(|index| self.rows.value(index / inner, index % inner)).collect();
-        let mut output = Planes::zeros(self.output_limbs, self.rows.rows(), outer);
+        let mut output = Planes::zeros(self.output_limbs(), self.rows.rows(), outer);
         for row in 0..self.rows.rows() {
             for j in 0..outer {
                 let weight = |i: usize| match self.direction {
@@ -138,7 +144,7 @@ impl Case {
                 let sum: i128 = (0..inner).map(|i| i128::from(values[row * inner + i]) * i128::from(weight(i))).sum();
                 let value = sum.rem_euclid(1 << bits);
                 let rounded = if dropped == 0 { value } else { (value + (1 << (dropped - 1))) >> dropped };
-                output.set_value(row, j, (rounded % (1 << (8 * self.output_limbs))) as u64);
+                output.set_value(row, j, ((rounded % (1 << self.output_bits)) << up) as u64);
             }
         }
         output
@@ -155,11 +161,11 @@ impl Case {
             .unwrap();
         let mut tiles = tiles.into_inner().unwrap();
         tiles.sort_by_key(|tile: &ProductTile| tile.first_column);
-        let mut whole = Planes::zeros(self.output_limbs, rows.count(), outer);
+        let mut whole = Planes::zeros(self.output_limbs(), rows.count(), outer);
         let mut next = 0;
         for ProductTile { first_column, rows: tile } in tiles {
             assert_eq!(first_column, next, "tiles cover the columns once");
-            assert_eq!((tile.limbs(), tile.rows()), (self.output_limbs, rows.count()));
+            assert_eq!((tile.bits(), tile.rows()), (8 * self.output_limbs() as u32, rows.count()));
             next += tile.columns();
             for (row, column) in (0..tile.rows()).flat_map(|row| (0..tile.columns()).map(move |column| (row, column))) {
                 whole.set_value(row, first_column + column, tile.value(row, column));
@@ -182,8 +188,9 @@ impl Case {
     }
 }
 
-fn limbs() -> impl Strategy<Value = (usize, usize)> {
-    (1..=MAX_LIMBS).prop_flat_map(|limbs| (Just(limbs), 1..=limbs))
+/// Bytes of a value, and bits of an output value.
+fn widths() -> impl Strategy<Value = (usize, u32)> {
+    (1..=MAX_LIMBS).prop_flat_map(|limbs| (Just(limbs), (4..=4 * limbs as u32).prop_map(|bits| 2 * bits)))
 }
 
 proptest! {
@@ -194,14 +201,14 @@ proptest! {
         d_in in 1usize..200,
         d_out in 1usize..150,
         rows in 0usize..80,
-        limbs in limbs(),
+        widths in widths(),
         backward: bool,
         extreme: bool,
         seed: u64,
     ) {
         let direction = if backward { Direction::Backward } else { Direction::Forward };
         let fill = if extreme { Fill::Extreme } else { Fill::Uniform };
-        Case::random(LinearShape { d_in, d_out }, direction, rows, limbs, fill, seed).check();
+        Case::random(LinearShape { d_in, d_out }, direction, rows, widths, fill, seed).check();
     }
 }
 
@@ -210,7 +217,7 @@ proptest! {
 fn every_kernel_cuts_large_products_right() {
     for (limbs, seed) in [(3, 1), (6, 2)] {
         let shape = LinearShape { d_in: 70, d_out: 301 };
-        Case::random(shape, Direction::Forward, 229, (limbs, 2), Fill::Uniform, seed).check();
+        Case::random(shape, Direction::Forward, 229, (limbs, 12), Fill::Uniform, seed).check();
     }
 }
 
@@ -219,7 +226,7 @@ fn every_kernel_cuts_large_products_right() {
 fn every_kernel_is_exact_over_long_inner_dimensions() {
     for limbs in 1..=MAX_LIMBS {
         let shape = LinearShape { d_in: 4133, d_out: 33 };
-        Case::random(shape, Direction::Forward, 5, (limbs, limbs), Fill::Extreme, 7).check();
+        Case::random(shape, Direction::Forward, 5, (limbs, 8 * limbs as u32), Fill::Extreme, 7).check();
     }
 }
 
@@ -228,7 +235,7 @@ fn every_kernel_is_exact_over_long_inner_dimensions() {
 fn the_largest_sums_do_not_wrap() {
     for (limbs, value) in [(6, 0x80_00_u64), (6, 0xffff_ffff_ffff), (5, 0x7f_8000_7fff), (4, 0x8000_8000)] {
         let shape = LinearShape { d_in: 2100, d_out: 17 };
-        let mut case = Case::random(shape, Direction::Forward, 3, (limbs, limbs), Fill::Uniform, 1);
+        let mut case = Case::random(shape, Direction::Forward, 3, (limbs, 8 * limbs as u32), Fill::Uniform, 1);
         case.weights.fill(-128);
         case.packed = PackedLinear::new(shape, &case.weights).unwrap();
         for (row, feature) in (0..3).flat_map(|row| (0..shape.d_in).map(move |feature| (row, feature))) {
@@ -241,8 +248,8 @@ fn the_largest_sums_do_not_wrap() {
 /// A buffer that was used for something larger is used again.
 #[test]
 fn what_a_buffer_held_before_does_not_matter() {
-    let large = Case::random(LinearShape { d_in: 300, d_out: 64 }, Direction::Forward, 90, (4, 3), Fill::Extreme, 4);
-    let small = Case::random(LinearShape { d_in: 65, d_out: 33 }, Direction::Forward, 7, (3, 2), Fill::Uniform, 5);
+    let large = Case::random(LinearShape { d_in: 300, d_out: 64 }, Direction::Forward, 90, (4, 24), Fill::Extreme, 4);
+    let small = Case::random(LinearShape { d_in: 65, d_out: 33 }, Direction::Forward, 7, (3, 10), Fill::Uniform, 5);
     for kernel in kernels() {
         for case in [&large, &small, &large] {
             let body = case.run(kernel.as_ref(), Rows::Body(&case.rows));
@@ -266,7 +273,7 @@ fn the_peak_is_above_the_speed() {
 #[test]
 fn a_sink_that_breaks_off_stops_the_product() {
     let shape = LinearShape { d_in: 64, d_out: 4096 };
-    let case = Case::random(shape, Direction::Forward, 3, (3, 2), Fill::Uniform, 3);
+    let case = Case::random(shape, Direction::Forward, 3, (3, 16), Fill::Uniform, 3);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     for kernel in kernels() {
         let calls = Mutex::new(0);
@@ -284,7 +291,7 @@ fn a_sink_that_breaks_off_stops_the_product() {
 #[test]
 fn operands_that_do_not_fit_are_refused() {
     let shape = LinearShape { d_in: 20, d_out: 10 };
-    let case = Case::random(shape, Direction::Forward, 2, (3, 2), Fill::Uniform, 3);
+    let case = Case::random(shape, Direction::Forward, 2, (3, 16), Fill::Uniform, 3);
     let keystream = case.keystream();
     let masks = |bytes| Rows::Masks { keystream: &keystream[bytes..], rows: 2 };
     let silent = |_: ProductTile| panic!("no tile may come from refused operands");
@@ -298,12 +305,18 @@ fn operands_that_do_not_fit_are_refused() {
         assert!(matches!(error(turned), ProductError::Body { inner: 10, columns: 20, .. }));
         let body = Planes::zeros(4, 2, 20);
         let other = case.product(Rows::Body(&body));
-        assert!(matches!(error(other), ProductError::Body { body_limbs: 4, limbs: 3, .. }));
+        assert!(matches!(error(other), ProductError::Body { body_bits: 32, limbs: 3, .. }));
         let huge = Product { rows: Rows::Masks { keystream: &keystream, rows: usize::MAX }, ..case.product(masks(0)) };
         assert!(matches!(error(huge), ProductError::Masks { .. }));
-        for (limbs, output_limbs) in [(0, 0), (3, 0), (3, 4), (7, 2)] {
-            let product = Product { limbs, output_limbs, ..case.product(masks(0)) };
-            assert_eq!(error(product), ProductError::Limbs { limbs, output_limbs });
+        let packed = Planes::zeros_of_bits(22, 2, 20);
+        let other = case.product(Rows::Body(&packed));
+        assert!(
+            matches!(error(other), ProductError::Body { body_bits: 22, limbs: 3, .. }),
+            "it has to be spread first"
+        );
+        for (limbs, output_bits) in [(0, 0), (3, 0), (3, 32), (7, 16), (3, 6), (3, 11)] {
+            let product = Product { limbs, output_bits, ..case.product(masks(0)) };
+            assert_eq!(error(product), ProductError::Bits { limbs, output_bits });
         }
     }
     assert!(PackedLinear::new(shape, &case.weights[1..]).is_none());

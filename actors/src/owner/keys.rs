@@ -70,7 +70,7 @@ pub enum KeyError {
 pub(crate) struct Sealed {
     /// Names the call and its ticket.
     pub(crate) header: ProductHeader,
-    /// `body_limbs × tokens × inner`.
+    /// `tokens × inner` values of `body_bits`.
     pub(crate) body: Arc<Planes>,
     /// Columns of the answer.
     pub(crate) outer: usize,
@@ -179,9 +179,9 @@ fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Re
     let Encrypt { product, ref rows, tokens, step } = *message;
     let _span = tracing::info_span!(target: WORK, "encrypt", call, %product, tokens).entered();
     let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
-    let precision = entry.precision(product.direction);
-    let checks = entry.checks(product.direction);
-    let (prepared, expected) = entry.codec(product.direction).prepare_expecting(rows, tokens, &checks.sketch, step)?;
+    let (codec, checks) = (entry.codec(product.direction), entry.checks(product.direction));
+    let precision = codec.precision(step);
+    let (prepared, expected) = codec.prepare_expecting(rows, tokens, &checks.sketch, step)?;
     let (inner, outer) = entry.shape().along(product.direction);
     let domain = MaskDomain { set: precision.set, product };
     let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };

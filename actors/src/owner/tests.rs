@@ -72,7 +72,7 @@ enum Mood {
 }
 
 fn columns_of(planes: &Planes, columns: std::ops::Range<usize>) -> Planes {
-    let mut part = Planes::zeros(planes.limbs(), planes.rows(), columns.len());
+    let mut part = Planes::zeros_of_bits(planes.bits(), planes.rows(), columns.len());
     for row in 0..planes.rows() {
         for (to, from) in columns.clone().enumerate() {
             part.set_value(row, to, planes.value(row, from));

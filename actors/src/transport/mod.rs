@@ -36,7 +36,7 @@ impl From<&str> for PeerName {
 pub struct ProductRequest {
     /// What is asked for.
     pub header: ProductHeader,
-    /// The body, `body_limbs × tokens × inner dimension`, if that is what is multiplied; the worker expands a mask itself.
+    /// The body, `tokens × inner dimension` values of `body_bits`, if that is what is multiplied; the worker expands a mask itself.
     pub body: Option<Arc<Planes>>,
     /// Columns of the answer. It does not travel: the owner knows it from the layer table, the worker from
     /// [`Admitted::outer`], and tiles are checked against it before anything is allocated for them.

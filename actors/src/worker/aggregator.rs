@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: SumShape = SumShape { parts: 2, limbs: 3, output_limbs: 2, rows: 1, outer: 8, cell_columns: 4 };
+    const SHAPE: SumShape = SumShape { parts: 2, limbs: 3, output_bits: 16, rows: 1, outer: 8, cell_columns: 4 };
 
     type Parts = [mpsc::Sender<Result<ProductTile, Refusal>>; 2];
 

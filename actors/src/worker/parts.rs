@@ -69,14 +69,22 @@ impl HeldLinear {
         if self.parts.len() == 1 {
             return vec![task];
         }
+        // Columns are cut of whole bytes: groups of packed ones may lie across a cut.
+        let spread = match &task.rows {
+            Multiplicand::Body(body) if task.direction == Direction::Backward => Some(body.spread()),
+            _ => None,
+        };
         let part = |part: &HeldPart| match task.direction {
             Direction::Forward => task.clone(),
             Direction::Backward => ProductTask {
                 direction: task.direction,
                 limbs: task.limbs,
-                output_limbs: task.limbs,
+                output_bits: 8 * task.limbs as u32,
                 rows: match &task.rows {
-                    Multiplicand::Body(body) => Multiplicand::Body(Arc::new(columns_of(body, part.columns.clone()))),
+                    Multiplicand::Body(body) => {
+                        let body = spread.as_ref().unwrap_or(body);
+                        Multiplicand::Body(Arc::new(columns_of(body, part.columns.clone())))
+                    }
                     &Multiplicand::Masks { seed, domain, first_feature } => {
                         Multiplicand::Masks { seed, domain, first_feature: first_feature + part.columns.start }
                     }
@@ -87,7 +95,7 @@ impl HeldLinear {
     }
 }
 
-/// Some columns of a body.
+/// Some columns of a body of whole bytes.
 fn columns_of(body: &Planes, columns: Range<usize>) -> Planes {
     let mut part = Planes::scratch(body.limbs(), body.rows(), columns.len());
     if !columns.is_empty() {
@@ -108,7 +116,7 @@ mod tests {
     use proptest::prelude::*;
     use protocol::he::{MaskDomain, MaskSeed, ParameterSet, ProductTile};
     use protocol::ids::{Group, LinearId};
-    use rand::{Rng as _, SeedableRng as _};
+    use rand::{Rng as _, RngCore as _, SeedableRng as _};
     use rand_chacha::ChaCha8Rng;
 
     use super::super::sum::{CiphertextSum, SumShape};
@@ -159,7 +167,7 @@ mod tests {
         let mut sum = CiphertextSum::new(SumShape {
             parts: tasks.len(),
             limbs: task.limbs,
-            output_limbs: task.output_limbs,
+            output_bits: task.output_bits,
             rows,
             outer,
             cell_columns: tile_columns(outer),
@@ -185,6 +193,11 @@ mod tests {
         Int8Matrix { shape, values: (0..shape.d_in * shape.d_out).map(|_| random.random()).collect() }
     }
 
+    /// Bits of a body's values, and of an output's.
+    fn widths() -> impl Strategy<Value = (u32, u32)> {
+        (4_u32..=24).prop_flat_map(|bits| (Just(2 * bits), (4..=bits).prop_map(|bits| 2 * bits)))
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -193,7 +206,7 @@ mod tests {
             d_in in 1_usize..150,
             columns in prop::collection::vec(1_usize..120, 2..4),
             rows in 1_usize..30,
-            (limbs, output_limbs) in (1_usize..=6).prop_flat_map(|limbs| (Just(limbs), 1..=limbs)),
+            (bits, output_bits) in widths(),
             backward: bool,
             seed: u64,
         ) {
@@ -202,9 +215,10 @@ mod tests {
             let matrix = matrix(shape, &mut random);
             let direction = if backward { Direction::Backward } else { Direction::Forward };
             let (inner, _) = shape.along(direction);
-            let bytes = (0..limbs * rows * inner).map(|_| random.random()).collect();
-            let body = Planes::from_bytes(limbs, rows, inner, bytes).unwrap();
-            let task = ProductTask { direction, limbs, output_limbs, rows: Multiplicand::Body(Arc::new(body)) };
+            let mut body = Planes::zeros_of_bits(bits, rows, inner);
+            random.fill_bytes(body.bytes_mut());
+            let limbs = body.limbs();
+            let task = ProductTask { direction, limbs, output_bits, rows: Multiplicand::Body(Arc::new(body)) };
             let [cut, whole] = cut_and_whole(&matrix, &columns, &task);
             prop_assert!(cut == whole);
         }
@@ -220,10 +234,10 @@ mod tests {
         {
             let domain = MaskDomain { set, product: LinearId { layer: 3, group: Group::Down }.along(direction) };
             let rows = Multiplicand::Masks { seed: MaskSeed::from_bytes([9; 32]), domain, first_feature: 0 };
-            for output_limbs in 1..=set.limbs() {
-                let task = ProductTask { direction, limbs: set.limbs(), output_limbs, rows: rows.clone() };
+            for output_bits in (8..=set.modulus_bits()).step_by(8) {
+                let task = ProductTask { direction, limbs: set.limbs(), output_bits, rows: rows.clone() };
                 let [cut, whole] = cut_and_whole(&matrix, &[64, 56, 30], &task);
-                assert!(cut == whole, "{set} {direction:?} {output_limbs}");
+                assert!(cut == whole, "{set} {direction:?} {output_bits}");
             }
         }
     }

@@ -83,8 +83,8 @@ impl Admitted for AdmittedProduct {
             (Operand::Body { .. }, None) => return Err(Refusal::Malformed("a body product without a body".into())),
         };
         let time = self.devices.take_in(&self.owner, &self.place, &self.weights, self.operations()).await?;
-        let (limbs, output_limbs) = (self.header.operand_limbs(), self.header.answer_limbs());
-        let task = ProductTask { direction: product.direction, limbs, output_limbs, rows };
+        let (limbs, output_bits) = (self.header.operand_limbs(), self.header.answer_bits());
+        let task = ProductTask { direction: product.direction, limbs, output_bits, rows };
         let parts = self.devices.multiply(Arc::clone(&self.weights), task, &self.place).await?;
         let (sender, tiles) = mpsc::channel(READY_TILES);
         tokio::spawn(forward(parts, sender, Arc::clone(&self.place)));

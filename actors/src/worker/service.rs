@@ -192,7 +192,7 @@ impl Worker {
             return Err(Refusal::Version(PROTOCOL_VERSION));
         }
         if !header.precision.is_valid() {
-            return Err(Refusal::Malformed(format!("{}: the set has no such bytes", header.precision)));
+            return Err(Refusal::Malformed(format!("{}: the set has no such bits", header.precision)));
         }
         if let Operand::Body { tokens } = header.operand
             && (tokens == 0 || tokens > self.limits.tokens)
@@ -237,7 +237,7 @@ impl Devices {
         task: ProductTask,
         place: &Arc<Place>,
     ) -> Result<Vec<(usize, TileStream<Refusal>)>, Refusal> {
-        let ProductTask { direction, limbs, output_limbs, .. } = task;
+        let ProductTask { direction, limbs, output_bits, .. } = task;
         let (rows, (_, outer)) = (task.rows.count(), weights.shape().along(direction));
         let tasks = if direction == Direction::Backward && weights.parts().len() > 1 {
             // The columns of a body are copied.
@@ -258,7 +258,7 @@ impl Devices {
             return Ok(parts);
         }
         let cell_columns = tile_columns(outer);
-        let shape = SumShape { parts: parts.len(), limbs, output_limbs, rows, outer, cell_columns };
+        let shape = SumShape { parts: parts.len(), limbs, output_bits, rows, outer, cell_columns };
         let parts = parts.into_iter().map(|(_, tiles)| tiles).collect();
         Ok(vec![(0, ask(&self.aggregator, Combine { parts, shape }).await??)])
     }
@@ -278,14 +278,15 @@ impl Drop for Worker {
     }
 }
 
-/// Bytes of a product: the body that comes in or the mask that is expanded, and the answer; where the matrix is cut,
-/// also what its parts are given and give.
+/// Bytes of a product: the body that comes in or the mask that is expanded, and the answer; where the matrix is cut, also
+/// what its parts are given and give. A body that comes packed is there twice, as it came and in whole bytes.
 fn product_bytes(header: &ProductHeader, weights: &HeldLinear) -> u64 {
     let (inner, outer) = weights.shape().along(header.product.direction);
     let rows = header.rows() as u64;
     let bytes = |limbs: usize, columns: usize| rows.saturating_mul(limbs as u64).saturating_mul(columns as u64);
     let operand = bytes(header.operand_limbs(), inner);
-    let whole = operand.saturating_add(bytes(header.answer_limbs(), outer));
+    let spread = if header.operand_bits().is_multiple_of(8) { 0 } else { operand };
+    let whole = operand.saturating_add(spread).saturating_add(bytes(header.answer_limbs(), outer));
     let parts = weights.parts().len() as u64;
     if parts == 1 {
         return whole;

@@ -1,5 +1,5 @@
 //! Ciphertexts added: the partial products of a matrix that is cut along the inner dimension, as numbers mod
-//! `2^(8·limbs)`, and the sum rounded to the bytes that go back.
+//! `2^(8·limbs)`, and the sum rounded to the bits that go back.
 //!
 //! Parts come as tiles, in any order, and not necessarily cut alike. The sum is kept in cells of some columns; a cell
 //! is given away as soon as every part of it has come. What is kept is at most the sum of the whole product.
@@ -34,8 +34,9 @@ pub struct SumShape {
     pub parts: usize,
     /// Bytes of a value of them.
     pub limbs: usize,
-    /// Most significant bytes of the sum that are given away, rounded to the nearest: `1..=limbs`.
-    pub output_limbs: usize,
+    /// Most significant bits of the sum that are given away, rounded to the nearest: some that planes can have, at most
+    /// `8·limbs`.
+    pub output_bits: u32,
     /// Rows of each.
     pub rows: usize,
     /// Columns of each.
@@ -78,10 +79,10 @@ impl CiphertextSum {
     /// # Errors
     /// When the tile does not belong here; then nothing is added.
     pub fn add(&mut self, part: usize, tile: ProductTile) -> Result<Vec<ProductTile>, PartError> {
-        let SumShape { limbs, output_limbs, rows, .. } = self.shape;
+        let SumShape { limbs, output_bits, rows, .. } = self.shape;
         let ProductTile { first_column, rows: tile } = tile;
         let came = self.came.get_mut(part).ok_or(PartError::Unknown(part))?;
-        if (tile.limbs(), tile.rows()) != (limbs, rows) {
+        if (tile.bits(), tile.rows()) != (8 * limbs as u32, rows) {
             return Err(PartError::Shape);
         }
         let columns = came.enter(first_column, tile.columns()).map_err(|error| match error {
@@ -109,7 +110,7 @@ impl CiphertextSum {
             if cell.missing == 0
                 && let Some(sum) = cell.sum.take()
             {
-                complete.push(ProductTile { first_column: cell.columns.start, rows: rounded(sum, output_limbs) });
+                complete.push(ProductTile { first_column: cell.columns.start, rows: rounded(sum, output_bits) });
             }
         }
         self.left -= complete.len();
@@ -151,18 +152,23 @@ fn add_limb(sums: &mut [u8], parts: &[u8], carries: &mut [u8]) {
     }
 }
 
-/// The most significant `output_limbs` bytes of each value, rounded to the nearest; the largest values round to 0, as
-/// numbers mod q do.
-fn rounded(sum: Planes, output_limbs: usize) -> Planes {
-    let dropped = sum.limbs() - output_limbs;
-    if dropped == 0 {
+/// The most significant `bits` of each value, rounded to the nearest; the largest values round to 0, as numbers mod q do.
+fn rounded(sum: Planes, bits: u32) -> Planes {
+    let limbs = bits.div_ceil(8) as usize;
+    // Whole bytes that are dropped, and bits of the lowest one that is kept.
+    let (dropped, dropped_bits) = (sum.limbs() - limbs, 8 * limbs as u32 - bits);
+    if dropped == 0 && dropped_bits == 0 {
         return sum;
     }
-    let mut out = Planes::scratch(output_limbs, sum.rows(), sum.columns());
+    let mut out = Planes::scratch(limbs, sum.rows(), sum.columns());
     for_runs(&mut out, TASK_BYTES, |offset, limbs, carries| {
-        // Half of the last byte that is kept is the highest bit of the one below.
-        let below = &sum.plane(dropped - 1)[offset..];
-        carries.iter_mut().zip(below).for_each(|(carry, below)| *carry = below >> 7);
+        if dropped_bits > 0 {
+            carries.fill(1 << (dropped_bits - 1));
+        } else {
+            // Half of the last byte that is kept is the highest bit of the one below.
+            let below = &sum.plane(dropped - 1)[offset..];
+            carries.iter_mut().zip(below).for_each(|(carry, below)| *carry = below >> 7);
+        }
         for (limb, out) in limbs.iter_mut().enumerate() {
             out.copy_from_slice(&sum.plane(dropped + limb)[offset..][..out.len()]);
             for (byte, carry) in out.iter_mut().zip(carries.iter_mut()) {
@@ -172,7 +178,8 @@ fn rounded(sum: Planes, output_limbs: usize) -> Planes {
             }
         }
     });
-    out
+    // What is left of the dropped bits is not packed.
+    out.pack(bits)
 }
 
 /// Cuts every plane into runs of `run` bytes, of which the last may be shorter, and calls `work` on the rayon pool for
@@ -218,7 +225,8 @@ mod tests {
         #[test]
         fn sums_are_those_of_integers(
             parts in 1_usize..4,
-            (limbs, output_limbs) in (1_usize..=6).prop_flat_map(|limbs| (Just(limbs), 1..=limbs)),
+            (limbs, output_bits) in (1_usize..=6)
+                .prop_flat_map(|limbs| (Just(limbs), (4..=4 * limbs as u32).prop_map(|bits| 2 * bits))),
             // Planes of one run, and of several.
             rows in prop_oneof![4 => 1_usize..5, 1 => 200_usize..220],
             outer in 1_usize..90,
@@ -242,7 +250,7 @@ mod tests {
                 }
             }
             tiles.shuffle(&mut random);
-            let mut sum = CiphertextSum::new(SumShape { parts, limbs, output_limbs, rows, outer, cell_columns });
+            let mut sum = CiphertextSum::new(SumShape { parts, limbs, output_bits, rows, outer, cell_columns });
             let mut came = vec![false; outer];
             for (part, tile) in tiles {
                 prop_assert!(!sum.is_complete());
@@ -252,7 +260,7 @@ mod tests {
                         prop_assert!(!std::mem::replace(&mut came[at], true));
                         for row in 0..rows {
                             let q = 1_u128 << (8 * limbs);
-                            let dropped = 8 * (limbs - output_limbs) as u32;
+                            let dropped = 8 * limbs as u32 - output_bits;
                             let total: u128 = planes.iter().map(|part| u128::from(part.value(row, at))).sum();
                             let half = (1_u128 << dropped) >> 1;
                             let expected = ((total + half) % q) >> dropped;
@@ -267,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_is_no_part_is_refused() {
-        let shape = SumShape { parts: 2, limbs: 3, output_limbs: 2, rows: 2, outer: 10, cell_columns: 4 };
+        let shape = SumShape { parts: 2, limbs: 3, output_bits: 16, rows: 2, outer: 10, cell_columns: 4 };
         let mut sum = CiphertextSum::new(shape);
         let tile = |first_column, limbs, rows, columns| ProductTile {
             first_column,

@@ -18,7 +18,7 @@ use protocol::quant::{Int8Matrix, LinearMeta, serve};
 use protocol::wire::messages::{
     ControlReply, ControlRequest, Operand, PROTOCOL_VERSION, ProductHeader, Refusal, WorkerHealth,
 };
-use rand::{Rng as _, SeedableRng as _};
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
@@ -189,9 +189,8 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, TransportError>) -> Refusal {
 fn request(linear: LinearId, direction: Direction, precision: Precision, tokens: u32) -> ProductRequest {
     let (inner, outer) = shape(linear.group).along(direction);
     let mut rng = ChaCha8Rng::seed_from_u64(99);
-    let limbs = usize::from(precision.body_limbs);
-    let bytes = (0..limbs * tokens as usize * inner).map(|_| rng.random()).collect();
-    let body = Planes::from_bytes(limbs, tokens as usize, inner, bytes).unwrap();
+    let mut body = Planes::zeros_of_bits(precision.body_bits.into(), tokens as usize, inner);
+    rng.fill_bytes(body.bytes_mut());
     let operand = Operand::Body { tokens };
     let header =
         ProductHeader { version: PROTOCOL_VERSION, call: 5, product: linear.along(direction), precision, operand };
@@ -240,12 +239,9 @@ fn assert_covers(tiles: Vec<ProductTile>, whole: &ProductTile) {
     let whole = &whole.rows;
     while next < whole.columns() {
         let part = &by_column[&next].rows;
-        assert_eq!((part.limbs(), part.rows()), (whole.limbs(), whole.rows()));
-        for limb in 0..part.limbs() {
-            let rows = part.plane(limb).chunks(part.columns());
-            for (row, whole) in rows.zip(whole.plane(limb).chunks(whole.columns())) {
-                assert_eq!(row, &whole[next..next + part.columns()]);
-            }
+        assert_eq!((part.bits(), part.rows()), (whole.bits(), whole.rows()));
+        for (row, column) in (0..part.rows()).flat_map(|row| (0..part.columns()).map(move |column| (row, column))) {
+            assert_eq!(part.value(row, column), whole.value(row, next + column));
         }
         next += part.columns();
     }
@@ -256,12 +252,14 @@ fn assert_covers(tiles: Vec<ProductTile>, whole: &ProductTile) {
 async fn answers_are_the_reference_answers() {
     let net = start(Arc::default(), limits()).await;
     net.loaded(1..3).await;
-    let mut calls = 0;
-    for set in ParameterSet::ALL {
+    let (mut calls, mut up) = (0, 0);
+    let packed = Precision { set: ParameterSet::P24, body_bits: 22, mask_limbs: 2, output_bits: 10 };
+    for precision in ParameterSet::ALL.map(Precision::standard).into_iter().chain([packed]) {
         for direction in [Direction::Forward, Direction::Backward] {
             for (group, tokens) in [(Group::GateUp, 33), (Group::Down, 1)] {
                 let linear = LinearId { layer: 2, group };
-                let request = request(linear, direction, Precision::standard(set), tokens);
+                let request = request(linear, direction, precision, tokens);
+                up += request.body.as_ref().unwrap().bytes().len() as u64;
                 for request in [of_mask(&request), request] {
                     let whole = expected(&request);
                     assert_covers(collect(net.product(request).await.unwrap()).await, &whole);
@@ -273,8 +271,6 @@ async fn answers_are_the_reference_answers() {
     let health = net.until(|health| health.calls == calls).await;
     assert!(health.busy_seconds > 0.0);
     assert_eq!((health.layers, health.loaded, health.peak_rss_bytes), (1..3, 2, 4242));
-    let limbs: u64 = ParameterSet::ALL.into_iter().map(|set| u64::from(Precision::standard(set).body_limbs)).sum();
-    let up = (33 * (40 + 300) + (100 + 40)) * limbs;
     assert_eq!(net.network.traffic().up, up);
     net.worker.stop().await;
 }
@@ -324,8 +320,8 @@ async fn headers_are_checked_before_bodies() {
 
     let bad = ProductHeader { version: 9, ..header.clone() };
     assert_eq!(net.refusal(bad).await, Refusal::Version(PROTOCOL_VERSION));
-    for output_limbs in [0, 4, 255] {
-        let precision = Precision { output_limbs, ..header.precision };
+    for output_bits in [0, 15, 26, 255] {
+        let precision = Precision { output_bits, ..header.precision };
         assert!(matches!(net.refusal(ProductHeader { precision, ..header.clone() }).await, Refusal::Malformed(_)));
     }
     for tokens in [0, 65, u32::MAX] {
@@ -338,7 +334,7 @@ async fn headers_are_checked_before_bodies() {
     }
     let large = request(LinearId { layer: 1, group: Group::GateUp }, Direction::Forward, header.precision, 64);
     assert!(net.worker.admit(&"owner".into(), &large.header).await.is_ok());
-    let precision = Precision { set: ParameterSet::P48, body_limbs: 6, mask_limbs: 6, output_limbs: 6 };
+    let precision = Precision::exact(ParameterSet::P48);
     let wide = ProductHeader { precision, operand: Operand::Masks { seed: [0; 32] }, ..large.header };
     assert!(matches!(net.refusal(wide).await, Refusal::Capacity(_)), "over a megabyte");
 

@@ -34,7 +34,7 @@ pub(crate) fn measure(model: &Arc<Model>, rows: &Rows) -> anyhow::Result<()> {
             let sent = sent?;
             let mut sums = vec![[0.0; protocol::sketch::COLUMNS]; *tokens];
             let (expected, ()) = timed(|| product.checks.sketch.expect(black_box(&sent.rows), &mut sums));
-            let answer = product.answer(&product.held, &sent.body)?;
+            let answer = product.answer(&product.held, &sent)?;
             let (opened, decrypted) = timed(|| product.decrypt(sent.ticket, &masks, &answer));
             let decrypted = decrypted?;
             let decode = product.codec.decoder(&sent.scales);

@@ -30,6 +30,7 @@ pub(crate) struct Product {
 /// Rows on their way.
 pub(crate) struct Sent {
     pub(crate) body: Arc<Planes>,
+    pub(crate) precision: Precision,
     pub(crate) ticket: protocol::he::Ticket,
     pub(crate) expected: Expected,
     pub(crate) scales: RowScales,
@@ -83,7 +84,7 @@ impl Product {
     ) -> anyhow::Result<UnverifiedMasks> {
         let limbs = self.precision.set.limbs();
         let rows = Multiplicand::Masks { seed: SEED, domain: self.domain(), first_feature: 0 };
-        let mut tile = self.multiply(held, limbs, limbs, rows)?;
+        let mut tile = self.multiply(held, limbs, self.precision.set.modulus_bits(), rows)?;
         forge(&mut tile);
         let precision = Precision { mask_limbs: limbs as u8, ..self.precision };
         let mut builder = MaskProductBuilder::new(precision, self.dimensions().1)?;
@@ -102,15 +103,24 @@ impl Product {
         let tokens = rows.len() / inner;
         let (prepared, expected) = self.codec.prepare_expecting(rows, tokens, &self.checks.sketch, step)?;
         let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
-        let (body, ticket) = encrypt(&SEED, &self.domain(), self.precision, plaintext)?;
+        let precision = self.codec.precision(step);
+        let (body, ticket) = encrypt(&SEED, &self.domain(), precision, plaintext)?;
         let protocol::quant::Prepared { rows, steps, scales } = prepared;
-        Ok(Sent { body: Arc::new(body), ticket, expected, scales, rows: rows.to_vec(), steps: steps.to_vec() })
+        Ok(Sent {
+            body: Arc::new(body),
+            precision,
+            ticket,
+            expected,
+            scales,
+            rows: rows.to_vec(),
+            steps: steps.to_vec(),
+        })
     }
 
     /// What a worker with these weights answers.
-    pub(crate) fn answer(&self, held: &Arc<dyn HeldMatrix>, body: &Arc<Planes>) -> anyhow::Result<ProductTile> {
-        let Precision { body_limbs, output_limbs, .. } = self.precision;
-        self.multiply(held, body_limbs.into(), output_limbs.into(), Multiplicand::Body(Arc::clone(body)))
+    pub(crate) fn answer(&self, held: &Arc<dyn HeldMatrix>, sent: &Sent) -> anyhow::Result<ProductTile> {
+        let body = Multiplicand::Body(Arc::clone(&sent.body));
+        self.multiply(held, sent.body.limbs(), sent.precision.output_bits.into(), body)
     }
 
     pub(crate) fn decrypt(
@@ -120,7 +130,8 @@ impl Product {
         answer: &ProductTile,
     ) -> anyhow::Result<Decrypted<Vec<f32>>> {
         let out = vec![0.0; answer.rows.rows() * self.dimensions().1];
-        let mut decryption = ticket.open(Arc::clone(masks), self.precision, out)?;
+        let precision = ticket.precision();
+        let mut decryption = ticket.open(Arc::clone(masks), precision, out)?;
         decryption.tile(answer)?;
         Ok(decryption.finish()?)
     }
@@ -130,20 +141,21 @@ impl Product {
         &self,
         held: &Arc<dyn HeldMatrix>,
         limbs: usize,
-        output_limbs: usize,
+        output_bits: u32,
         rows: Multiplicand,
     ) -> anyhow::Result<ProductTile> {
         let (_, outer) = self.dimensions();
         let count = rows.count();
-        let whole = Mutex::new(Planes::zeros(output_limbs, count, outer));
-        let task = ProductTask { direction: self.id.direction, limbs, output_limbs, rows };
+        let whole = Mutex::new(Planes::zeros(output_bits.div_ceil(8) as usize, count, outer));
+        let task = ProductTask { direction: self.id.direction, limbs, output_bits, rows };
         held.multiply(&task, tile_columns(outer), &|tile: ProductTile| {
             let width = tile.rows.columns();
             let mut whole = whole.lock().expect("nobody panicked");
-            let rows = whole.bytes_mut().chunks_exact_mut(outer).zip(tile.rows.bytes().chunks_exact(width));
+            let spread = tile.rows.spread();
+            let rows = whole.bytes_mut().chunks_exact_mut(outer).zip(spread.bytes().chunks_exact(width));
             rows.for_each(|(to, from)| to[tile.first_column..][..width].copy_from_slice(from));
             ControlFlow::Continue(())
         })?;
-        Ok(ProductTile { first_column: 0, rows: whole.into_inner().expect("nobody panicked") })
+        Ok(ProductTile { first_column: 0, rows: whole.into_inner().expect("nobody panicked").pack(output_bits) })
     }
 }

@@ -98,7 +98,8 @@ pub(crate) fn measure(model: &Arc<Model>, rows: &Rows) -> anyhow::Result<()> {
 fn look(product: &Product, rows: &[f32], tokens: usize) -> anyhow::Result<Seen> {
     let (inner, outer) = product.dimensions();
     let (prepared, _) = product.codec.prepare_expecting(rows, tokens, &product.checks.sketch, Step::Provable)?;
-    let room = message_room(product.precision, inner, product.meta.max_norm(product.id.direction));
+    let room =
+        message_room(product.codec.precision(Step::Provable), inner, product.meta.max_norm(product.id.direction));
     let half = f64::from(product.precision.set.modulus_bits() - 1).exp2();
     let mut expected = vec![[0.0; COLUMNS]; tokens];
     product.checks.sketch.expect(&prepared.rows, &mut expected);

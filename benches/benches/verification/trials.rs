@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actors::matmul::{CpuDevice, Device as _, HeldMatrix, best_kernel};
-use protocol::he::{MaskProduct, Planes, Precision, ProductTile, noise};
+use protocol::he::{MaskProduct, Planes, ProductTile, noise};
 use protocol::model::Model;
 use protocol::quant::Step;
 use rand::{Rng as _, SeedableRng as _};
@@ -55,7 +55,7 @@ pub(crate) fn honest(model: &Arc<Model>, rows: &Rows, count: usize) -> anyhow::R
         // Each matrix both ways, alternating the steps from one round to the next.
         let step = if number / 240 % 2 == 0 { Step::Sketched } else { Step::Provable };
         let sent = product.send(asked.some_rows(&mut rng), step)?;
-        let answer = product.answer(&product.held, &sent.body)?;
+        let answer = product.answer(&product.held, &sent)?;
         let decrypted = product.decrypt(sent.ticket, masks, &answer)?;
         match product.checks.sketch.verify(decrypted, &sent.expected, |_, _| ()) {
             Ok(verified) => {
@@ -91,7 +91,6 @@ struct Outcome {
 /// What a worker that lies has to lie with.
 struct Liar<'a> {
     answer: &'a mut ProductTile,
-    precision: Precision,
     /// Another answer to other rows of the same matrix.
     earlier: &'a ProductTile,
     /// Answers of workers with other weights.
@@ -112,7 +111,7 @@ const KINDS: [&str; 14] = [
     "two entries, ±q/2",
     "two entries, ±q/4",
     "a column of zeros",
-    "low byte cut off",
+    "lower half cut off",
     "noise, 1 × honest",
     "noise, 4 × honest",
     "noise, 16 × honest",
@@ -127,7 +126,7 @@ impl Liar<'_> {
     fn lie(&mut self, kind: usize, rng: &mut ChaCha8Rng) {
         let planes = &mut self.answer.rows;
         let (rows, outer) = (planes.rows(), planes.columns());
-        let half = 1_i64 << (8 * self.precision.output_limbs - 1);
+        let half = 1_i64 << (planes.bits() - 1);
         let (row, column) = (rng.random_range(0..rows), rng.random_range(0..outer));
         let other = (column + rng.random_range(1..outer)) % outer;
         match kind {
@@ -150,7 +149,12 @@ impl Liar<'_> {
                 add(planes, row, other, -half / 2);
             }
             9 => (0..rows).for_each(|row| planes.set_value(row, column, 0)),
-            10 => planes.bytes_mut()[..rows * outer].fill(0),
+            10 => {
+                let kept = u64::MAX << (planes.bits() / 2);
+                for (row, column) in (0..rows).flat_map(|row| (0..outer).map(move |column| (row, column))) {
+                    planes.set_value(row, column, planes.value(row, column) & kept);
+                }
+            }
             _ => {
                 let factor = [1.0, 4.0, 16.0][kind - 11] * self.honest;
                 for (row, column) in (0..rows).flat_map(|row| (0..outer).map(move |column| (row, column))) {
@@ -180,19 +184,18 @@ pub(crate) fn forged(model: &Arc<Model>, rows: &Rows, count: usize) -> anyhow::R
         let Asked { product, masks, .. } = &asked[at];
         let step = if rng.random() { Step::Sketched } else { Step::Provable };
         let before = product.send(asked[at].some_rows(&mut rng), step)?;
-        let earlier = product.answer(&product.held, &before.body)?;
+        let earlier = product.answer(&product.held, &before)?;
         let sent = product.send(asked[at].some_rows(&mut rng), step)?;
-        let mut answer = product.answer(&product.held, &sent.body)?;
+        let mut answer = product.answer(&product.held, &sent)?;
         let honest_answer = answer.clone();
         let norm = product.meta.rms_column_norm;
-        let unit = f64::from(product.precision.output_dropped_bits()).exp2();
-        let honest = noise::product_variance(product.precision, norm * norm).sqrt() / unit;
+        let unit = f64::from(sent.precision.output_dropped_bits()).exp2();
+        let honest = noise::product_variance(sent.precision, norm * norm).sqrt() / unit;
         let mut liar = Liar {
             answer: &mut answer,
-            precision: product.precision,
             earlier: &earlier,
-            altered: &product.answer(&altered[at], &sent.body)?,
-            slightly: &product.answer(&slightly[at], &sent.body)?,
+            altered: &product.answer(&altered[at], &sent)?,
+            slightly: &product.answer(&slightly[at], &sent)?,
             honest,
         };
         liar.lie(kind, &mut rng);
@@ -236,7 +239,7 @@ fn effect(
     unit: f64,
 ) -> (f64, f64) {
     let outer = honest.rows.columns();
-    let modulus = 1_i64 << (8 * honest.rows.limbs());
+    let modulus = 1_i64 << honest.rows.bits();
     let mut largest = (0.0_f64, 0.0_f64);
     for row in (0..honest.rows.rows()).filter(|row| !again.contains(row) && steps[*row] > 0.0) {
         let difference = |column| {

@@ -13,7 +13,7 @@ use actors::matmul::cuda::measure::Plain;
 use actors::matmul::cuda::memory::Sizes;
 use actors::matmul::exactness::bytes;
 use actors::matmul::{Device as _, Multiplicand, ProductTask, task_seconds};
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use protocol::he::{ParameterSet, Planes, Precision};
 use protocol::ids::{Direction, LinearShape};
 use protocol::model::synthetic::{KnownModel, SyntheticLlama};
@@ -150,8 +150,8 @@ impl Product<'_> {
             let plain = |numbers| gpu.plain_seconds(numbers, (tokens, inner, outer), BUDGET);
             let (bf16_s, int8_s) = (plain(Plain::Bf16)?, plain(Plain::Int8)?);
             for precision in self.precisions() {
-                let Precision { set, body_limbs, mask_limbs, output_limbs } = precision;
-                let (limbs, output_limbs) = (usize::from(body_limbs), usize::from(output_limbs));
+                let Precision { set, body_bits, mask_limbs, output_bits } = precision;
+                let [limbs, output_limbs] = [body_bits, output_bits].map(|bits| usize::from(bits.div_ceil(8)));
                 let sizes = Sizes { rows: tokens, inner, outer, limbs, output_limbs };
                 let body_s = gpu.product_seconds(&matrix, direction, sizes, BUDGET)?;
                 let other_engines = others.iter().map(|other| {
@@ -160,9 +160,11 @@ impl Product<'_> {
                 });
                 let other_engines = other_engines.collect::<anyhow::Result<_>>()?;
                 let masks_s = gpu.mask_seconds(&matrix, direction, (set, mask_limbs.into()), BUDGET)?;
-                let body = Planes::from_bytes(limbs, tokens, inner, bytes(limbs * tokens * inner).collect());
-                let rows = Multiplicand::Body(Arc::new(body.context("as many bytes as a body has")?));
-                let task = ProductTask { direction, limbs, output_limbs, rows };
+                let mut body = Planes::zeros_of_bits(body_bits.into(), tokens, inner);
+                let count = body.bytes().len();
+                body.bytes_mut().iter_mut().zip(bytes(count)).for_each(|(to, byte)| *to = byte);
+                let rows = Multiplicand::Body(Arc::new(body));
+                let task = ProductTask { direction, limbs, output_bits: output_bits.into(), rows };
                 let int8_products = limbs as f64;
                 let mask_products = (set.limbs() * set.mask_rows()) as f64 / tokens as f64;
                 figures.push(ProductFigures {
@@ -265,7 +267,7 @@ mod tests {
             inner: 1,
             outer: 2,
             tokens: 3,
-            precision: "p24/3:2".to_owned(),
+            precision: "p24/22:10".to_owned(),
             body_s: 1e-3,
             other_engines: Vec::new(),
             body_with_copies_s: 2e-3,

@@ -45,7 +45,7 @@ const SEED: MaskSeed = MaskSeed::from_bytes([7; 32]);
 pub enum Parameters {
     /// As the planner chooses.
     Auto,
-    /// By this set; the planner chooses the bytes.
+    /// By this set; the planner chooses the bits.
     Set(ParameterSet),
     /// By the scheme of arXiv 2505.07329, which takes seconds for each token.
     Paper,
@@ -101,7 +101,7 @@ pub struct LinearFigures {
     d_in: usize,
     d_out: usize,
     tokens: usize,
-    /// `set/body:output` bytes, or `paper`.
+    /// `set/body:output` bits, or `paper`.
     precision: String,
     /// From f32 rows to planes.
     encrypt_s: f64,
@@ -170,7 +170,7 @@ pub fn measure(options: &LinearOptions, multiplier: &Multiplier) -> anyhow::Resu
     let product = Encrypted { precision, weights: held, meta: &meta, checks: &checks, rows: &rows, tokens };
     let measured = product.measure()?;
     let set = precision.set;
-    let all_rows = usize::from(precision.body_limbs) * tokens + set.limbs() * set.mask_rows();
+    let all_rows = usize::from(precision.body_bits.div_ceil(8)) * tokens + set.limbs() * set.mask_rows();
     let error = sample.relative_error(&measured.out);
     Ok(LinearFigures {
         encrypt_s: measured.encrypt_s,
@@ -304,18 +304,17 @@ impl Encrypted<'_> {
 
     fn multiply_masks(&self, domain: MaskDomain) -> anyhow::Result<Vec<ProductTile>> {
         let set = self.precision.set;
-        self.multiply(set.limbs(), set.limbs(), Multiplicand::Masks { seed: SEED, domain, first_feature: 0 })
+        self.multiply(set.limbs(), set.modulus_bits(), Multiplicand::Masks { seed: SEED, domain, first_feature: 0 })
     }
 
     fn multiply_body(&self, body: &Arc<Planes>) -> anyhow::Result<Vec<ProductTile>> {
-        let Precision { body_limbs, output_limbs, .. } = self.precision;
-        self.multiply(body_limbs.into(), output_limbs.into(), Multiplicand::Body(Arc::clone(body)))
+        self.multiply(body.limbs(), self.precision.output_bits.into(), Multiplicand::Body(Arc::clone(body)))
     }
 
-    fn multiply(&self, limbs: usize, output_limbs: usize, rows: Multiplicand) -> anyhow::Result<Vec<ProductTile>> {
+    fn multiply(&self, limbs: usize, output_bits: u32, rows: Multiplicand) -> anyhow::Result<Vec<ProductTile>> {
         let (_, outer) = self.weights.shape().along(WAY);
         let tiles = Mutex::new(Vec::new());
-        let task = ProductTask { direction: WAY, limbs, output_limbs, rows };
+        let task = ProductTask { direction: WAY, limbs, output_bits, rows };
         self.weights.multiply(&task, tile_columns(outer), &|tile| {
             tiles.lock().unwrap_or_else(PoisonError::into_inner).push(tile);
             ControlFlow::Continue(())
@@ -355,7 +354,7 @@ impl Plain {
         let (inner, outer) = weights.shape().along(WAY);
         let plain = Planes::from_bytes(1, rows, inner, bytes(rows * inner).collect());
         let plain = Multiplicand::Body(Arc::new(plain.context("one byte for each value")?));
-        let task = ProductTask { direction: WAY, limbs: 1, output_limbs: 1, rows: plain };
+        let task = ProductTask { direction: WAY, limbs: 1, output_bits: 8, rows: plain };
         let seconds = task_seconds(weights, &task, BUDGET)?;
         Ok(Self { seconds, ops: (rows * inner * outer * multiplier.operations) as f64 / seconds })
     }

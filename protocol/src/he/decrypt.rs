@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
 use super::mask_product::MaskProduct;
+use super::packing::{self, GROUP};
 use super::products::{MaskTransform, Polynomials, Working};
 use super::secret::OneTimeSecret;
 use super::word::Word;
@@ -112,16 +113,16 @@ pub enum DecryptError {
         expected: Option<Precision>,
     },
     /// The planes of a tile do not have the dimensions of the product.
-    #[error("a tile is {limbs} × {rows} × {columns}, not {expected_limbs} × {expected_rows} × columns")]
+    #[error("a tile has {rows} × {columns} values of {bits} bits, not {expected_rows} × columns of {expected_bits}")]
     Dimensions {
-        /// Limbs of the tile.
-        limbs: usize,
+        /// Bits of a value of the tile.
+        bits: u32,
         /// Rows of the tile.
         rows: usize,
         /// Columns of the tile.
         columns: usize,
-        /// Limbs that the precision says.
-        expected_limbs: usize,
+        /// Bits that the precision says.
+        expected_bits: u32,
         /// Rows that the product has.
         expected_rows: usize,
     },
@@ -159,13 +160,13 @@ fn due(expected: &Option<Precision>) -> String {
 pub(super) fn fitting(
     ledger: &ColumnLedger,
     tile: &ProductTile,
-    expected_limbs: usize,
+    expected_bits: u32,
     expected_rows: usize,
 ) -> Result<Range<usize>, DecryptError> {
     let (first, columns, outer) = (tile.first_column, tile.rows.columns(), ledger.outer());
-    let (limbs, rows) = (tile.rows.limbs(), tile.rows.rows());
-    if (limbs, rows) != (expected_limbs, expected_rows) {
-        return Err(DecryptError::Dimensions { limbs, rows, columns, expected_limbs, expected_rows });
+    let (bits, rows) = (tile.rows.bits(), tile.rows.rows());
+    if (bits, rows) != (expected_bits, expected_rows) {
+        return Err(DecryptError::Dimensions { bits, rows, columns, expected_bits, expected_rows });
     }
     ledger.check(first, columns).map_err(|error| match error {
         ColumnError::OutOfRange => DecryptError::Columns { first, columns, outer },
@@ -210,16 +211,17 @@ struct Scratch<W: Word> {
 }
 
 impl<T: DerefMut<Target = [f32]>> Decryption<T> {
-    /// Decrypts a tile, `output_limbs × tokens × columns`.
+    /// Decrypts a tile, `tokens × columns` values of `output_bits`.
     ///
     /// # Errors
     /// When the tile does not fit the product or overlaps an earlier one; nothing is written then.
     pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
         let (ticket, outer) = (&self.ticket, self.masks.outer());
         let precision = ticket.precision;
-        let columns = fitting(&self.columns, tile, usize::from(precision.output_limbs), ticket.tokens())?;
+        let columns = fitting(&self.columns, tile, precision.output_bits.into(), ticket.tokens())?;
         enter(&mut self.columns, &columns);
-        let (body_bits, mask_bits) = (8 * u32::from(precision.output_limbs), 8 * u32::from(precision.mask_limbs));
+        // Both in whole bytes.
+        let (body_bits, mask_bits) = (8 * tile.rows.limbs() as u32, 8 * u32::from(precision.mask_limbs));
         let bits = body_bits.max(mask_bits);
         let dropped = f64::from(precision.set.modulus_bits() - bits).exp2();
         let unit = |&step: &f64| if step == 0.0 { 0.0 } else { dropped / step };
@@ -259,7 +261,7 @@ fn decrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, f32>>) {
         working: job.transform.working(),
         polynomials: Polynomials::new(job.ticket.precision.set),
     };
-    tiles.into_par_iter().for_each_init(scratch, |scratch, out| match job.ticket.precision.output_limbs {
+    tiles.into_par_iter().for_each_init(scratch, |scratch, out| match job.tile.rows.limbs() {
         1 => decrypt_tile::<W, Bytes<1>>(job, scratch, out),
         2 => decrypt_tile::<W, Bytes<2>>(job, scratch, out),
         3 => decrypt_tile::<W, Bytes<3>>(job, scratch, out),
@@ -286,6 +288,7 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
     let Scratch { masks, working, polynomials } = scratch;
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
+    let mut low = [0; TILE];
     for (block, secret) in job.ticket.secrets.iter().enumerate() {
         for column in 0..width {
             // With one block there is room for one column only, and its transform is not kept.
@@ -304,11 +307,11 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
             polynomials.transpose_strip(row, width, &mut strip);
             for (token, products) in (first + row..tokens).zip(strip.iter()) {
                 let unit = job.units[token];
-                let start = token * job.tile.rows.columns() + first_column;
-                let body = L::planes(&job.tile.rows, start, width);
+                let body =
+                    L::row(&job.tile.rows, token, first_column, &mut low[..width.next_multiple_of(GROUP)], width);
                 out.fetch(token + AHEAD);
                 if token + AHEAD < tokens {
-                    L::fetch(&job.tile.rows, start + AHEAD * job.tile.rows.columns(), width);
+                    L::fetch(&job.tile.rows, token + AHEAD, first_column, width);
                 }
                 // A loop of a length that the compiler does not know becomes vectors; one that it does, 32 scalars.
                 for (i, (value, &product)) in out.row_mut(token)[..width].iter_mut().zip(&products[..width]).enumerate()
@@ -323,34 +326,44 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
 
 /// Bytes of a value, known when the loops over them are compiled.
 trait Limbs {
-    /// A slice of each plane.
-    type Planes<'a>;
-    /// The same `width` places of each plane.
-    fn planes(planes: &Planes, start: usize, width: usize) -> Self::Planes<'_>;
-    /// Fetches the same places of each plane.
-    fn fetch(planes: &Planes, start: usize, width: usize);
+    /// A run of a row of each limb.
+    type Row<'a>;
+    /// `width` columns of a row, from one on that begins a group. Packed bits are brought to bytes in `low`, which has room
+    /// for whole groups.
+    fn row<'a>(planes: &'a Planes, row: usize, first: usize, low: &'a mut [u8], width: usize) -> Self::Row<'a>;
+    /// Fetches what [`Self::row`] reads.
+    fn fetch(planes: &Planes, row: usize, first: usize, width: usize);
     /// The value at a place.
-    fn value<W: Word>(planes: &Self::Planes<'_>, place: usize) -> W;
+    fn value<W: Word>(row: &Self::Row<'_>, place: usize) -> W;
 }
 
 /// `L` bytes a value.
 struct Bytes<const L: usize>;
 
 impl<const L: usize> Limbs for Bytes<L> {
-    type Planes<'a> = [&'a [u8]; L];
+    type Row<'a> = [&'a [u8]; L];
 
     #[inline(always)]
-    fn planes(planes: &Planes, start: usize, width: usize) -> Self::Planes<'_> {
-        std::array::from_fn(|limb| &planes.plane(limb)[start..][..width])
+    fn row<'a>(planes: &'a Planes, row: usize, first: usize, low: &'a mut [u8], width: usize) -> Self::Row<'a> {
+        let packed = !planes.is_whole();
+        if packed {
+            packing::read_low(planes, row, first, low);
+        }
+        let (low, start) = (&low[..width], row * planes.columns() + first);
+        std::array::from_fn(|limb| if packed && limb == 0 { low } else { &planes.plane(limb)[start..][..width] })
     }
 
     #[inline(always)]
-    fn fetch(planes: &Planes, start: usize, width: usize) {
-        (0..L).for_each(|limb| prefetch(&planes.plane(limb)[start..][..width]));
+    fn fetch(planes: &Planes, row: usize, first: usize, width: usize) {
+        let (packed, start) = (!planes.is_whole(), row * planes.columns() + first);
+        (usize::from(packed)..L).for_each(|limb| prefetch(&planes.plane(limb)[start..][..width]));
+        if packed {
+            packing::fetch_low(planes, row, first, width);
+        }
     }
 
     #[inline(always)]
-    fn value<W: Word>(planes: &Self::Planes<'_>, place: usize) -> W {
-        planes.iter().enumerate().fold(W::default(), |sum, (limb, plane)| sum.add(W::of_limb(plane[place], limb)))
+    fn value<W: Word>(row: &Self::Row<'_>, place: usize) -> W {
+        row.iter().enumerate().fold(W::default(), |sum, (limb, plane)| sum.add(W::of_limb(plane[place], limb)))
     }
 }

@@ -2,15 +2,16 @@
 //!
 //! A thread takes a tile of features: it expands and transforms their masks once, and for each token block multiplies
 //! them by the block's secret, adds errors, and turns the polynomials into rows, where the encoded message is added
-//! and the bytes are written to their planes: the most significant `body_limbs` of them, the rest rounded off. The
-//! rounding is done to a complete ciphertext, with nothing but public constants, so it costs no security.
+//! and the most significant `body_bits` are written to their planes, the rest being rounded off. The rounding is done to a
+//! complete ciphertext, with nothing but public constants, so it costs no security.
 
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::decrypt::Ticket;
-use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
+use super::lanes::{AHEAD, STRIP, TILE, prefetch, vectorised};
 use super::mask::{MaskColumns, MaskDomain, MaskSeed};
+use super::packing::PlanesTile;
 use super::products::{MaskTransform, Polynomials, Working};
 use super::sampling::{ErrorSampler, SecretRng};
 use super::secret::OneTimeSecret;
@@ -110,7 +111,7 @@ impl<W: Word> Scratch<W> {
 
 /// Encrypts rows under fresh one-time secrets, one per block of `N` tokens.
 ///
-/// Returns the body, `body_limbs × tokens × features`, and the only ticket that opens the product.
+/// Returns the body, `tokens × features` values of `body_bits`, and the only ticket that opens the product.
 ///
 /// # Errors
 /// When sizes or parameter sets disagree, a step or a value cannot be encoded, or there is no randomness.
@@ -128,8 +129,8 @@ pub fn encrypt(
     let mut rng = SecretRng::from_os().map_err(EncryptError::Randomness)?;
     let blocks = plaintext.tokens.div_ceil(set.polynomial_size());
     let secrets: Vec<_> = (0..blocks).map(|_| OneTimeSecret::generate(set, &mut rng)).collect();
-    let mut body = Planes::scratch(usize::from(precision.body_limbs), plaintext.tokens, plaintext.features);
-    let tiles = column_tiles(body.bytes_mut(), plaintext.features, 0..plaintext.features);
+    let mut body = Planes::scratch_of_bits(precision.body_bits.into(), plaintext.tokens, plaintext.features);
+    let tiles = PlanesTile::cut(&mut body);
     let transform = MaskTransform::new(set, set.limbs());
     let job = Job { precision, seed, domain, transform, plaintext, secrets: &secrets };
     if set.modulus_bits() <= u32::BITS {
@@ -151,7 +152,7 @@ fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
     }
 }
 
-fn encrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, u8>>) -> Result<(), EncryptError> {
+fn encrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<PlanesTile<'_>>) -> Result<(), EncryptError> {
     tiles.into_par_iter().try_for_each_init(
         || Scratch::<W>::new(job),
         |scratch, tile| match scratch {
@@ -166,7 +167,7 @@ vectorised! {
     fn encrypt_tile<W: Word>(
         job: &Job<'_>,
         scratch: &mut Scratch<W>,
-        tile: ColumnTile<'_, u8>,
+        tile: PlanesTile<'_>,
     ) -> Result<(), EncryptError> = encrypt_tile_body
 }
 
@@ -174,7 +175,7 @@ vectorised! {
 fn encrypt_tile_body<W: Word>(
     job: &Job<'_>,
     scratch: &mut Scratch<W>,
-    mut tile: ColumnTile<'_, u8>,
+    mut tile: PlanesTile<'_>,
 ) -> Result<(), EncryptError> {
     let columns = tile.columns();
     let width = columns.len();
@@ -210,20 +211,17 @@ fn encrypt_tile_body<W: Word>(
                 if !add_message(job.precision, input, job.plaintext.steps[token], values) {
                     return Err(EncryptError::Range { token });
                 }
-                for limb in 0..usize::from(job.precision.body_limbs) {
-                    tile.fetch(limb * tokens + token + AHEAD);
-                    for (byte, value) in tile.row_mut(limb * tokens + token).iter_mut().zip(values.iter()) {
-                        *byte = value.limb(limb);
-                    }
-                }
+                tile.fetch(token + AHEAD);
+                tile.write(token, values);
             }
         }
     }
     Ok(())
 }
 
-/// Adds the encoding of `input` and rounds the sum to the bytes that are sent: `(b + half) >> dropped`, mod the word
-/// size; bits above the modulus stay above what is sent. Tells whether every value of the encoding is below q/2.
+/// Adds the encoding of `input`, rounds the sum to the bits that are sent and brings these to the upper end of whole bytes:
+/// `(b + half) >> (dropped bytes)`, mod the word size. Bits above the modulus stay above what is sent, and what stays below
+/// is not sent. Tells whether every value of the encoding is below q/2.
 #[inline(always)]
 fn add_message<W: Word>(precision: Precision, input: &[f32], step: f64, values: &mut [W]) -> bool {
     let limit = f64::from(precision.set.modulus_bits() - 1).exp2() - 0.5;
@@ -233,7 +231,7 @@ fn add_message<W: Word>(precision: Precision, input: &[f32], step: f64, values: 
     for (value, &x) in values.iter_mut().zip(input) {
         // Bits of absolute values are in the order of the values, infinity above all numbers and NaN above infinity.
         largest = largest.max(x.to_bits() & (u32::MAX >> 1));
-        *value = value.add(W::rounded(f64::from(x) * step)).add_shift(half, dropped);
+        *value = value.add(W::rounded(f64::from(x) * step)).add_shift(half, dropped / 8 * 8);
     }
     // NaN fails every comparison.
     f64::from(f32::from_bits(largest)) * step < limit

@@ -45,7 +45,7 @@ pub(crate) struct ColumnTile<'a, T> {
     matrix: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a tile is an exclusive borrow of its elements (see `column_tiles`), like `&mut [T]`, which is `Send` when
+// SAFETY: a tile is an exclusive borrow of its elements (see `tiles_of`), like `&mut [T]`, which is `Send` when
 // `T` is.
 unsafe impl<T: Send> Send for ColumnTile<'_, T> {}
 
@@ -68,7 +68,7 @@ impl<T> ColumnTile<'_, T> {
     #[inline(always)]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows);
-        // SAFETY: `column_tiles` checked that the matrix has `rows · stride` elements and that
+        // SAFETY: `tiles_of` checked that the matrix has `rows · stride` elements and that
         // `columns.end <= stride`, so with `row < rows` the run lies inside of the borrowed slice; tiles of one call
         // have disjoint columns and `&mut self` excludes a second borrow through this tile.
         unsafe {
@@ -78,24 +78,32 @@ impl<T> ColumnTile<'_, T> {
 }
 
 /// Cuts `columns` of a row-major matrix of `stride` columns into disjoint tiles of at most [`TILE`] columns, two for each
-/// thread where there are columns enough.
+/// thread where there are columns enough. Each begins a multiple of [`NARROWEST`] columns behind the first.
 ///
 /// Panics if `columns` are not columns of the matrix or the matrix is not a whole number of rows.
 pub(crate) fn column_tiles<T>(matrix: &mut [T], stride: usize, columns: Range<usize>) -> Vec<ColumnTile<'_, T>> {
-    assert!(columns.start <= columns.end && columns.end <= stride);
-    assert!(stride > 0 && matrix.len().is_multiple_of(stride));
-    let (base, rows) = (matrix.as_mut_ptr(), matrix.len() / stride);
     let fair = columns.len().div_ceil(2 * rayon::current_num_threads());
     let width = fair.next_multiple_of(NARROWEST).clamp(NARROWEST, TILE);
-    columns
-        .clone()
-        .step_by(width)
-        .map(|first| ColumnTile {
-            base,
-            rows,
-            stride,
-            columns: first..(first + width).min(columns.end),
-            matrix: PhantomData,
+    let tiles = columns.clone().step_by(width).map(|first| first..(first + width).min(columns.end));
+    tiles_of(matrix, stride, tiles)
+}
+
+/// Cuts a row-major matrix of `stride` columns into tiles of these columns.
+///
+/// Panics if they are not columns of the matrix, or not one behind the other, or the matrix is not a whole number of rows.
+pub(super) fn tiles_of<T>(
+    matrix: &mut [T],
+    stride: usize,
+    tiles: impl Iterator<Item = Range<usize>>,
+) -> Vec<ColumnTile<'_, T>> {
+    assert!(stride > 0 && matrix.len().is_multiple_of(stride));
+    let (base, rows) = (matrix.as_mut_ptr(), matrix.len() / stride);
+    let mut free = 0;
+    tiles
+        .map(|columns| {
+            assert!(free <= columns.start && columns.start <= columns.end && columns.end <= stride);
+            free = columns.end;
+            ColumnTile { base, rows, stride, columns, matrix: PhantomData }
         })
         .collect()
 }

@@ -102,13 +102,13 @@ impl MaskProductBuilder {
         Ok(Self { product: MaskProduct { precision, outer, bytes }, columns: ColumnLedger::new(outer) })
     }
 
-    /// Takes a tile, `mask_limbs × k·N × columns`.
+    /// Takes a tile, `k·N × columns` values of `mask_limbs` bytes.
     ///
     /// # Errors
     /// When the tile does not fit the product or overlaps an earlier one; it is not taken then.
     pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
         let precision = self.product.precision;
-        let columns = fitting(&self.columns, tile, usize::from(precision.mask_limbs), precision.set.mask_rows())?;
+        let columns = fitting(&self.columns, tile, 8 * u32::from(precision.mask_limbs), precision.set.mask_rows())?;
         enter(&mut self.columns, &columns);
         let size = column_bytes(precision);
         self.product.bytes[columns.start * size..columns.end * size]
@@ -260,7 +260,10 @@ mod tests {
                 let mut to = vec![0; to_limbs * ROWS];
                 switch_column(&from, ROWS, &mut to);
                 for row in 0..ROWS {
-                    assert_eq!(value(&to, row), switch_value(value(&from, row), from_limbs, to_limbs));
+                    assert_eq!(
+                        value(&to, row),
+                        switch_value(value(&from, row), 8 * from_limbs as u32, 8 * to_limbs as u32)
+                    );
                 }
             }
         }

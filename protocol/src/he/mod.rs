@@ -3,7 +3,7 @@
 //!
 //! The way of one product, in the order of the modules:
 //!
-//! 1. [`params`] names a parameter set and the bytes of each value that travels;
+//! 1. [`params`] names a parameter set and the bits of each value that travels;
 //! 2. once per run, for each matrix and direction, the worker expands the public masks from a seed and multiplies them by
 //!    its int8 weights; the owner verifies the result ([`crate::sketch`]), switches its modulus and keeps it
 //!    ([`mask_product`]);
@@ -22,6 +22,7 @@ pub mod mask;
 pub mod mask_product;
 pub mod modulus;
 pub mod noise;
+mod packing;
 pub mod params;
 pub mod planes;
 mod products;

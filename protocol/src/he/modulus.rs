@@ -1,25 +1,25 @@
-//! Modulus switching: the most significant bytes of each value, rounded to nearest. The owner does it to a body before
-//! it goes up, the worker to both products before they come down.
+//! Modulus switching: the most significant bits of each value, rounded to nearest. The owner does it to a body before it goes
+//! up, the worker to both products before they come down.
 
 use super::Planes;
 
-/// `⌊(value + 2^(d-1)) / 2^d⌋ mod 2^(8·to)` for a value mod `2^(8·from)`, `d = 8·(from − to)` the dropped bits; the
-/// value itself for `from = to`. Limbs: `1 ≤ to ≤ from ≤ 7`.
-pub const fn switch_value(value: u64, from: usize, to: usize) -> u64 {
-    let dropped = 8 * (from - to);
-    let half = if dropped == 0 { 0 } else { 1 << (dropped - 1) };
-    (value.wrapping_add(half) >> dropped) & ((1 << (8 * to)) - 1)
+/// `⌊(value + 2^(d-1)) / 2^d⌋ mod 2^to` for a value mod `2^from`, `d = from − to` the dropped bits; the value itself for
+/// `from = to`. `1 ≤ to ≤ from ≤ 63`.
+pub const fn switch_value(value: u64, from: u32, to: u32) -> u64 {
+    let dropped = from - to;
+    let half = (1 << dropped) >> 1;
+    (value.wrapping_add(half) >> dropped) & ((1 << to) - 1)
 }
 
-/// Switches every value of `planes` to its `limbs` most significant limbs.
+/// Switches every value of `planes` to its `bits` most significant bits.
 ///
 /// Panics unless the planes have as many.
-pub fn switch_planes(planes: &Planes, limbs: usize) -> Planes {
-    assert!((1..=planes.limbs()).contains(&limbs));
-    let mut switched = Planes::zeros(limbs, planes.rows(), planes.columns());
+pub fn switch_planes(planes: &Planes, bits: u32) -> Planes {
+    assert!(Planes::has_width(bits) && bits <= planes.bits());
+    let mut switched = Planes::zeros_of_bits(bits, planes.rows(), planes.columns());
     for row in 0..planes.rows() {
         for column in 0..planes.columns() {
-            switched.set_value(row, column, switch_value(planes.value(row, column), planes.limbs(), limbs));
+            switched.set_value(row, column, switch_value(planes.value(row, column), planes.bits(), bits));
         }
     }
     switched
@@ -34,9 +34,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_switched_value_is_the_nearest(value: u64) {
-            for from in 1..=6 {
+            for from in 1..=48 {
                 for to in 1..=from {
-                    let (q, d) = (1i128 << (8 * from), 8 * (from - to));
+                    let (q, d) = (1i128 << from, from - to);
                     let value = i128::from(value) % q;
                     let back = i128::from(switch_value(value as u64, from, to)) << d;
                     // Distance on the circle of circumference q.

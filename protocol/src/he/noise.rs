@@ -3,7 +3,7 @@
 //!
 //! All of it is independent noise of mean zero. Column `j` of a product of an encoded row `m = κx + ρ` (ρ the
 //! rounding, uniform on ±1/2) by int8 weights has `w = ‖w_j‖²` times the fresh error, that rounding, and the rounding
-//! of the body to the bytes that are sent. The worker's rounding of `B'` adds its own, and that of `A'` comes through
+//! of the body to the bits that are sent. The worker's rounding of `B'` adds its own, and that of `A'` comes through
 //! the secret from each of its `n` values.
 //!
 //! Rounding a uniform integer to a multiple of `2^d` errs by every integer of an interval of `2^d` alike: variance
@@ -28,7 +28,7 @@ pub fn fresh_variance(set: ParameterSet) -> f64 {
     f64::from(set.error_eta()) / 2.0
 }
 
-/// Variance that rounding the body to the bytes that are sent adds to each of its values.
+/// Variance that rounding the body to the bits that are sent adds to each of its values.
 pub fn body_variance(precision: Precision) -> f64 {
     rounding_variance(0, precision.body_dropped_bits())
 }

@@ -1,10 +1,12 @@
-//! Parameter sets: ring, modulus, error, and how many bytes of each value travel.
+//! Parameter sets: ring, modulus, error, and how many bits of each value travel.
 //!
 //! Each set has an estimate in the repository (`benches/security/`); one without an estimate does not exist.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use super::Planes;
 
 /// A set of encryption parameters: ring `Z[X]/(X^N + 1)`, GLWE dimension `k`, modulus `q = 2^(8·L)`, ternary
 /// secrets and a centred binomial error.
@@ -93,64 +95,71 @@ impl fmt::Display for ParameterSet {
     }
 }
 
-/// How one product is computed: the parameter set, and how many of the most significant byte limbs of each kind of
-/// value travel, the rest being rounded off.
+/// How one product is computed: the parameter set, and how many of the most significant bits of each kind of value
+/// travel, the rest being rounded off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Precision {
     /// Parameters of the encryption.
     pub set: ParameterSet,
-    /// Byte limbs of a body value on its way up, `1..=set.limbs()`.
-    pub body_limbs: u8,
-    /// Byte limbs of a value of the mask product on its way down, `1..=set.limbs()`.
+    /// Bits of a body value on its way up, even, from 8 to those of the modulus.
+    pub body_bits: u8,
+    /// Byte limbs of a value of the mask product on its way down, `1..=set.limbs()`: it comes once a run.
     pub mask_limbs: u8,
-    /// Byte limbs of a value of the body product on its way down, `1..=body_limbs`.
-    pub output_limbs: u8,
+    /// Bits of a value of the body product on its way down, even, from 8 to `body_bits`.
+    pub output_bits: u8,
 }
 
 impl Precision {
-    /// The usual bytes of each set: as few as leave its error near that of the encryption.
+    /// Whole bytes, as few as leave each set's error near that of the encryption.
     pub const fn standard(set: ParameterSet) -> Self {
-        let (body_limbs, mask_limbs, output_limbs) = match set {
-            ParameterSet::P24 | ParameterSet::P32 => (3, 3, 2),
-            ParameterSet::P48 => (6, 5, 4),
+        let (body_bits, mask_limbs, output_bits) = match set {
+            ParameterSet::P24 | ParameterSet::P32 => (24, 3, 16),
+            ParameterSet::P48 => (48, 5, 32),
         };
-        Self { set, body_limbs, mask_limbs, output_limbs }
+        Self { set, body_bits, mask_limbs, output_bits }
     }
 
     /// Nothing is rounded off, neither up nor down.
     pub const fn exact(set: ParameterSet) -> Self {
-        let limbs = set.limbs() as u8;
-        Self { set, body_limbs: limbs, mask_limbs: limbs, output_limbs: limbs }
+        let bits = set.modulus_bits() as u8;
+        Self { set, body_bits: bits, mask_limbs: set.limbs() as u8, output_bits: bits }
+    }
+
+    /// The same with body and output filled up to whole bytes.
+    pub const fn in_whole_bytes(self) -> Self {
+        let (body_bits, output_bits) = (self.body_bits.next_multiple_of(8), self.output_bits.next_multiple_of(8));
+        Self { body_bits, output_bits, ..self }
     }
 
     /// Every valid precision of a set.
     pub fn all(set: ParameterSet) -> impl Iterator<Item = Self> {
-        let limbs = set.limbs() as u8;
-        (1..=limbs).flat_map(move |body_limbs| {
-            (1..=limbs).flat_map(move |mask_limbs| {
-                (1..=body_limbs).map(move |output_limbs| Self { set, body_limbs, mask_limbs, output_limbs })
+        let bits = |most: u8| (8..=most).filter(|&bits| Planes::has_width(bits.into()));
+        bits(set.modulus_bits() as u8).flat_map(move |body_bits| {
+            (1..=set.limbs() as u8).flat_map(move |mask_limbs| {
+                bits(body_bits).map(move |output_bits| Self { set, body_bits, mask_limbs, output_bits })
             })
         })
     }
 
-    /// Whether the counts are ones that the set has, and no output has more bytes than its body.
+    /// Whether the numbers are ones that the set has, and no output has more bits than its body.
     pub const fn is_valid(self) -> bool {
-        let limbs = self.set.limbs();
-        self.output_limbs >= 1
-            && self.output_limbs <= self.body_limbs
-            && self.body_limbs as usize <= limbs
-            && self.mask_limbs >= 1
-            && self.mask_limbs as usize <= limbs
+        let Self { set, body_bits, mask_limbs, output_bits } = self;
+        Planes::has_width(output_bits as u32)
+            && Planes::has_width(body_bits as u32)
+            && output_bits <= body_bits
+            && body_bits as u32 <= set.modulus_bits()
+            && mask_limbs >= 1
+            && mask_limbs as usize <= set.limbs()
     }
 
     /// Bits that the owner rounds off each body value after encryption.
     pub const fn body_dropped_bits(self) -> u32 {
-        self.set.modulus_bits() - 8 * self.body_limbs as u32
+        self.set.modulus_bits() - self.body_bits as u32
     }
 
     /// Bits below an output value: those missing from the body, and those dropped by the worker's modulus switching.
     pub const fn output_dropped_bits(self) -> u32 {
-        self.set.modulus_bits() - 8 * self.output_limbs as u32
+        self.set.modulus_bits() - self.output_bits as u32
     }
 
     /// Bits that the worker rounds off each value of the mask product.
@@ -160,8 +169,8 @@ impl Precision {
 }
 
 impl fmt::Display for Precision {
-    /// `set/body:output`, e.g. `p24/3:2`.
+    /// `set/body:output` in bits, e.g. `p24/22:10`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}:{}", self.set, self.body_limbs, self.output_limbs)
+        write!(f, "{}/{}:{}", self.set, self.body_bits, self.output_bits)
     }
 }

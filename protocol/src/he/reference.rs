@@ -9,11 +9,12 @@ use crate::ids::{Direction, LinearShape};
 
 /// `operand · W mod 2^(8·limbs)`, or `operand · Wᵀ` for [`Direction::Backward`].
 ///
-/// `operand` is `limbs × rows × inner`, `weights` is `d_in × d_out` row-major whatever the direction; the result is
-/// `limbs × rows × outer`. Panics if the dimensions disagree.
+/// `operand` is `rows × inner` values of whole bytes, `weights` is `d_in × d_out` row-major whatever the direction; the result is
+/// `rows × outer` of as many bytes. Panics if the dimensions disagree.
 pub fn reference_product(operand: &Planes, weights: &[i8], shape: LinearShape, direction: Direction) -> Planes {
     let (inner, outer) = shape.along(direction);
     assert_eq!(operand.columns(), inner, "columns of the operand");
+    assert!(operand.is_whole(), "values of whole bytes");
     assert_eq!(weights.len(), shape.d_in * shape.d_out, "weights");
     let rows: Vec<Vec<u64>> = (0..operand.rows())
         .into_par_iter()
@@ -53,10 +54,10 @@ pub fn reference_masks(
 ) -> ProductTile {
     let (inner, _) = shape.along(domain.product.direction);
     let product = reference_product(&expand_planes(seed, domain, 0..inner), weights, shape, domain.product.direction);
-    ProductTile { first_column: 0, rows: switch_planes(&product, usize::from(precision.mask_limbs)) }
+    ProductTile { first_column: 0, rows: switch_planes(&product, 8 * u32::from(precision.mask_limbs)) }
 }
 
-/// A worker's body product as one tile: the body is multiplied and switched.
+/// A worker's body product as one tile: the body is brought to whole bytes, multiplied and switched.
 ///
 /// Panics if the dimensions disagree.
 pub fn reference_answer(
@@ -66,6 +67,6 @@ pub fn reference_answer(
     weights: &[i8],
     shape: LinearShape,
 ) -> ProductTile {
-    let product = reference_product(body, weights, shape, direction);
-    ProductTile { first_column: 0, rows: switch_planes(&product, usize::from(precision.output_limbs)) }
+    let product = reference_product(&body.spread(), weights, shape, direction);
+    ProductTile { first_column: 0, rows: switch_planes(&product, precision.output_bits.into()) }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::encoding::{SKETCHED_BOUND, Step, not_finite, room_for, sketched_room, step_of};
+use super::encoding::{SKETCHED_BOUND, Step, message_room, not_finite, room_for, sketched_room, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
 use crate::buffer::Buffer;
 use crate::he::{Precision, vectorised};
@@ -39,9 +39,12 @@ pub struct ProductCodec {
     scales: Vec<f32>,
     scale_exponent: i32,
     max_norm: f64,
+    precision: Precision,
     /// For a message at the provable step, and at the sketched one.
     room: f64,
     sketched_room: f64,
+    /// How much coarser the provable step would be in the bits of the sketched one. Not positive where they leave nothing.
+    coarser: f64,
     /// `q/2`.
     half: f64,
 }
@@ -78,10 +81,10 @@ impl RowScales {
 }
 
 impl ProductCodec {
-    /// The codec of one served matrix in one direction at one precision.
+    /// The codec of one served matrix in one direction, whose products are planned at this precision.
     ///
     /// # Errors
-    /// Metadata that contradicts itself, or a precision that leaves no room for a message.
+    /// Metadata that contradicts itself, or a precision that leaves no room for a message at either step.
     pub fn new(meta: &LinearMeta, direction: Direction, precision: Precision) -> Result<Self, QuantError> {
         let (inner, outer) = meta.shape.along(direction);
         if inner == 0 || outer == 0 {
@@ -95,17 +98,39 @@ impl ProductCodec {
             return Err(QuantError::Metadata("a scale is negative or no finite number"));
         }
         let max_norm = meta.max_norm(direction);
-        let room = room_for(precision, inner, max_norm)?;
-        let sketched_room = sketched_room(precision, max_norm);
+        let room = room_for(Step::Provable.precision(precision), inner, max_norm)?;
+        let planned = Step::Sketched.precision(precision);
+        let sketched_room = sketched_room(planned, max_norm);
+        let coarser = message_room(planned, inner, max_norm) / room;
+        if !planned.is_valid() || sketched_room.max(coarser) <= 0.0 {
+            return Err(QuantError::NoRoom { precision, inner });
+        }
         let scale_exponent = exponent(largest_magnitude(&meta.scales));
         let down = power_of_two(-scale_exponent);
         let scales = meta.scales.iter().map(|&scale| (f64::from(scale) * down) as f32).collect();
         let (inner, outer) = (Rotation::cached(inner), Rotation::cached(outer));
         let half = f64::from(precision.set.modulus_bits() - 1).exp2();
-        Ok(Self { direction, inner, outer, scales, scale_exponent, max_norm, room, sketched_room, half })
+        Ok(Self {
+            direction,
+            inner,
+            outer,
+            scales,
+            scale_exponent,
+            max_norm,
+            precision,
+            room,
+            sketched_room,
+            coarser,
+            half,
+        })
     }
 
-    /// `rows` (`tokens × inner` row-major) to what is encrypted.
+    /// How a product at this step is encrypted.
+    pub fn precision(&self, step: Step) -> Precision {
+        step.precision(self.precision)
+    }
+
+    /// `rows` (`tokens × inner` row-major) to what is encrypted, at the provable step.
     ///
     /// # Errors
     /// A length other than `tokens·inner`; a row with NaN or an infinity, by its number.
@@ -165,15 +190,15 @@ impl ProductCodec {
         Ok((Prepared::new(prepared, &steps_and_scales), expected))
     }
 
-    /// The finer of the provable step and the sketched one, for a row of this largest magnitude whose outputs have this root
-    /// mean square.
+    /// The finer of the provable step, as it is in the bits of the sketched one, and that, for a row of this largest magnitude
+    /// whose outputs have this root mean square.
     fn finer(&self, provable: f64, output_rms: f64, largest: f32) -> f64 {
         if provable == 0.0 {
             return 0.0;
         }
         // A row that the matrix nearly cancels still has to be encoded.
         let encodable = self.half / (2.0 * f64::from(largest));
-        provable.max((self.sketched_room / (SKETCHED_BOUND * output_rms)).min(encodable))
+        (provable * self.coarser).max((self.sketched_room / (SKETCHED_BOUND * output_rms)).min(encodable))
     }
 
     /// Step and scale of a row, which goes to `to`; `None` if it is not finite.

@@ -51,6 +51,20 @@ pub enum Step {
     Sketched,
 }
 
+impl Step {
+    /// How a product that was planned for the sketched step is computed at this one.
+    ///
+    /// At the provable step in whole bytes: the bits were planned for outputs that fill the modulus to a tenth, and what the
+    /// worst case leaves to a message may be a tenth of that, or nothing at all beside the worst rounding of coarse bodies.
+    /// It is asked for a row in many, so that its bytes are none that count. The mask product is the same.
+    pub const fn precision(self, planned: Precision) -> Precision {
+        match self {
+            Self::Provable => planned.in_whole_bytes(),
+            Self::Sketched => planned,
+        }
+    }
+}
+
 /// Root mean squares of a row's outputs that fit between 0 and q/2 at the sketched step. The largest output of a row of the
 /// model measured is 2 to 9 of them, and what the sketch tells of them is right within a factor of 0.35 to 1.8: of 115,000
 /// rows 3 wrapped at this bound, and none more than once; at 8, which is 0.3 bits finer, 74 and 24 (`benches/RESULTS.md`).

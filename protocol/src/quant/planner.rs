@@ -1,4 +1,4 @@
-//! The precision planner: what a parameter set does to a product, and which set is the cheapest that is good enough.
+//! The precision planner: what a parameter set and its bits do to a product, and which are the cheapest that are good enough.
 //!
 //! All errors here are relative: root mean square of the error over that of the exact product, for rows that
 //! look Gaussian, as rotated rows do. Two things spoil a product, and they are independent:
@@ -46,13 +46,26 @@ const WORTHWHILE: f64 = 1.05;
 pub struct PrecisionTarget {
     /// Largest relative error, as a multiple of that of plain 8-bit activations and weights.
     pub factor: f64,
-    /// Use this set, whatever its error; only the bytes of its values are planned then.
+    /// How much larger the error of a gradient may be: a multiple of `factor` in backward products. That of a batch is far
+    /// off the one of all data, whatever its last digits are.
+    pub backward: f64,
+    /// Use this set, whatever its error; only the bits of its values are planned then.
     pub set: Option<ParameterSet>,
 }
 
 impl Default for PrecisionTarget {
     fn default() -> Self {
-        Self { factor: 1.0, set: None }
+        Self { factor: 1.0, backward: 1.5, set: None }
+    }
+}
+
+impl PrecisionTarget {
+    /// Largest relative error in a direction, as a multiple of that of plain 8-bit activations and weights.
+    fn along(&self, direction: Direction) -> f64 {
+        match direction {
+            Direction::Forward => self.factor,
+            Direction::Backward => self.factor * self.backward,
+        }
     }
 }
 
@@ -62,22 +75,26 @@ pub fn predicted_relative_error(precision: Precision, meta: &LinearMeta, directi
 }
 
 /// Relative error of a product due to encryption, rounding of the message and modulus switching. The sketched step is the
-/// provable one where that is finer.
-fn ciphertext_error(precision: Precision, meta: &LinearMeta, direction: Direction, step: Step) -> f64 {
+/// provable one where that is finer. Infinite also where the provable step has no room, which rows may need that wrapped.
+fn ciphertext_error(planned: Precision, meta: &LinearMeta, direction: Direction, step: Step) -> f64 {
     let (inner, _) = meta.shape.along(direction);
     let max_norm = meta.max_norm(direction).max(1.0);
-    let room = message_room(precision, inner, max_norm);
-    if room <= 0.0 || !precision.is_valid() {
+    let room = |step: Step| message_room(step.precision(planned), inner, max_norm);
+    if !planned.is_valid() || room(Step::Provable) <= 0.0 {
         return f64::INFINITY;
     }
     if meta.rms_column_norm == 0.0 {
         return 0.0;
     }
-    let provable = room / max_norm * meta.rms_column_norm / (meta.shape.d_in as f64).sqrt();
+    let precision = step.precision(planned);
+    let provable = room(step) / max_norm * meta.rms_column_norm / (meta.shape.d_in as f64).sqrt();
     let output = match step {
         Step::Provable => provable,
         Step::Sketched => provable.max(sketched_room(precision, max_norm) / SKETCHED_BOUND),
     };
+    if output <= 0.0 {
+        return f64::INFINITY;
+    }
     let met = match direction {
         Direction::Forward => meta.rms_column_norm,
         Direction::Backward => meta.rms_row_norm,
@@ -103,10 +120,12 @@ fn expected_gaussian_maximum(count: usize) -> f64 {
 }
 
 /// The cheapest precision whose predicted error is within the target: least work for the worker in each call first,
-/// which is one integer product per byte of a body value, then fewest bytes up and down in each call, then least work for
-/// the owner, then fewest bytes of the mask product, which comes once per run.
+/// which is one integer product per byte of a body value, then least work for the owner (the set), then fewest bytes of the
+/// mask product, which the owner keeps for a run, then fewest bits up and down in each call.
 ///
 /// Products are asked for with the sketched step; what has to be asked for anew with the provable one is a row in many.
+///
+/// It depends on nothing but weights and configuration, which are public.
 ///
 /// Where none is within the target, the cheapest whose error is within 5 % of the smallest one to be had.
 pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -> Precision {
@@ -116,9 +135,9 @@ pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -
         .flat_map(Precision::all)
         .map(|precision| (precision, predicted_relative_error(precision, meta, direction, Step::Sketched)))
         .collect();
-    candidates.sort_by_key(|(precision, _)| cost(*precision));
+    candidates.sort_by_key(|(precision, _)| cost(*precision, meta.shape.along(direction)));
     let smallest = candidates.iter().map(|(_, error)| *error).fold(f64::INFINITY, f64::min);
-    let allowed = (target.factor * plain_w8a8_error(meta, direction)).max(0.0);
+    let allowed = (target.along(direction) * plain_w8a8_error(meta, direction)).max(0.0);
     let limit = if smallest <= allowed { allowed } else { smallest * WORTHWHILE };
     candidates
         .into_iter()
@@ -126,10 +145,11 @@ pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -
         .unwrap_or(Precision::standard(target.set.unwrap_or(ParameterSet::P48)))
 }
 
-/// What [`plan`] compares, the most important first.
-fn cost(precision: Precision) -> (u8, u8, ParameterSet, u8) {
-    let Precision { set, body_limbs, mask_limbs, output_limbs } = precision;
-    (body_limbs, body_limbs + output_limbs, set, mask_limbs)
+/// What [`plan`] compares for a product of these inner and outer dimensions, the most important first.
+fn cost(precision: Precision, (inner, outer): (usize, usize)) -> (u8, ParameterSet, u8, usize) {
+    let Precision { set, body_bits, mask_limbs, output_bits } = precision;
+    let traffic = usize::from(body_bits) * inner + usize::from(output_bits) * outer;
+    (body_bits.div_ceil(8), set, mask_limbs, traffic)
 }
 
 #[cfg(test)]

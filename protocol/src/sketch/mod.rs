@@ -39,10 +39,12 @@
 //! ends it at a quarter above the honest one. What passes costs accuracy, not secrets: whether it does depends on nothing that
 //! was encrypted.
 //!
-//! No entry can be off by more than `q/2`, while `σ_c` grows with the norm of the whole matrix. As long as `9σ_c < q/2`, as for
-//! every matrix of SmolLM2-135M at P24, an entry that is off by that much is refused with 2^-48. From some 2,048 × 16,384 on
-//! it is among the small errors: at the sketched step `q/2` is ten times the root mean square of a row's outputs, which of the
-//! norm of 16,384 of them is 8 %.
+//! No entry can be off by more than `q/2`, while `σ_c` grows with the norm of the whole matrix and with what is rounded off.
+//! At the sketched step `q/2` is ten times the root mean square of a row's outputs. So where a product's noise is 0.7 % of it,
+//! as the planner lets it be, an entry that is off by `q/2` is refused with 2^-48 in a row of up to 1,000 outputs, with 2^-32 in
+//! one of 3,000, and with no more than 2^-13 in one of 16,000: there it is among the small errors, 8 % of the row's norm. A
+//! wrap is off by twice as much, and noticed the more surely; but where noise comes near `q/2` it is not always known which
+//! output it was, and the row is asked for anew.
 //!
 //! # What must stay secret
 //!

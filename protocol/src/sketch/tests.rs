@@ -64,12 +64,13 @@ impl Bench {
         let tokens = rows.len() / inner;
         let (prepared, expected) = self.codec.prepare_expecting(rows, tokens, &self.checks.sketch, step).unwrap();
         let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
-        let (body, ticket) = encrypt(&self.seed, &self.domain(), self.precision, plaintext).unwrap();
+        let precision = self.codec.precision(step);
+        let (body, ticket) = encrypt(&self.seed, &self.domain(), precision, plaintext).unwrap();
         let Int8Matrix { shape, ref values } = self.matrix;
-        let mut tile = reference_answer(self.precision, self.direction, &body, values, shape);
+        let mut tile = reference_answer(precision, self.direction, &body, values, shape);
         forge(&mut tile.rows);
         let out = vec![0.0; tokens * outer];
-        let mut decryption = ticket.open(Arc::clone(&self.masks), self.precision, out).unwrap();
+        let mut decryption = ticket.open(Arc::clone(&self.masks), precision, out).unwrap();
         decryption.tile(&tile).unwrap();
         (decryption.finish().unwrap(), expected)
     }
@@ -92,11 +93,13 @@ fn gaussian(count: usize, seed: u64) -> Vec<f32> {
 
 const SHAPE: LinearShape = LinearShape { d_in: 96, d_out: 160 };
 
-/// Every set as it is planned, and with as few bytes as it may have.
+/// Every set in whole bytes, and with as few bits as it may have.
 fn precisions() -> impl Iterator<Item = Precision> {
     let rounded = [
-        Precision { set: ParameterSet::P24, body_limbs: 3, mask_limbs: 2, output_limbs: 2 },
-        Precision { set: ParameterSet::P32, body_limbs: 4, mask_limbs: 4, output_limbs: 3 },
+        Precision { set: ParameterSet::P24, body_bits: 24, mask_limbs: 2, output_bits: 16 },
+        Precision { set: ParameterSet::P24, body_bits: 22, mask_limbs: 2, output_bits: 10 },
+        Precision { set: ParameterSet::P24, body_bits: 20, mask_limbs: 2, output_bits: 12 },
+        Precision { set: ParameterSet::P32, body_bits: 32, mask_limbs: 4, output_bits: 24 },
     ];
     ParameterSet::ALL.map(Precision::standard).into_iter().chain(rounded)
 }
@@ -172,21 +175,23 @@ fn forged_bodies_are_refused() {
             let bench = Bench::new(SHAPE, direction, precision, 7);
             let (inner, outer) = SHAPE.along(direction);
             let rows = gaussian(70 * inner, 8);
-            let half = 1_i64 << (8 * precision.output_limbs - 1);
+            let half = |planes: &Planes| 1_i64 << (planes.bits() - 1);
             let mut random = ChaCha8Rng::seed_from_u64(9);
             let mut noise = |planes: &mut Planes| {
+                let half = half(planes);
                 for (row, column) in (0..70).flat_map(|row| (0..outer).map(move |column| (row, column))) {
                     add(planes, row, column, random.random_range(-half / 8..half / 8));
                 }
             };
             type Forge<'a> = &'a mut dyn FnMut(&mut Planes);
             let forgeries: [(&str, Forge<'_>); 6] = [
-                ("one entry", &mut |planes| add(planes, 3, 5, half / 2)),
+                ("one entry", &mut |planes| add(planes, 3, 5, half(planes) / 2)),
                 ("q/2 in a pair", &mut |planes| {
+                    let half = half(planes);
                     add(planes, 11, 0, half);
                     add(planes, 11, outer - 1, half);
                 }),
-                ("q/2 in one", &mut |planes| add(planes, 69, 17, half)),
+                ("q/2 in one", &mut |planes| add(planes, 69, 17, half(planes))),
                 ("a column of zeros", &mut |planes| (0..70).for_each(|row| planes.set_value(row, 9, 0))),
                 ("rows swapped", &mut |planes| {
                     for column in 0..outer {

@@ -191,7 +191,7 @@ impl Message for ProductHeader {
     const NAME: &'static str = "product header";
 
     fn check(&self) -> Result<(), &'static str> {
-        require(self.precision.is_valid(), "its parameter set has no such numbers of limbs")?;
+        require(self.precision.is_valid(), "its parameter set has no such numbers of bits and limbs")?;
         require(self.operand != Operand::Body { tokens: 0 }, "it has no tokens")
     }
 }

@@ -10,7 +10,7 @@ use crate::he::Precision;
 use crate::ids::{ModelDigest, ProductId};
 
 /// Version of every message in this module; peers of another version are refused by name.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// What an owner asks of a worker outside of products.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,7 +127,7 @@ pub enum Operand {
         /// Seed of the mask.
         seed: [u8; 32],
     },
-    /// The body of a ciphertext, `precision.body_limbs × tokens × inner`: its planes follow the header.
+    /// The body of a ciphertext, `tokens × inner` values of `precision.body_bits`: its planes follow the header.
     Body {
         /// Rows of the body.
         tokens: u32,
@@ -143,7 +143,7 @@ pub struct ProductHeader {
     pub call: u64,
     /// The served matrix, and which way.
     pub product: ProductId,
-    /// Parameter set, and bytes of a value on its way there and back.
+    /// Parameter set, and bits of a value on its way there and back.
     pub precision: Precision,
     /// What is multiplied.
     pub operand: Operand,
@@ -158,20 +158,30 @@ impl ProductHeader {
         }
     }
 
-    /// Byte limbs of a value that is multiplied.
-    pub fn operand_limbs(&self) -> usize {
+    /// Bits of a value of what is multiplied, as it travels or is expanded.
+    pub fn operand_bits(&self) -> u32 {
         match self.operand {
-            Operand::Masks { .. } => self.precision.set.limbs(),
-            Operand::Body { .. } => usize::from(self.precision.body_limbs),
+            Operand::Masks { .. } => self.precision.set.modulus_bits(),
+            Operand::Body { .. } => self.precision.body_bits.into(),
         }
     }
 
-    /// Byte limbs of a value of the answer.
+    /// Bits of a value of the answer.
+    pub fn answer_bits(&self) -> u32 {
+        match self.operand {
+            Operand::Masks { .. } => 8 * u32::from(self.precision.mask_limbs),
+            Operand::Body { .. } => self.precision.output_bits.into(),
+        }
+    }
+
+    /// Byte limbs of a value while it is multiplied.
+    pub fn operand_limbs(&self) -> usize {
+        self.operand_bits().div_ceil(8) as usize
+    }
+
+    /// Byte limbs in which a value of the answer has room.
     pub fn answer_limbs(&self) -> usize {
-        usize::from(match self.operand {
-            Operand::Masks { .. } => self.precision.mask_limbs,
-            Operand::Body { .. } => self.precision.output_limbs,
-        })
+        self.answer_bits().div_ceil(8) as usize
     }
 }
 

@@ -1,7 +1,7 @@
 //! What travels between owner and worker, as bytes and without a socket.
 //!
 //! [`messages`] are the small parts: serde types, written by bincode inside a [`frame`] that carries the
-//! protocol's version and a length. Ciphertexts are not messages: they are raw byte planes whose size the
+//! protocol's version and a length. Ciphertexts are not messages: they are raw planes whose size the
 //! receiver works out on its own ([`shape`]) and whose place in an answer it keeps book of ([`tiles`]), so that
 //! no length said by a peer is ever believed. Whoever owns a connection moves these bytes; nothing here blocks.
 

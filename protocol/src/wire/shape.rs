@@ -7,7 +7,7 @@ use crate::he::Planes;
 /// Dimensions of planes that are small enough to be allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanesShape {
-    limbs: usize,
+    bits: u32,
     rows: usize,
     columns: usize,
     bytes: usize,
@@ -15,33 +15,32 @@ pub struct PlanesShape {
 
 /// Planes that nobody may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{limbs} planes of {rows} × {columns} bytes, where {limit} bytes are allowed")]
+#[error("{rows} × {columns} values of {bits} bits, where {limit} bytes are allowed")]
 pub struct ShapeError {
-    /// Bytes per value.
-    pub limbs: usize,
-    /// Rows of a plane.
+    /// Bits of a value.
+    pub bits: u32,
+    /// Rows.
     pub rows: usize,
-    /// Columns of a plane.
+    /// Columns.
     pub columns: usize,
     /// The receiver's limit.
     pub limit: usize,
 }
 
 impl PlanesShape {
-    /// The shape of `limbs` planes of `rows × columns` bytes.
+    /// The shape of the planes of `rows × columns` values of `bits` bits.
     ///
     /// # Errors
-    /// If a dimension is zero, or the bytes overflow or exceed `limit`.
-    pub fn new(limbs: usize, rows: usize, columns: usize, limit: usize) -> Result<Self, ShapeError> {
-        limbs
-            .checked_mul(rows)
-            .and_then(|bytes| bytes.checked_mul(columns))
+    /// If a dimension is zero, values cannot have so many bits, or the bytes overflow or exceed `limit`.
+    pub fn new(bits: u32, rows: usize, columns: usize, limit: usize) -> Result<Self, ShapeError> {
+        let bytes = Planes::has_width(bits).then(|| Planes::bytes_for(bits, rows, columns)).flatten();
+        bytes
             .filter(|&bytes| bytes > 0 && bytes <= limit)
-            .map(|bytes| Self { limbs, rows, columns, bytes })
-            .ok_or(ShapeError { limbs, rows, columns, limit })
+            .map(|bytes| Self { bits, rows, columns, bytes })
+            .ok_or(ShapeError { bits, rows, columns, limit })
     }
 
-    /// The shape of the planes that follow a product's header: `body_limbs × tokens × inner`; `None` where nothing
+    /// The shape of the planes that follow a product's header: `tokens × inner` values of `body_bits`; `None` where nothing
     /// follows it.
     ///
     /// # Errors
@@ -49,7 +48,7 @@ impl PlanesShape {
     pub fn of_body(header: &ProductHeader, inner: usize, limit: usize) -> Result<Option<Self>, ShapeError> {
         match header.operand {
             Operand::Masks { .. } => Ok(None),
-            Operand::Body { .. } => Self::new(header.operand_limbs(), header.rows(), inner, limit).map(Some),
+            Operand::Body { .. } => Self::new(header.operand_bits(), header.rows(), inner, limit).map(Some),
         }
     }
 
@@ -60,12 +59,12 @@ impl PlanesShape {
 
     /// Whether `planes` have this shape.
     pub fn fits(self, planes: &Planes) -> bool {
-        (planes.limbs(), planes.rows(), planes.columns()) == (self.limbs, self.rows, self.columns)
+        (planes.bits(), planes.rows(), planes.columns()) == (self.bits, self.rows, self.columns)
     }
 
     /// Planes to be read into, every byte of them. Fresh memory is handed out by the system page by page as it is
     /// written, so a peer that announces much and sends little costs little.
     pub fn allocate(self) -> Planes {
-        Planes::scratch(self.limbs, self.rows, self.columns)
+        Planes::scratch_of_bits(self.bits, self.rows, self.columns)
     }
 }

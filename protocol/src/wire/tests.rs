@@ -18,7 +18,7 @@ fn header() -> ProductHeader {
         version: PROTOCOL_VERSION,
         call: 300,
         product: LinearId { layer: 7, group: Group::GateUp }.along(Direction::Backward),
-        precision: Precision { set: ParameterSet::P32, body_limbs: 3, mask_limbs: 3, output_limbs: 2 },
+        precision: Precision { set: ParameterSet::P32, body_bits: 24, mask_limbs: 3, output_bits: 16 },
         operand: Operand::Body { tokens: 70_000 },
     }
 }
@@ -34,7 +34,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Asserts the frame of a message, without the version that every frame begins with.
 fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, length_and_payload: &str) {
     let frame = encode(&message).unwrap();
-    assert_eq!(hex(&frame), format!("04000000{}", length_and_payload.replace(' ', "")), "{message:?}");
+    assert_eq!(hex(&frame), format!("05000000{}", length_and_payload.replace(' ', "")), "{message:?}");
     let (prefix, payload) = frame.split_at(PREFIX_BYTES);
     assert_eq!(payload_length(prefix.try_into().unwrap()).unwrap(), payload.len());
     assert_eq!(decode::<M>(payload).unwrap(), message);
@@ -70,8 +70,8 @@ fn golden_bytes() {
     golden(ControlReply::Refused(Refusal::Malformed("7".into())), "04000000 04 04 0137");
     golden(ControlReply::Refused(Refusal::Failed("7".into())), "04000000 04 05 0137");
 
-    golden(header(), "11000000 04 fb2c01 07 02 01 01 03 03 02 01 fc70110100");
-    golden(mask_header(), &format!("2c000000 04 fb2c01 07 02 01 01 03 03 02 00 {seed}"));
+    golden(header(), "11000000 05 fb2c01 07 02 01 01 18 03 10 01 fc70110100");
+    golden(mask_header(), &format!("2c000000 05 fb2c01 07 02 01 01 18 03 10 00 {seed}"));
     let tile = TileHeader { call: 300, first_column: 64, columns: 32 };
     golden(ProductReply::Tile(tile), "06000000 00 fb2c01 40 20");
     golden(ProductReply::Refused(Refusal::Version(3)), "03000000 01 00 03");
@@ -80,9 +80,9 @@ fn golden_bytes() {
 #[test]
 fn a_foreign_version_or_a_length_beyond_the_limit_is_refused_by_its_prefix() {
     assert_eq!(payload_length([1, 0, 0, 0, 1, 0, 0, 0]), Err(FrameError::Version { theirs: 1 }));
-    assert_eq!(payload_length([4, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
-    assert_eq!(payload_length([4, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
-    assert_eq!(payload_length([4, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
+    assert_eq!(payload_length([5, 0, 0, 0, 0, 64, 0, 0]), Ok(MAX_PAYLOAD_BYTES));
+    assert_eq!(payload_length([5, 0, 0, 0, 1, 64, 0, 0]), Err(FrameError::TooLong { length: MAX_PAYLOAD_BYTES + 1 }));
+    assert_eq!(payload_length([5, 0, 0, 0, 255, 255, 255, 255]), Err(FrameError::TooLong { length: 0xffff_ffff }));
     assert!(matches!(decode::<ControlReply>(&vec![0; MAX_PAYLOAD_BYTES + 1]), Err(FrameError::TooLong { .. })));
     let long = ControlReply::Refused(Refusal::Failed("x".repeat(MAX_PAYLOAD_BYTES)));
     assert!(matches!(encode(&long), Err(FrameError::TooLong { .. })));
@@ -113,11 +113,14 @@ fn trailing_bytes_and_contradictions_are_refused() {
     let precision = Precision { set: ParameterSet::P24, ..header().precision };
     assert!(encode(&ProductHeader { precision, ..header() }).is_ok());
     for precision in [
-        Precision { body_limbs: 4, ..precision },
+        Precision { body_bits: 26, ..precision },
+        Precision { body_bits: 23, ..precision },
         Precision { mask_limbs: 4, ..precision },
         Precision { mask_limbs: 0, ..precision },
-        Precision { output_limbs: 0, ..precision },
-        Precision { body_limbs: 2, output_limbs: 3, ..precision },
+        Precision { output_bits: 0, ..precision },
+        Precision { output_bits: 6, ..precision },
+        Precision { output_bits: 11, ..precision },
+        Precision { body_bits: 14, output_bits: 16, ..precision },
     ] {
         assert!(refused(encode(&ProductHeader { precision, ..header() })), "{precision:?}");
     }
@@ -190,15 +193,31 @@ fn an_answer_in_crumbs_is_refused() {
 #[test]
 fn shapes_are_checked_before_anything_is_allocated() {
     let limit = 1 << 30;
-    assert_eq!(PlanesShape::new(3, 10, 20, 600).unwrap().bytes(), 600);
-    assert!(PlanesShape::new(3, 10, 20, 599).is_err());
-    assert!(PlanesShape::new(3, 0, 20, limit).is_err());
-    assert!(PlanesShape::new(3, usize::MAX, 2, limit).is_err());
-    assert!(PlanesShape::new(3, usize::MAX / 3, 3, usize::MAX).is_err());
+    assert_eq!(PlanesShape::new(24, 10, 20, 600).unwrap().bytes(), 600);
+    assert!(PlanesShape::new(24, 10, 20, 599).is_err());
+    assert!(PlanesShape::new(24, 0, 20, limit).is_err());
+    assert!(PlanesShape::new(24, 20, 0, limit).is_err());
+    // A byte for each of 70 columns, and three groups of 32 in 16 and 8 bytes.
+    assert_eq!(PlanesShape::new(12, 10, 70, limit).unwrap().bytes(), 10 * (70 + 3 * 16));
+    assert_eq!(PlanesShape::new(22, 10, 70, limit).unwrap().bytes(), 10 * (2 * 70 + 3 * 24));
+    for bits in [0, 2, 6, 7, 9, 23] {
+        assert!(PlanesShape::new(bits, 10, 20, limit).is_err(), "no value has {bits} bits");
+    }
+    for bits in [8, 22, 24, 48, u32::MAX - 1] {
+        for (rows, columns) in [(usize::MAX, 2), (2, usize::MAX), (usize::MAX / 3, 3), (3, usize::MAX / 3)] {
+            assert!(PlanesShape::new(bits, rows, columns, limit).is_err());
+            assert!(bits == 8 || PlanesShape::new(bits, rows, columns, usize::MAX).is_err());
+        }
+    }
     let huge = ProductHeader { operand: Operand::Body { tokens: u32::MAX }, ..header() };
     assert!(PlanesShape::of_body(&huge, 8192, limit).is_err());
     let body = PlanesShape::of_body(&header(), 10, limit).unwrap().unwrap();
     assert!(body.fits(&Planes::zeros(3, 70_000, 10)) && !body.fits(&Planes::zeros(3, 10, 70_000)));
+    let packed = Precision { body_bits: 20, ..header().precision };
+    let packed = ProductHeader { precision: packed, operand: Operand::Body { tokens: 7 }, ..header() };
+    let shape = PlanesShape::of_body(&packed, 10, limit).unwrap().unwrap();
+    assert_eq!((shape.bytes(), shape.allocate().bytes().len()), (7 * (2 * 10 + 16), shape.bytes()));
+    assert!(shape.fits(&Planes::zeros_of_bits(20, 7, 10)) && !shape.fits(&Planes::zeros(3, 7, 10)));
     assert_eq!(PlanesShape::of_body(&mask_header(), usize::MAX, limit), Ok(None), "nothing follows a mask's header");
 }
 
@@ -231,8 +250,11 @@ fn a_worker_announces_only_tiles_of_the_products_shape() {
     let mut ledger = TileLedger::new(&header, 100, 1 << 20);
     let good = ProductTile { first_column: 8, rows: Planes::zeros(2, 5, 8) };
     assert_eq!(ledger.announce(&good).unwrap(), TileHeader { call: 300, first_column: 8, columns: 8 });
-    let bad = ProductTile { first_column: 16, rows: Planes::zeros(3, 5, 8) };
-    assert_eq!(ledger.announce(&bad), Err(TileError::OtherShape(16)));
+    // A tile that is entered is not taken back: each tries columns of its own.
+    let others = [Planes::zeros(3, 5, 8), Planes::zeros_of_bits(14, 5, 8), Planes::zeros_of_bits(10, 5, 8)];
+    for (first_column, rows) in [16, 24, 32].into_iter().zip(others) {
+        assert_eq!(ledger.announce(&ProductTile { first_column, rows }), Err(TileError::OtherShape(first_column)));
+    }
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -293,13 +315,7 @@ fn reply() -> impl Strategy<Value = ControlReply> {
 }
 
 fn product_header() -> impl Strategy<Value = ProductHeader> {
-    let limbs = (0usize..3).prop_flat_map(|set| {
-        let limbs = ParameterSet::ALL[set].limbs() as u8;
-        (Just(ParameterSet::ALL[set]), 1..=limbs, 1..=limbs)
-    });
-    let precision = limbs.prop_flat_map(|(set, body_limbs, mask_limbs)| {
-        (1..=body_limbs).prop_map(move |output_limbs| Precision { set, body_limbs, mask_limbs, output_limbs })
-    });
+    let precision = prop::sample::select(ParameterSet::ALL.into_iter().flat_map(Precision::all).collect::<Vec<_>>());
     let operand = prop_oneof![
         any::<[u8; 32]>().prop_map(|seed| Operand::Masks { seed }),
         (1..=u32::MAX).prop_map(|tokens| Operand::Body { tokens }),

@@ -59,7 +59,7 @@ pub enum TileError {
 pub struct TileShape {
     /// First output column.
     pub first_column: usize,
-    /// `answer_limbs × rows × columns`.
+    /// `rows × columns` values of the answer's bits.
     pub planes: PlanesShape,
 }
 
@@ -74,7 +74,7 @@ impl TileShape {
 #[derive(Debug)]
 pub struct TileLedger {
     call: u64,
-    limbs: usize,
+    bits: u32,
     rows: usize,
     limit: usize,
     columns: ColumnLedger,
@@ -92,7 +92,7 @@ impl TileLedger {
     pub fn new(header: &ProductHeader, outer: usize, limit: usize) -> Self {
         Self {
             call: header.call,
-            limbs: header.answer_limbs(),
+            bits: header.answer_bits(),
             rows: header.rows(),
             limit,
             columns: ColumnLedger::new(outer),
@@ -120,7 +120,7 @@ impl TileLedger {
         if self.tiles == 0 {
             return Err(TileError::TooMany { limit: most_tiles(outer), outer });
         }
-        let planes = PlanesShape::new(self.limbs, self.rows, columns, self.limit)?;
+        let planes = PlanesShape::new(self.bits, self.rows, columns, self.limit)?;
         self.columns.enter(first, columns).map_err(told)?;
         self.tiles -= 1;
         Ok(TileShape { first_column: first, planes })

@@ -160,7 +160,7 @@ impl Attack {
         let mut stream = owner.product().await?;
         stream.write_all(&encode(&header)?).await?;
         stream.flush().await?;
-        let body = vec![0; header.operand_limbs() * header.rows() * inner];
+        let body = vec![0; Planes::bytes_for(header.operand_bits(), header.rows(), inner).expect("a small body")];
         if matches!(self, Self::TricklingBodies) {
             for byte in body.chunks(1) {
                 stream.write_all(byte).await?;
@@ -316,7 +316,7 @@ impl Owner {
             }
         }
         let header = header(0, TOKENS);
-        let body = Planes::zeros(header.operand_limbs(), header.rows(), scene.inner);
+        let body = Planes::zeros_of_bits(header.operand_bits(), header.rows(), scene.inner);
         let request = ProductRequest { header, body: Some(Arc::new(body)), outer: scene.outer };
         Ok(Arc::new(Self { transport, worker, request, calls: AtomicU64::new(0) }))
     }

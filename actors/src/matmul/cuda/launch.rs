@@ -62,7 +62,14 @@ pub(crate) struct Job<'a> {
     pub(crate) side: &'a Side,
     /// Begin at a multiple of [`super::memory::WIDTH_STEP`].
     pub(crate) columns: Range<usize>,
-    pub(crate) output_limbs: usize,
+    pub(crate) output_bits: u32,
+}
+
+impl Job<'_> {
+    /// Bytes in which an output value has room.
+    fn output_limbs(&self) -> usize {
+        self.output_bits.div_ceil(8) as usize
+    }
 }
 
 /// What a mask is expanded from, as the kernel takes it.
@@ -213,7 +220,7 @@ impl Functions {
         products: &CudaSlice<u8>,
         out: &mut CudaSlice<u8>,
     ) -> Result<(), Fault> {
-        let Job { side, columns, output_limbs } = job;
+        let Job { side, columns, output_bits } = job;
         let function = kernel_of(&self.finish, operand.limbs)?;
         let launch = geometry::finish(operand.rows, columns.len());
         let cells = operand.rows * columns.len();
@@ -221,12 +228,14 @@ impl Functions {
             size_of::<i32>() * operand.limbs * cells <= products.len()
                 && columns.end <= geometry::padded_outer(side.outer),
         )?;
-        check(*output_limbs <= operand.limbs && output_limbs * cells <= out.len())?;
+        check(
+            *output_bits >= 8 && *output_bits <= 8 * operand.limbs as u32 && job.output_limbs() * cells <= out.len(),
+        )?;
         let sums = side.sums_from(columns.start)?;
-        let [rows, width, output] = words([operand.rows, columns.len(), *output_limbs])?;
+        let [rows, width] = words([operand.rows, columns.len()])?;
         let mut call = stream.launch_builder(function);
-        call.arg(products).arg(&sums).arg(&rows).arg(&width).arg(out).arg(&output);
-        // SAFETY: the arguments are the kernel's (products, column_sums, row_count, columns, out, output_limbs), and each
+        call.arg(products).arg(&sums).arg(&rows).arg(&width).arg(out).arg(output_bits);
+        // SAFETY: the arguments are the kernel's (products, column_sums, row_count, columns, out, output_bits), and each
         // buffer has the elements that it reads and writes.
         unsafe { start(&mut call, function, launch) }
     }
@@ -257,18 +266,19 @@ fn fused(
     job: &Job<'_>,
     out: &mut CudaSlice<u8>,
 ) -> Result<(), Fault> {
-    let Job { side, columns, output_limbs } = job;
+    let Job { side, columns, output_bits } = job;
     let function = kernel_of(functions, operand.limbs)?;
     check(operand.bytes() <= operand.planes.len() && operand.pitch == side.pitch() && columns.end <= side.outer)?;
-    check(*output_limbs <= operand.limbs && output_limbs * operand.rows * columns.len() <= out.len())?;
+    check(*output_bits >= 8 && *output_bits <= 8 * operand.limbs as u32)?;
+    check(job.output_limbs() * operand.rows * columns.len() <= out.len())?;
     let most = geometry::MAX_OPERAND_BYTES;
     check(operand.bytes() as u64 <= most && (columns.len() * operand.pitch) as u64 <= most)?;
     let weights = side.weights_from(columns.start)?;
-    let [rows, pitch, width, output] = words([operand.rows, operand.pitch, columns.len(), *output_limbs])?;
+    let [rows, pitch, width] = words([operand.rows, operand.pitch, columns.len()])?;
     let mut call = stream.launch_builder(function);
-    call.arg(&*operand.planes).arg(&rows).arg(&pitch).arg(&weights).arg(&width).arg(out).arg(&output);
-    // SAFETY: the arguments are the kernel's (rows, row_count, pitch, weights, columns, out, output_limbs). It reads `limbs ·
-    // row_count` rows and `columns` rows of weights of `pitch` bytes, and writes `output_limbs · row_count · columns` bytes:
+    call.arg(&*operand.planes).arg(&rows).arg(&pitch).arg(&weights).arg(&width).arg(out).arg(output_bits);
+    // SAFETY: the arguments are the kernel's (rows, row_count, pitch, weights, columns, out, output_bits). It reads `limbs ·
+    // row_count` rows and `columns` rows of weights of `pitch` bytes, and writes `output limbs · row_count · columns` bytes:
     // each buffer was just found large enough.
     unsafe { start(&mut call, function, launch) }
 }

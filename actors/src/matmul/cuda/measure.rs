@@ -102,7 +102,13 @@ impl CudaDevice {
             engine.prepare(base.compute(), &mut operand)?;
             for (index, columns) in parts(outer, piece.columns).enumerate() {
                 let out = outputs[index % SLOTS].device.at_least(&base.compute, 0)?;
-                engine.product(base.compute(), &operand, &Job { side, columns, output_limbs }, sums, out)?;
+                engine.product(
+                    base.compute(),
+                    &operand,
+                    &Job { side, columns, output_bits: 8 * output_limbs as u32 },
+                    sums,
+                    out,
+                )?;
             }
             Ok(())
         })

@@ -91,7 +91,7 @@ pub struct Sizes {
     pub outer: usize,
     /// Bytes of a value.
     pub limbs: usize,
-    /// Bytes of an output value.
+    /// Bytes in which an output value has room.
     pub output_limbs: usize,
 }
 

@@ -1,6 +1,6 @@
 //! One product on a GPU, from the rows that came to the tiles that go.
 //!
-//! 1. The body goes up through page-locked buffers, row by row into rows of `pitch` bytes; masks are expanded on the device.
+//! 1. The body is brought to whole bytes and goes up through page-locked buffers, row by row into rows of `pitch` bytes; masks are expanded on the device.
 //! 2. The product is cut into pieces ([`super::memory`]), usually all rows and some tiles' columns.
 //! 3. While a piece is computed, the one before it is copied back, and the processor puts tiles together from the one
 //!    before that. The order of copies and kernels is that of the buffers' events ([`super::buffers`]).
@@ -18,16 +18,16 @@ use super::geometry::pitch;
 use super::launch::{Job, MaskStream, Operand, Side};
 use super::memory::{Piece, SLOTS, Sizes, parts};
 use super::tiles::{Part, Tiles, tile_width};
-use crate::matmul::{MAX_LIMBS, Multiplicand, ProductError, ProductTask, TileSink};
+use crate::matmul::{Multiplicand, ProductError, ProductTask, TileSink, are_possible};
 
 /// Bytes of rows that a task copies into a page-locked buffer at least.
 const TASK_BYTES: usize = 128 << 10;
 
 /// Checks that the operands of a product fit each other.
 pub(crate) fn sizes(task: &ProductTask, inner: usize, outer: usize) -> Result<Sizes, ProductError> {
-    let &ProductTask { limbs, output_limbs, ref rows, .. } = task;
-    if !(1..=MAX_LIMBS).contains(&limbs) || !(1..=limbs).contains(&output_limbs) {
-        return Err(ProductError::Limbs { limbs, output_limbs });
+    let &ProductTask { limbs, output_bits, ref rows, .. } = task;
+    if !are_possible(limbs, output_bits) {
+        return Err(ProductError::Bits { limbs, output_bits });
     }
     let rows = match rows {
         Multiplicand::Masks { domain, .. } => {
@@ -40,13 +40,13 @@ pub(crate) fn sizes(task: &ProductTask, inner: usize, outer: usize) -> Result<Si
         }
         Multiplicand::Body(body) => {
             if body.limbs() != limbs || body.columns() != inner {
-                let (body_limbs, columns) = (body.limbs(), body.columns());
-                return Err(ProductError::Body { body_limbs, columns, limbs, inner });
+                let (body_bits, columns) = (body.bits(), body.columns());
+                return Err(ProductError::Body { body_bits, columns, limbs, inner });
             }
             body.rows()
         }
     };
-    Ok(Sizes { rows, inner, outer, limbs, output_limbs })
+    Ok(Sizes { rows, inner, outer, limbs, output_limbs: output_bits.div_ceil(8) as usize })
 }
 
 /// A piece that is being computed or copied back.
@@ -69,11 +69,15 @@ pub(crate) fn multiply(
 ) -> Result<(), Fault> {
     let Sizes { rows, inner, outer, limbs, output_limbs } = sizes;
     let width = tile_width(outer, tile_columns);
-    let mut tiles = Tiles::new(rows, outer, output_limbs, width);
+    let mut tiles = Tiles::new(rows, outer, task.output_bits, width);
     if rows == 0 || inner == 0 || outer == 0 {
         let _ = tiles.zeros(sink);
         return Ok(());
     }
+    let spread = match &task.rows {
+        Multiplicand::Body(body) if !body.is_whole() => Some(base.pool.install(|| body.spread())),
+        _ => None,
+    };
     let may_be_cut = matches!(task.rows, Multiplicand::Body(_));
     let piece = Piece::of(sizes, width, engine.column_step(limbs), may_be_cut, base.limits);
     let buffers = piece.buffers(sizes);
@@ -87,7 +91,7 @@ pub(crate) fn multiply(
         let mut operand = Operand { planes: &mut *planes, limbs, rows: rows.len(), pitch: pitch(inner) };
         match &task.rows {
             Multiplicand::Body(body) => {
-                let row_bytes = operand.pitch;
+                let (body, row_bytes) = (spread.as_ref().unwrap_or(body), operand.pitch);
                 uploader.copy(&base.up, operand.planes, limbs * rows.len(), row_bytes, |range, out| {
                     body_rows(body, &rows, range, out);
                 })?;
@@ -110,7 +114,7 @@ pub(crate) fn multiply(
             let slot = launches % SLOTS;
             launches += 1;
             let stride = engine.width(columns.len());
-            let job = Job { side, columns: columns.clone(), output_limbs };
+            let job = Job { side, columns: columns.clone(), output_bits: task.output_bits };
             let Output { device, host } = &mut outputs[slot];
             let bytes = output_limbs * rows.len() * stride;
             let out = device.at_least(&base.compute, bytes)?;
@@ -142,7 +146,7 @@ fn give(
     Ok(base.pool.install(|| tiles.write(&part, sink)))
 }
 
-/// Some of a body's rows, counted through all limbs, each in `pitch` bytes, of which those behind it stay as they are.
+/// Some rows of a body of whole bytes, counted through all limbs, each in `pitch` bytes, of which those behind it stay as they are.
 fn body_rows(body: &Planes, rows: &Range<usize>, range: Range<usize>, out: &mut [u8]) {
     let inner = body.columns();
     let row_bytes = pitch(inner);
@@ -194,19 +198,22 @@ mod tests {
 
     #[test]
     fn operands_that_do_not_fit_are_refused_as_by_the_processor() {
-        let task = |limbs, output_limbs, rows| ProductTask { direction: Direction::Forward, limbs, output_limbs, rows };
+        let task = |limbs, output_bits, rows| ProductTask { direction: Direction::Forward, limbs, output_bits, rows };
         let body = |limbs, columns| Multiplicand::Body(Arc::new(Planes::zeros(limbs, 2, columns)));
         let linear = LinearId { layer: 0, group: Group::O };
         let domain = MaskDomain { set: ParameterSet::P24, product: linear.along(Direction::Forward) };
         let masks = || Multiplicand::Masks { seed: MaskSeed::from_bytes([0; 32]), domain, first_feature: 0 };
         let fitting = Sizes { rows: 2, inner: 5, outer: 7, limbs: 3, output_limbs: 2 };
-        assert_eq!(sizes(&task(3, 2, body(3, 5)), 5, 7), Ok(fitting));
-        assert_eq!(sizes(&task(3, 3, masks()), 5, 7).map(|sizes| sizes.rows), Ok(1024));
-        assert!(matches!(sizes(&task(0, 0, body(0, 5)), 5, 7), Err(ProductError::Limbs { .. })));
-        assert!(matches!(sizes(&task(7, 1, body(7, 5)), 5, 7), Err(ProductError::Limbs { .. })));
-        assert!(matches!(sizes(&task(2, 3, body(2, 5)), 5, 7), Err(ProductError::Limbs { .. })));
-        assert!(matches!(sizes(&task(3, 2, body(2, 5)), 5, 7), Err(ProductError::Body { .. })));
-        assert!(matches!(sizes(&task(3, 2, body(3, 6)), 5, 7), Err(ProductError::Body { .. })));
-        assert!(matches!(sizes(&task(4, 2, masks()), 5, 7), Err(ProductError::Masks { .. })));
+        assert_eq!(sizes(&task(3, 16, body(3, 5)), 5, 7), Ok(fitting));
+        assert_eq!(sizes(&task(3, 24, masks()), 5, 7).map(|sizes| sizes.rows), Ok(1024));
+        let packed = Multiplicand::Body(Arc::new(Planes::zeros_of_bits(22, 2, 5)));
+        assert_eq!(sizes(&task(3, 10, packed), 5, 7), Ok(fitting), "they are brought to whole bytes");
+        for (limbs, output_bits) in [(0, 0), (7, 8), (2, 24), (3, 0), (3, 6), (3, 11)] {
+            let refused = sizes(&task(limbs, output_bits, body(limbs, 5)), 5, 7);
+            assert_eq!(refused, Err(ProductError::Bits { limbs, output_bits }));
+        }
+        assert!(matches!(sizes(&task(3, 16, body(2, 5)), 5, 7), Err(ProductError::Body { .. })));
+        assert!(matches!(sizes(&task(3, 16, body(3, 6)), 5, 7), Err(ProductError::Body { .. })));
+        assert!(matches!(sizes(&task(4, 16, masks()), 5, 7), Err(ProductError::Masks { .. })));
     }
 }

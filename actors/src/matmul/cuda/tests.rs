@@ -60,19 +60,19 @@ impl Case {
     }
 
     /// `[output limb][row][column]` of some columns, by the portable kernel.
-    fn expected(&self, columns: &Range<usize>, output_limbs: usize) -> Vec<u8> {
+    fn expected(&self, columns: &Range<usize>, output_bits: u32) -> Vec<u8> {
         let shape = LinearShape { d_in: self.inner, d_out: self.outer };
         let packed = PackedLinear::new(shape, &self.values).unwrap();
         let product = Product {
             weights: packed.along(Direction::Forward),
             limbs: self.limbs,
-            output_limbs,
+            output_bits,
             rows: Rows::Body(&self.body),
         };
         let kernels = kernels();
         let portable = kernels.last().unwrap();
         assert_eq!(portable.name(), "portable");
-        let whole = Mutex::new(Planes::zeros(output_limbs, self.row_count, self.outer));
+        let whole = Mutex::new(Planes::zeros(output_limbs(output_bits), self.row_count, self.outer));
         portable
             .multiply(&product, self.outer, &|tile| {
                 let mut whole = whole.lock().unwrap();
@@ -89,11 +89,11 @@ impl Case {
     }
 
     /// The fused product of some columns, and that of compute capability 9.0.
-    fn fused(&self, host: &mut Host, columns: &Range<usize>, output_limbs: usize) -> [Vec<u8>; 2] {
+    fn fused(&self, host: &mut Host, columns: &Range<usize>, output_bits: u32) -> [Vec<u8>; 2] {
         let launch = geometry::product(self.limbs, self.row_count, columns.len());
         let hopper = geometry::hopper_product(self.limbs, self.row_count, columns.len());
         [("velum_product_l", launch), ("velum_hopper_product_l", hopper)]
-            .map(|(kernel, launch)| self.launched(host, kernel, &launch, columns, output_limbs))
+            .map(|(kernel, launch)| self.launched(host, kernel, &launch, columns, output_bits))
     }
 
     fn launched(
@@ -102,9 +102,9 @@ impl Case {
         kernel: &str,
         launch: &Launch,
         columns: &Range<usize>,
-        output_limbs: usize,
+        output_bits: u32,
     ) -> Vec<u8> {
-        let mut out = vec![0x5a; output_limbs * self.row_count * columns.len()];
+        let mut out = vec![0x5a; output_limbs(output_bits) * self.row_count * columns.len()];
         let mut arguments = [
             Argument::Input(&self.rows),
             number(self.row_count),
@@ -112,14 +112,14 @@ impl Case {
             Argument::Input(self.weights(columns)),
             number(columns.len()),
             Argument::Buffer(&mut out),
-            number(output_limbs),
+            Argument::Number(output_bits),
         ];
         host.launch(&format!("{kernel}{}", self.limbs), launch, self.seed, &mut arguments);
         out
     }
 
     /// The same by a library's product of biased bytes, which is computed here.
-    fn biased(&self, host: &mut Host, columns: &Range<usize>, output_limbs: usize) -> Vec<u8> {
+    fn biased(&self, host: &mut Host, columns: &Range<usize>, output_bits: u32) -> Vec<u8> {
         let pitch = pitch(self.inner);
         let mut rows = self.rows.clone();
         let vectors = (rows.len() / 16) as u64;
@@ -137,14 +137,14 @@ impl Case {
             .flat_map(|row| weights.chunks_exact(pitch).map(move |line| dot(row, line)))
             .flat_map(i32::to_ne_bytes)
             .collect();
-        let mut out = vec![0x5a; output_limbs * self.row_count * columns.len()];
+        let mut out = vec![0x5a; output_limbs(output_bits) * self.row_count * columns.len()];
         let mut arguments = [
             Argument::Input(&products),
             Argument::Input(&sums),
             number(self.row_count),
             number(columns.len()),
             Argument::Buffer(&mut out),
-            number(output_limbs),
+            Argument::Number(output_bits),
         ];
         let launch = geometry::finish(self.row_count, columns.len());
         host.launch(&format!("velum_finish_l{}", self.limbs), &launch, self.seed, &mut arguments);
@@ -160,9 +160,14 @@ fn dot(signed: &[u8], weights: &[u8]) -> i32 {
     signed.iter().zip(weights).map(|(&byte, &weight)| i32::from(byte as i8) * i32::from(weight as i8)).sum()
 }
 
-/// Values of 1 to [`MAX_LIMBS`] bytes and output bytes of them.
-fn limbs() -> impl Strategy<Value = (usize, usize)> {
-    (1..=MAX_LIMBS).prop_flat_map(|limbs| (Just(limbs), 1..=limbs))
+/// Bytes in which an output value has room.
+fn output_limbs(output_bits: u32) -> usize {
+    output_bits.div_ceil(8) as usize
+}
+
+/// Values of 1 to [`MAX_LIMBS`] bytes and output bits of them.
+fn widths() -> impl Strategy<Value = (usize, u32)> {
+    (1..=MAX_LIMBS).prop_flat_map(|limbs| (Just(limbs), (4..=4 * limbs as u32).prop_map(|bits| 2 * bits)))
 }
 
 #[test]
@@ -200,7 +205,7 @@ proptest! {
     /// Both ways to multiply, on shapes of a few tiles, with columns that begin and end anywhere.
     #[test]
     fn products_are_those_of_the_portable_kernel(
-        (limbs, output_limbs) in limbs(),
+        (limbs, output_bits) in widths(),
         row_tiles in 0.0..2.2f64,
         inner in 1usize..800,
         outer in 1usize..300,
@@ -214,12 +219,12 @@ proptest! {
         let first = (first * outer as f64) as usize;
         let columns = if aligned { first / 16 * 16 } else { first }..outer;
         let case = Case::random((limbs, row_count, inner, outer), extreme, seed);
-        let expected = case.expected(&columns, output_limbs);
+        let expected = case.expected(&columns, output_bits);
         let mut host = Host::start();
-        let [fused, hopper] = case.fused(&mut host, &columns, output_limbs);
+        let [fused, hopper] = case.fused(&mut host, &columns, output_bits);
         prop_assert!(fused == expected, "the fused product");
         prop_assert!(hopper == expected, "the fused product of compute capability 9.0");
-        prop_assert!(case.biased(&mut host, &columns, output_limbs) == expected, "the product of biased bytes");
+        prop_assert!(case.biased(&mut host, &columns, output_bits) == expected, "the product of biased bytes");
     }
 
     /// Masks of all sets, from any feature on.
@@ -264,12 +269,12 @@ proptest! {
 /// More tiles than a band of the raster, and the last band not whole.
 #[test]
 fn every_tile_of_a_band_is_computed_once() {
-    for (limbs, output_limbs, seed) in [(6, 4, 1), (3, 2, 2)] {
+    for (limbs, output_bits, seed) in [(6, 32, 1), (3, 16, 2), (3, 10, 3)] {
         let tile = geometry::tile(limbs);
         let case = Case::random((limbs, 9 * tile.rows + 5, 70, 2 * tile.columns + 1), false, seed);
         let columns = 0..case.outer;
-        let expected = case.expected(&columns, output_limbs);
-        let [fused, hopper] = case.fused(&mut Host::start(), &columns, output_limbs);
+        let expected = case.expected(&columns, output_bits);
+        let [fused, hopper] = case.fused(&mut Host::start(), &columns, output_bits);
         assert!(fused == expected && hopper == expected, "{limbs}");
     }
 }
@@ -279,11 +284,11 @@ fn every_tile_of_a_band_is_computed_once() {
 fn the_smallest_product_is_right() {
     for limbs in 1..=MAX_LIMBS {
         let case = Case::random((limbs, 1, 1, 1), true, limbs as u64);
-        let expected = case.expected(&(0..1), limbs);
+        let expected = case.expected(&(0..1), 8 * limbs as u32);
         let mut host = Host::start();
-        let [fused, hopper] = case.fused(&mut host, &(0..1), limbs);
+        let [fused, hopper] = case.fused(&mut host, &(0..1), 8 * limbs as u32);
         assert!(fused == expected && hopper == expected, "{limbs}");
-        assert!(case.biased(&mut host, &(0..1), limbs) == expected, "{limbs}");
+        assert!(case.biased(&mut host, &(0..1), 8 * limbs as u32) == expected, "{limbs}");
     }
 }
 
@@ -298,10 +303,10 @@ fn the_largest_sums_are_exact() {
         case.weights[..inner].fill(weight as u8);
         case.rows.fill(byte);
         case.body.bytes_mut().fill(byte);
-        let expected = case.expected(&(0..1), limbs);
-        assert!(case.biased(&mut host, &(0..1), limbs) == expected, "{limbs}");
+        let expected = case.expected(&(0..1), 8 * limbs as u32);
+        assert!(case.biased(&mut host, &(0..1), 8 * limbs as u32) == expected, "{limbs}");
         if byte != 0 && limbs == 6 {
-            let [fused, hopper] = case.fused(&mut host, &(0..1), limbs);
+            let [fused, hopper] = case.fused(&mut host, &(0..1), 8 * limbs as u32);
             assert!(fused == expected && hopper == expected, "{limbs}");
         }
     }

@@ -1,7 +1,7 @@
 //! Puts the tiles of an answer together from the pieces that come back from a GPU.
 //!
 //! What suits a GPU (many columns at once, as many rows as fit its buffers) is not what suits the network (tiles of some
-//! columns, all rows of them). A piece is any range of rows by any range of columns; a tile is given away when the last
+//! columns, all rows of them, their bits packed). A piece is any range of rows by any range of columns; a tile is given away when the last
 //! piece of it is there.
 
 use std::ops::{ControlFlow, Range};
@@ -19,7 +19,7 @@ const TASK_ROWS: usize = 128;
 pub(crate) struct Tiles {
     rows: usize,
     outer: usize,
-    output_limbs: usize,
+    output_bits: u32,
     width: usize,
     open: Vec<Tile>,
 }
@@ -46,17 +46,17 @@ pub(crate) fn tile_width(outer: usize, tile_columns: usize) -> usize {
 }
 
 impl Tiles {
-    pub(crate) fn new(rows: usize, outer: usize, output_limbs: usize, width: usize) -> Self {
+    pub(crate) fn new(rows: usize, outer: usize, output_bits: u32, width: usize) -> Self {
         let mut open = Vec::new();
         open.resize_with(outer.div_ceil(width.max(1)), || Tile::Untouched);
-        Self { rows, outer, output_limbs, width, open }
+        Self { rows, outer, output_bits, width, open }
     }
 
     /// All tiles, filled with zeros: the answer where there is nothing to sum, or no row.
     pub(crate) fn zeros(mut self, sink: TileSink<'_>) -> ControlFlow<()> {
         for index in 0..self.open.len() {
             let columns = self.columns(index);
-            let rows = Planes::zeros(self.output_limbs, self.rows, columns.len());
+            let rows = Planes::zeros_of_bits(self.output_bits, self.rows, columns.len());
             self.open[index] = Tile::Given;
             sink(ProductTile { first_column: columns.start, rows })?;
         }
@@ -74,10 +74,10 @@ impl Tiles {
         }
         for index in part.columns.start / self.width..part.columns.end.div_ceil(self.width) {
             let columns = self.columns(index);
-            let (all_rows, output_limbs, width) = (self.rows, self.output_limbs, columns.len());
+            let (all_rows, output_bits, width) = (self.rows, self.output_bits, columns.len());
             let tile = &mut self.open[index];
             if matches!(tile, Tile::Untouched) {
-                let planes = Planes::scratch(output_limbs, all_rows, width);
+                let planes = Planes::scratch(output_bits.div_ceil(8) as usize, all_rows, width);
                 *tile = Tile::Open { planes, missing: all_rows * width };
             }
             let Tile::Open { planes, missing } = tile else { continue };
@@ -93,9 +93,9 @@ impl Tiles {
             }
             *missing = missing.saturating_sub(part.rows.len() * shared.len());
             if *missing == 0
-                && let Tile::Open { planes: rows, .. } = std::mem::replace(tile, Tile::Given)
+                && let Tile::Open { planes, .. } = std::mem::replace(tile, Tile::Given)
             {
-                sink(ProductTile { first_column: columns.start, rows })?;
+                sink(ProductTile { first_column: columns.start, rows: planes.pack(output_bits) })?;
             }
         }
         ControlFlow::Continue(())
@@ -128,9 +128,10 @@ mod tests {
         bytes
     }
 
-    fn expected(limbs: usize, rows: usize, columns: Range<usize>) -> Planes {
+    fn expected(bits: u32, rows: usize, columns: Range<usize>) -> Planes {
+        let limbs = bits.div_ceil(8) as usize;
         let bytes = part_bytes(limbs, &(0..rows), &columns, columns.len());
-        Planes::from_bytes(limbs, rows, columns.len(), bytes).expect("as many bytes")
+        Planes::from_bytes(limbs, rows, columns.len(), bytes).expect("as many bytes").pack(bits)
     }
 
     proptest! {
@@ -138,7 +139,7 @@ mod tests {
         fn whatever_the_pieces_the_tiles_are_the_same(
             rows in 1usize..40,
             outer in 1usize..300,
-            limbs in 1usize..=6,
+            half_bits in 4u32..=24,
             tile_columns in 1usize..200,
             piece_rows in 1usize..50,
             piece_steps in 1usize..8,
@@ -151,7 +152,8 @@ mod tests {
                 given.lock().expect("no panic").push(tile);
                 ControlFlow::Continue(())
             };
-            let mut tiles = Tiles::new(rows, outer, limbs, width);
+            let bits = 2 * half_bits;
+            let mut tiles = Tiles::new(rows, outer, bits, width);
             let mut pieces: Vec<_> = parts(rows, piece_rows)
                 .flat_map(|rows| parts(outer, piece_steps * COLUMN_STEP).map(move |columns| (rows.clone(), columns)))
                 .collect();
@@ -160,7 +162,7 @@ mod tests {
             }
             for (rows, columns) in pieces {
                 let stride = columns.len() + padding;
-                let bytes = part_bytes(limbs, &rows, &columns, stride);
+                let bytes = part_bytes(bits.div_ceil(8) as usize, &rows, &columns, stride);
                 let written = tiles.write(&Part { rows, columns, stride, bytes: &bytes }, &sink);
                 prop_assert!(written.is_continue());
             }
@@ -170,7 +172,7 @@ mod tests {
             prop_assert_eq!(given.len(), ranges.len());
             for (tile, columns) in given.iter().zip(ranges) {
                 prop_assert_eq!(tile.first_column, columns.start);
-                let wanted = expected(limbs, rows, columns);
+                let wanted = expected(bits, rows, columns);
                 prop_assert_eq!(&tile.rows, &wanted);
             }
         }
@@ -178,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_goes_away_ends_the_writing() {
-        let mut tiles = Tiles::new(2, 64, 1, 32);
+        let mut tiles = Tiles::new(2, 64, 8, 32);
         let bytes = part_bytes(1, &(0..2), &(0..64), 64);
         let given = Mutex::new(0);
         let sink = |_| {
@@ -197,12 +199,12 @@ mod tests {
             given.lock().expect("no panic").push(tile);
             ControlFlow::Continue(())
         };
-        assert!(Tiles::new(3, 70, 2, 64).zeros(&sink).is_continue());
+        assert!(Tiles::new(3, 70, 10, 64).zeros(&sink).is_continue());
         let given = given.into_inner().expect("no panic");
         assert_eq!(
             given.iter().map(|tile| (tile.first_column, tile.rows.columns())).collect::<Vec<_>>(),
             [(0, 64), (64, 6)]
         );
-        assert!(given.iter().all(|tile| tile.rows == Planes::zeros(2, 3, tile.rows.columns())));
+        assert!(given.iter().all(|tile| tile.rows == Planes::zeros_of_bits(10, 3, tile.rows.columns())));
     }
 }

@@ -188,15 +188,21 @@ async fn a_stopped_worker_gives_cut_products_that_it_began() {
 #[actix::test]
 async fn a_cut_product_is_charged_for_its_parts() {
     let (devices, _) = devices(&[("a", 1.0, None), ("b", 1.0, None)]);
-    let request = request(
-        LinearId { layer: 0, group: Group::GateUp },
-        Direction::Backward,
-        Precision { set: ParameterSet::P24, body_limbs: 3, mask_limbs: 2, output_limbs: 2 },
-        10,
-    );
-    // Body, a copy of it, two summands, the answer.
+    let linear = LinearId { layer: 0, group: Group::GateUp };
+    let request = |body_bits, output_bits| {
+        let precision = Precision { set: ParameterSet::P24, body_bits, mask_limbs: 2, output_bits };
+        request(linear, Direction::Backward, precision, 10)
+    };
+    let (whole, packed) = (request(24, 16), request(22, 10));
+    // Body, a copy of it, two summands, the answer; the body once more where it comes packed.
     let bytes = 10 * (2 * 3 * 300 + 2 * 3 * 40 + 2 * 40);
-    for (product_bytes, enough) in [(bytes, true), (bytes - 1, false)] {
+    let spread = 10 * 3 * 300;
+    for (request, product_bytes, enough) in [
+        (&whole, bytes, true),
+        (&whole, bytes - 1, false),
+        (&packed, bytes + spread, true),
+        (&packed, bytes + spread - 1, false),
+    ] {
         let limits = WorkerLimits { product_bytes, ..limits() };
         let net = start_on(Arc::<Synthetic>::default(), devices.clone(), Split::Columns, limits).await;
         net.loaded(0..1).await;

@@ -215,7 +215,7 @@ impl ShardSource for Wide {
 
 fn wide_request(call: u64) -> ProductRequest {
     let mut request = request(call, TOKENS, WIDE.d_in, WIDE.d_out);
-    request.header.precision = Precision { set: ParameterSet::P24, body_limbs: 3, mask_limbs: 3, output_limbs: 3 };
+    request.header.precision = Precision::exact(ParameterSet::P24);
     request.body = Some(Arc::new(Planes::zeros(3, TOKENS as usize, WIDE.d_in)));
     request
 }

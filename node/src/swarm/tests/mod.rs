@@ -191,7 +191,7 @@ fn request(call: u64, tokens: u32, inner: usize, outer: usize) -> ProductRequest
         version: PROTOCOL_VERSION,
         call,
         product: LinearId { layer: 0, group: Group::Down }.along(Direction::Forward),
-        precision: Precision { set: ParameterSet::P32, body_limbs: 4, mask_limbs: 3, output_limbs: 3 },
+        precision: Precision { set: ParameterSet::P32, body_bits: 32, mask_limbs: 3, output_bits: 24 },
         operand: Operand::Body { tokens },
     };
     let mut body = Planes::zeros(header.operand_limbs(), tokens as usize, inner);

@@ -23,13 +23,14 @@ fn plaintexts_that_cannot_be_encrypted() {
 }
 
 /// Precisions that do not fit P24 with the standard one.
-fn wrong_precisions() -> [Precision; 5] {
+fn wrong_precisions() -> [Precision; 6] {
     let standard = Precision::standard(ParameterSet::P24);
     [
         Precision::standard(ParameterSet::P32),
-        Precision { output_limbs: 0, ..standard },
-        Precision { body_limbs: 4, ..standard },
-        Precision { body_limbs: 1, ..standard },
+        Precision { output_bits: 0, ..standard },
+        Precision { output_bits: 11, ..standard },
+        Precision { body_bits: 26, ..standard },
+        Precision { body_bits: 14, ..standard },
         Precision { mask_limbs: 0, ..standard },
     ]
 }
@@ -60,7 +61,7 @@ fn precisions_that_do_not_fit() {
         assert!(matches!(opened, Err(DecryptError::Precision { .. })));
     }
     // A mask product does not care how bodies are rounded.
-    let fine = Precision { output_limbs: 3, ..standard };
+    let fine = Precision { output_bits: 24, ..standard };
     assert!(ticket(standard).unwrap().open(masks(fine).unwrap(), standard, vec![0.0; 3]).is_ok());
     let short = ticket(standard).unwrap().open(masks(standard).unwrap(), standard, vec![0.0; 2]);
     assert_eq!(short.map(|_| ()), Err(DecryptError::Output(2)));
@@ -101,6 +102,8 @@ fn tiles_that_do_not_fit() {
     for wrong in [[1, tokens, 4], [3, tokens, 4], [limbs, tokens + 1, 4]] {
         assert!(matches!(refuse(&mut decryption, tile(0, wrong)), DecryptError::Dimensions { .. }));
     }
+    let packed = ProductTile { first_column: 0, rows: Planes::zeros_of_bits(14, tokens, 4) };
+    assert!(matches!(refuse(&mut decryption, packed), DecryptError::Dimensions { bits: 14, expected_bits: 16, .. }));
     for (first, width) in [(7, 4), (10, 4), (usize::MAX, 4), (0, 0)] {
         let wrong = tile(first, [limbs, tokens, width]);
         assert!(matches!(refuse(&mut decryption, wrong), DecryptError::Columns { .. }));

@@ -11,7 +11,7 @@ use crate::he::reference::{reference_answer, reference_product};
 /// of the transform.
 fn phases(mask: &Planes, body: &Planes, set: ParameterSet, secrets: &[Vec<i8>]) -> Vec<f64> {
     let n = set.polynomial_size();
-    let top = |planes: &Planes, row, column| planes.value(row, column) << (64 - 8 * planes.limbs());
+    let top = |planes: &Planes, row, column| planes.value(row, column) << (64 - planes.bits());
     let mut phases = Vec::new();
     for token in 0..body.rows() {
         let secret = &secrets[token / n];
@@ -45,16 +45,18 @@ fn assert_noise(what: &str, noise: &[f64], predicted: f64, correlated: f64) {
     assert!(mean.abs() < 6.0 * (predicted / count).sqrt() + 0.5, "{what}: mean {mean}");
 }
 
-/// Of each set: nothing rounded; only the body; only the output; only the mask product; the usual bytes.
-fn precisions(set: ParameterSet) -> [Precision; 5] {
+/// Of each set: nothing rounded; only the body; only the output; only the mask product; whole bytes; and packed bits.
+fn precisions(set: ParameterSet) -> [Precision; 7] {
     let exact = Precision::exact(set);
-    let limbs = exact.body_limbs;
+    let bits = exact.body_bits;
     [
         exact,
-        Precision { body_limbs: limbs - 1, output_limbs: limbs - 1, ..exact },
-        Precision { output_limbs: limbs - 1, ..exact },
-        Precision { mask_limbs: limbs - 1, ..exact },
+        Precision { body_bits: bits - 4, output_bits: bits - 4, ..exact },
+        Precision { output_bits: bits - 8, ..exact },
+        Precision { mask_limbs: exact.mask_limbs - 1, ..exact },
         Precision::standard(set),
+        Precision { body_bits: bits - 2, output_bits: bits - 14, ..exact },
+        Precision { body_bits: bits - 6, output_bits: bits - 12, ..exact },
     ]
 }
 
@@ -97,8 +99,8 @@ fn check(precision: Precision) {
         let scale = |i: usize| predicted(norms[i % shape.d_out]).sqrt();
         found.iter().zip(&exact).enumerate().map(|(i, (found, exact))| (found - exact) / scale(i)).collect()
     };
-    let product = |operand| reference_product(operand, &weights, shape, Direction::Forward);
-    let multiplied = phases(&product(&mask), &product(&body), set, &secrets);
+    let product = |operand: &Planes| reference_product(operand, &weights, shape, Direction::Forward);
+    let multiplied = phases(&product(&mask), &product(&body.spread()), set, &secrets);
     let multiplied = scaled(&multiplied, &|norm| multiplied_variance(precision, norm));
     // The 96 products of a row share 64 errors: 64 independent values at most.
     assert_noise(&format!("{name} multiplied"), &multiplied, 1.0, 96.0 / 64.0 * 1.5);

@@ -31,7 +31,7 @@ fn check(precision: Precision, direction: Direction, shape: LinearShape, tokens:
     let mask_seed = MaskSeed::generate(&mut rng);
     let plaintext = Plaintext { rows: &rows, tokens, features: inner, steps: &steps };
     let (body, ticket) = encrypt(&mask_seed, &domain, precision, plaintext).unwrap();
-    assert_eq!((body.limbs(), body.rows(), body.columns()), (usize::from(precision.body_limbs), tokens, inner));
+    assert_eq!((body.bits(), body.rows(), body.columns()), (precision.body_bits.into(), tokens, inner));
 
     let pieces = |tile: &ProductTile| -> Vec<ProductTile> {
         (0..outer).step_by(width).rev().map(|first| cut(tile, first, width.min(outer - first))).collect()
@@ -63,7 +63,7 @@ fn check(precision: Precision, direction: Direction, shape: LinearShape, tokens:
 /// Columns `first..first + width` of a whole answer.
 fn cut(answer: &ProductTile, first: usize, width: usize) -> ProductTile {
     let planes = &answer.rows;
-    let mut part = Planes::zeros(planes.limbs(), planes.rows(), width);
+    let mut part = Planes::zeros_of_bits(planes.bits(), planes.rows(), width);
     for row in 0..planes.rows() {
         for column in 0..width {
             part.set_value(row, column, planes.value(row, first + column));
@@ -72,13 +72,21 @@ fn cut(answer: &ProductTile, first: usize, width: usize) -> ProductTile {
     ProductTile { first_column: first, rows: part }
 }
 
+/// As few bits as are planned, both kinds of packed planes among them.
+fn packed(set: ParameterSet) -> Precision {
+    let exact = Precision::exact(set);
+    Precision { body_bits: exact.body_bits - 2, output_bits: exact.output_bits - 14, ..exact }
+}
+
 #[test]
 fn every_set_and_every_kind_of_block() {
     for set in ParameterSet::ALL {
         let size = set.polynomial_size();
         let shape = LinearShape { d_in: 37, d_out: 21 };
         for tokens in [1, 5, size - 1, size, size + 1, 2 * size + 7] {
-            check(Precision::standard(set), Direction::Forward, shape, tokens, 8, tokens as u64);
+            for precision in [Precision::standard(set), packed(set)] {
+                check(precision, Direction::Forward, shape, tokens, 8, tokens as u64);
+            }
         }
     }
 }
@@ -86,8 +94,8 @@ fn every_set_and_every_kind_of_block() {
 #[test]
 fn every_precision_both_ways() {
     let [p24, p32, p48] = ParameterSet::ALL.map(Precision::all);
-    // P48 has 126; one in seven is enough.
-    for precision in p24.chain(p32).chain(p48.step_by(7)) {
+    // They are many; steps that share no divisor with the numbers of bits reach all of each.
+    for precision in p24.chain(p32.step_by(5)).chain(p48.step_by(67)) {
         check(precision, Direction::Backward, LinearShape { d_in: 40, d_out: 70 }, 6, 33, 1);
         check(precision, Direction::Forward, LinearShape { d_in: 70, d_out: 40 }, 6, 64, 2);
     }
@@ -135,7 +143,9 @@ proptest! {
         seed: u64,
     ) {
         let direction = if backward { Direction::Backward } else { Direction::Forward };
-        check(Precision::standard(set), direction, LinearShape { d_in, d_out }, tokens, width, seed);
+        for precision in [Precision::standard(set), packed(set)] {
+            check(precision, direction, LinearShape { d_in, d_out }, tokens, width, seed);
+        }
     }
 }
 

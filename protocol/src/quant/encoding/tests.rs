@@ -5,8 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::he::ParameterSet;
 
+/// All of the smallest set, and some of the others, which have many.
 fn precisions() -> impl Iterator<Item = Precision> {
-    ParameterSet::ALL.into_iter().flat_map(Precision::all)
+    let [p24, p32, p48] = ParameterSet::ALL.map(Precision::all);
+    p24.chain(p32.step_by(11)).chain(p48.step_by(37))
 }
 
 /// The largest magnitude that an output can take: the exact product of the message, every error as bad as it can
@@ -14,14 +16,14 @@ fn precisions() -> impl Iterator<Item = Precision> {
 fn doubled_worst_output(message: &[i64], weights: &[i8], precision: Precision) -> i128 {
     let product: i128 = message.iter().zip(weights).map(|(&m, &w)| i128::from(m) * i128::from(w)).sum();
     let weight_sum: i128 = weights.iter().map(|&w| i128::from(w).abs()).sum();
-    let bits = |limbs: u8| 8 * (precision.set.limbs() as u32 - u32::from(limbs));
+    let missing = |bits: u8| precision.set.modulus_bits() - u32::from(bits);
     let doubled = |dropped: u32| if dropped == 0 { 0 } else { 1_i128 << dropped };
-    let fresh = 2 * i128::from(precision.set.error_eta()) + doubled(bits(precision.body_limbs));
-    let output = match precision.output_limbs < precision.body_limbs {
-        true => doubled(bits(precision.output_limbs)),
+    let fresh = 2 * i128::from(precision.set.error_eta()) + doubled(missing(precision.body_bits));
+    let output = match precision.output_bits < precision.body_bits {
+        true => doubled(missing(precision.output_bits)),
         false => 0,
     };
-    let mask = doubled(bits(precision.mask_limbs));
+    let mask = doubled(missing(8 * precision.mask_limbs));
     2 * product.abs() + fresh * weight_sum + output + mask * precision.set.mask_rows() as i128
 }
 
@@ -130,6 +132,6 @@ fn what_cannot_be_encoded_is_named() {
     // One byte of 2^24 leaves nothing of a value: its switching noise is as large as the modulus.
     let coarse = Precision { mask_limbs: 1, ..Precision::standard(ParameterSet::P24) };
     assert_eq!(encoding_steps(&[1.0], 1, 127.0, coarse), Err(QuantError::NoRoom { precision: coarse, inner: 1 }));
-    let missing = Precision { output_limbs: 0, ..Precision::standard(ParameterSet::P24) };
+    let missing = Precision { output_bits: 0, ..Precision::standard(ParameterSet::P24) };
     assert_eq!(encoding_steps(&[1.0], 1, 127.0, missing), Err(QuantError::NoRoom { precision: missing, inner: 1 }));
 }

@@ -55,6 +55,7 @@ fn encrypted(
     let (inner, outer) = matrix.shape.along(way);
     let tokens = rows.len() / inner;
     let codec = ProductCodec::new(meta, way, precision).unwrap();
+    let precision = codec.precision(step);
     let (prepared, _) = codec.prepare_expecting(rows, tokens, sketch, step).unwrap();
     let linear = LinearId { layer: 0, group: Group::O };
     let (seed, domain) = (MaskSeed::from_bytes([7; 32]), MaskDomain { set: precision.set, product: linear.along(way) });
@@ -88,14 +89,16 @@ fn encrypted_products_err_as_predicted() {
     let (matrix, meta) = serve(weights.clone(), shape).unwrap();
     let exact_weights = matrix.values.chunks(shape.d_out).flat_map(|row| row.iter().zip(&meta.scales));
     let exact_weights: Vec<f32> = exact_weights.map(|(&v, &s)| f32::from(v) * s).collect();
-    let limbs = |set, body_limbs, mask_limbs, output_limbs| Precision { set, body_limbs, mask_limbs, output_limbs };
+    let bits = |set, body_bits, mask_limbs, output_bits| Precision { set, body_bits, mask_limbs, output_bits };
     let precisions = [
-        limbs(ParameterSet::P24, 3, 2, 2),
-        limbs(ParameterSet::P24, 3, 3, 2),
-        limbs(ParameterSet::P24, 3, 3, 3),
-        limbs(ParameterSet::P32, 3, 3, 2),
-        limbs(ParameterSet::P32, 4, 2, 3),
-        limbs(ParameterSet::P48, 4, 3, 3),
+        bits(ParameterSet::P24, 24, 2, 16),
+        bits(ParameterSet::P24, 22, 2, 10),
+        bits(ParameterSet::P24, 20, 2, 12),
+        bits(ParameterSet::P24, 20, 3, 10),
+        bits(ParameterSet::P24, 24, 3, 24),
+        bits(ParameterSet::P32, 24, 3, 16),
+        bits(ParameterSet::P32, 32, 2, 24),
+        bits(ParameterSet::P48, 32, 3, 24),
     ];
     let checks = Checks::draw(&matrix.values, shape).unwrap();
     for (direction, checks) in BOTH.into_iter().zip(checks) {
@@ -163,17 +166,22 @@ fn gaussian_meta(d_in: usize, d_out: usize) -> LinearMeta {
 
 #[test]
 fn plans_are_the_cheapest_within_the_target() {
-    // Integer products in each call, bytes in each call, the owner's work, bytes of the mask product.
-    let dearness = |p: Precision| (p.body_limbs, p.body_limbs + p.output_limbs, p.set.limbs(), p.mask_limbs);
+    // Integer products in each call, the owner's work, bytes of the mask product, bits in each call.
+    let dearness = |p: Precision, (inner, outer): (usize, usize)| {
+        let bits = usize::from(p.body_bits) * inner + usize::from(p.output_bits) * outer;
+        (p.body_bits.div_ceil(8), p.set.limbs(), p.mask_limbs, bits)
+    };
     for (d_in, d_out) in [(64, 64), (576, 960), (576, 3072), (1536, 576), (2048, 8192), (8192, 2048), (28_672, 8192)] {
         let meta = gaussian_meta(d_in, d_out);
         for direction in BOTH {
             let target = PrecisionTarget::default();
             let chosen = plan(&meta, direction, &target);
-            let limit = plain_w8a8_error(&meta, direction);
+            let along = meta.shape.along(direction);
+            let coarser = if direction == Direction::Forward { 1.0 } else { target.backward };
+            let limit = coarser * plain_w8a8_error(&meta, direction);
             assert!(chosen.is_valid() && predicted_relative_error(chosen, &meta, direction, Step::Sketched) <= limit);
             for other in ParameterSet::ALL.into_iter().flat_map(Precision::all) {
-                if dearness(other) < dearness(chosen) {
+                if dearness(other, along) < dearness(chosen, along) {
                     assert!(
                         predicted_relative_error(other, &meta, direction, Step::Sketched) > limit,
                         "{other} under {chosen}"
@@ -189,19 +197,41 @@ fn p24_serves_every_dimension() {
     for (d_in, d_out) in [(64, 64), (576, 960), (2048, 8192), (8192, 2048), (8192, 28_672), (28_672, 8192)] {
         for direction in BOTH {
             let chosen = plan(&gaussian_meta(d_in, d_out), direction, &PrecisionTarget::default());
-            assert_eq!(
-                (chosen.set, chosen.body_limbs, chosen.output_limbs),
-                (ParameterSet::P24, 3, 2),
-                "{d_in} × {d_out}"
-            );
+            assert_eq!((chosen.set, chosen.mask_limbs), (ParameterSet::P24, 2), "{d_in} × {d_out}: {chosen}");
+            assert!((18..=24).contains(&chosen.body_bits) && (8..=12).contains(&chosen.output_bits), "{chosen}");
         }
+    }
+}
+
+/// What goes up and down for a token in a layer, both ways, in bytes.
+#[test]
+fn bits_are_saved_where_they_are_many() {
+    let layer = |shapes: [(usize, usize); 4], target: PrecisionTarget| -> usize {
+        let bits = |(d_in, d_out): (usize, usize), direction| {
+            let meta = gaussian_meta(d_in, d_out);
+            let (inner, outer) = meta.shape.along(direction);
+            let chosen = plan(&meta, direction, &target);
+            usize::from(chosen.body_bits) * inner + usize::from(chosen.output_bits) * outer
+        };
+        shapes.into_iter().flat_map(|shape| BOTH.map(|direction| bits(shape, direction))).sum::<usize>() / 8
+    };
+    let (small, large) = (
+        [(576, 960), (576, 576), (576, 3072), (1536, 576)],
+        [(2048, 3072), (2048, 2048), (2048, 16_384), (8192, 2048)],
+    );
+    let even = PrecisionTarget { backward: 1.0, ..PrecisionTarget::default() };
+    for (shapes, whole) in [(small, 42_240), (large, 209_920)] {
+        let [planned, as_fine] = [PrecisionTarget::default(), even].map(|target| layer(shapes, target));
+        assert!(planned < as_fine && 100 * planned < 78 * whole, "{planned}, {as_fine} of {whole}");
     }
 }
 
 #[test]
 fn stricter_targets_need_larger_sets() {
-    let chosen =
-        |d_in, factor| plan(&gaussian_meta(d_in, 1024), Direction::Forward, &PrecisionTarget { factor, set: None }).set;
+    let chosen = |d_in, factor| {
+        plan(&gaussian_meta(d_in, 1024), Direction::Forward, &PrecisionTarget { factor, ..PrecisionTarget::default() })
+            .set
+    };
     assert_eq!(chosen(8192, 1.0), ParameterSet::P24);
     assert_eq!(chosen(8192, 0.75), ParameterSet::P32);
 }
@@ -216,11 +246,11 @@ fn targets_are_obeyed() {
                 && predicted_relative_error(chosen, &meta, Direction::Forward, Step::Sketched).is_finite()
         );
     }
-    let loose = PrecisionTarget { factor: 2.0, set: None };
+    let loose = PrecisionTarget { factor: 2.0, ..PrecisionTarget::default() };
     assert_eq!(plan(&meta, Direction::Forward, &loose).set, ParameterSet::P24);
     // Nothing is better than the int8 weights: the smallest error there is, at the least cost.
     for factor in [0.0, -1.0, f64::NAN] {
-        let chosen = plan(&meta, Direction::Forward, &PrecisionTarget { factor, set: None });
+        let chosen = plan(&meta, Direction::Forward, &PrecisionTarget { factor, ..PrecisionTarget::default() });
         assert!(predicted_relative_error(chosen, &meta, Direction::Forward, Step::Sketched) < 1.05 * meta.weight_error);
         assert_eq!(chosen.set, ParameterSet::P32);
     }

@@ -57,8 +57,9 @@ __device__ __forceinline__ Value<LIMBS> unbiased(int product, int column_sum) {
 
 template <unsigned LIMBS>
 __device__ __forceinline__ void finish(const int* products, const int* column_sums, unsigned row_count, unsigned columns,
-                                       unsigned char* out, unsigned output_limbs) {
-    const Rounding<LIMBS> rounded(output_limbs);
+                                       unsigned char* out, unsigned output_bits) {
+    const Rounding<LIMBS> rounded(output_bits);
+    const unsigned output_limbs = output_limbs_of(output_bits);
     const unsigned long long column =
         (static_cast<unsigned long long>(blockIdx.x) * BIASED_THREADS + threadIdx.x) * FINISHED_COLUMNS;
     if (column >= columns) {
@@ -121,13 +122,13 @@ __device__ __forceinline__ void finish(const int* products, const int* column_su
 }
 
 // `products`: [limb][row_count][columns] from a multiple of 16 on, sums of biased bytes; `column_sums`: of the same
-// columns; `out`: [output_limbs][row_count][columns] from a multiple of 4 on. Grid: (runs of 1,024 columns) × (any
+// columns; `out`: [output limb][row_count][columns] from a multiple of 4 on. Grid: (runs of 1,024 columns) × (any
 // number of rows).
 #define VELUM_FINISH(limbs)                                                                                             \
     extern "C" __global__ void __launch_bounds__(BIASED_THREADS)                                                         \
     velum_finish_l##limbs(const int* products, const int* column_sums, unsigned row_count, unsigned columns,             \
-                          unsigned char* out, unsigned output_limbs) {                                                   \
-        finish<limbs>(products, column_sums, row_count, columns, out, output_limbs);                                     \
+                          unsigned char* out, unsigned output_bits) {                                                    \
+        finish<limbs>(products, column_sums, row_count, columns, out, output_bits);                                      \
     }
 VELUM_FINISH(1)
 VELUM_FINISH(2)

@@ -28,7 +28,7 @@ struct HopperTile<6> : TileOf<6, 16, 64, 4, 2, 6> {};
 template <unsigned LIMBS>
 __device__ __forceinline__ void hopper_product(const unsigned char* rows, unsigned row_count, unsigned pitch,
                                                const signed char* weights, unsigned columns, unsigned char* out,
-                                               unsigned output_limbs) {
+                                               unsigned output_bits) {
     using T = HopperTile<LIMBS>;
     static_assert(T::ROWS == 64 && T::FRAGMENTS_DOWN == 1, "one instruction has all rows");
     static_assert(T::STAGE_BYTES % 512 == 0, "swizzled lines begin where their pattern does");
@@ -105,9 +105,9 @@ __device__ __forceinline__ void hopper_product(const unsigned char* rows, unsign
     wait_for_copies<0>();
     // Output takes the place of what was multiplied.
     __syncthreads();
-    stage_output<T>(sums, output_limbs, warp, lane, shared);
+    stage_output<T>(sums, output_bits, warp, lane, shared);
     __syncthreads();
-    write_output<T>(shared, output_limbs, origin, row_count, columns, out, thread);
+    write_output<T>(shared, output_limbs_of(output_bits), origin, row_count, columns, out, thread);
 }
 
 // Arguments and grid as those of `velum_product_l…`.
@@ -115,8 +115,8 @@ __device__ __forceinline__ void hopper_product(const unsigned char* rows, unsign
     extern "C" __global__ void __launch_bounds__(HopperTile<limbs>::THREADS, 1)                                          \
     velum_hopper_product_l##limbs(const unsigned char* rows, unsigned row_count, unsigned pitch,                         \
                                   const signed char* weights, unsigned columns, unsigned char* out,                      \
-                                  unsigned output_limbs) {                                                               \
-        hopper_product<limbs>(rows, row_count, pitch, weights, columns, out, output_limbs);                              \
+                                  unsigned output_bits) {                                                                \
+        hopper_product<limbs>(rows, row_count, pitch, weights, columns, out, output_bits);                               \
     }
 VELUM_HOPPER_PRODUCT(1)
 VELUM_HOPPER_PRODUCT(2)

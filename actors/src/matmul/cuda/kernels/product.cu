@@ -4,7 +4,7 @@
 // 1. Steps of 64 inner elements pass through a pipeline of shared memory, filled by asynchronous copies.
 // 2. Warps load fragments of them with ldmatrix, half a step ahead of the multiplications, and multiply on the tensor
 //    cores: a fragment of the weights meets every limb of its rows.
-// 3. Sums of limbs become values mod 2^(8·LIMBS), are rounded to the bytes that are given away, and leave through shared
+// 3. Sums of limbs become values mod 2^(8·LIMBS), are rounded to the bits that are given away, and leave through shared
 //    memory in whole rows.
 //
 // Sums are exact while 255 · 128 · pitch < 2^31 (pitch up to 65,792); up to four limbs they may wrap.
@@ -44,9 +44,10 @@ __device__ __forceinline__ void multiply(Sums<T>& sums, const Fragments<T>& frag
 
 // The bytes of a thread's values, to shared memory: [output limb][row][STAGED_ROW].
 template <class T>
-__device__ __forceinline__ void stage_output(const Sums<T>& sums, unsigned output_limbs, unsigned warp, unsigned lane,
+__device__ __forceinline__ void stage_output(const Sums<T>& sums, unsigned output_bits, unsigned warp, unsigned lane,
                                              unsigned char* staged) {
-    const Rounding<T::LIMBS> rounded(output_limbs);
+    const Rounding<T::LIMBS> rounded(output_bits);
+    const unsigned output_limbs = output_limbs_of(output_bits);
     const unsigned first_row = warp % T::DOWN * T::WARP_ROWS + lane / 4;
     const unsigned first_column = warp / T::DOWN * T::WARP_COLUMNS + lane % 4 * 2;
 #pragma unroll
@@ -105,7 +106,7 @@ __device__ __forceinline__ void write_output(const unsigned char* staged, unsign
 template <unsigned LIMBS>
 __device__ __forceinline__ void product(const unsigned char* rows, unsigned row_count, unsigned pitch,
                                         const signed char* weights, unsigned columns, unsigned char* out,
-                                        unsigned output_limbs) {
+                                        unsigned output_bits) {
     using T = Tile<LIMBS>;
     unsigned char* const shared = dynamic_shared();
     const SharedAddress stages = shared_address(shared), end = stages + T::SHARED_BYTES;
@@ -150,19 +151,19 @@ __device__ __forceinline__ void product(const unsigned char* rows, unsigned row_
     // Output takes the place of what was multiplied, and of what was loaded and is not.
     wait_for_copies<0>();
     __syncthreads();
-    stage_output<T>(sums, output_limbs, warp, lane, shared);
+    stage_output<T>(sums, output_bits, warp, lane, shared);
     __syncthreads();
-    write_output<T>(shared, output_limbs, origin, row_count, columns, out, thread);
+    write_output<T>(shared, output_limbs_of(output_bits), origin, row_count, columns, out, thread);
 }
 
 // `rows`: [limb][row_count][pitch], 1 row or more; `weights`: [columns][pitch], 1 column or more, zeros behind the inner
-// dimension; both begin at multiples of 16, and `pitch` is a multiple of 64. `out`: [output_limbs][row_count][columns],
-// `output_limbs` from 1 to the limbs. Grid: one block a tile.
+// dimension; both begin at multiples of 16, and `pitch` is a multiple of 64. `out`: [output limb][row_count][columns],
+// `output_bits` from 8 to those of the limbs. Grid: one block a tile.
 #define VELUM_PRODUCT(limbs)                                                                                            \
     extern "C" __global__ void __launch_bounds__(Tile<limbs>::THREADS, 1)                                                \
     velum_product_l##limbs(const unsigned char* rows, unsigned row_count, unsigned pitch, const signed char* weights,    \
-                           unsigned columns, unsigned char* out, unsigned output_limbs) {                                \
-        product<limbs>(rows, row_count, pitch, weights, columns, out, output_limbs);                                     \
+                           unsigned columns, unsigned char* out, unsigned output_bits) {                                 \
+        product<limbs>(rows, row_count, pitch, weights, columns, out, output_bits);                                      \
     }
 VELUM_PRODUCT(1)
 VELUM_PRODUCT(2)

@@ -1,4 +1,4 @@
-// Values mod 2^(8·LIMBS) from the sums of their limbs, and the bytes of them that are given away.
+// Values mod 2^(8·LIMBS) from the sums of their limbs, and the bits of them that are given away.
 
 // Integers in which a value is put together. They wrap at a multiple of the modulus, and bits above it are never
 // written; up to four limbs a sum that wrapped in 32 bits is therefore as good as the true one.
@@ -23,17 +23,24 @@ __device__ __forceinline__ Value<LIMBS> widened(int sum) {
     return static_cast<Value<LIMBS>>(static_cast<long long>(sum));
 }
 
-// Rounds values to their most significant bytes.
+// Bytes in which an output value has room.
+__device__ __forceinline__ unsigned output_limbs_of(unsigned output_bits) {
+    return (output_bits + 7) / 8;
+}
+
+// Rounds values to their most significant bits, at the upper end of as many bytes as have room for them.
 template <unsigned LIMBS>
 struct Rounding {
-    unsigned dropped; // bits
-    Value<LIMBS> half;
+    unsigned below; // bits of the bytes that are dropped
+    Value<LIMBS> half, dropped;
 
-    __device__ __forceinline__ explicit Rounding(unsigned output_limbs)
-        : dropped(8 * (LIMBS - output_limbs)), half((Value<LIMBS>(1) << dropped) >> 1) {}
+    __device__ __forceinline__ explicit Rounding(unsigned output_bits)
+        : below(8 * (LIMBS - output_limbs_of(output_bits))),
+          half((Value<LIMBS>(1) << (8 * LIMBS - output_bits)) >> 1),
+          dropped((Value<LIMBS>(1) << (8 * LIMBS - output_bits)) - 1) {}
 
     // Output byte `l` is bits `8·l .. 8·l + 7` of this.
     __device__ __forceinline__ Value<LIMBS> operator()(Value<LIMBS> value) const {
-        return (value + half) >> dropped;
+        return ((value + half) & ~dropped) >> below;
     }
 };
