@@ -195,9 +195,12 @@ pub struct OwnerConfig {
     pub patience_seconds: u64,
     /// Memory for the products of the masks, in MiB.
     pub mask_cache_mib: u64,
-    /// Room on the disk of the user's cache folder for those that do not fit, in MiB, of which at most half of what is free
-    /// is taken. What does not fit there either is asked of the workers in every step anew.
+    /// Room for them on the disk of the user's cache folder, in MiB, of which at most half of what is free is taken. What fits
+    /// neither is asked of the workers in every step anew.
     pub mask_file_mib: u64,
+    /// Keep them there for later runs with the same model, of which then only the first asks workers for them. If not, the
+    /// disk holds what memory has no room for, as long as the run lasts.
+    pub keep_masks: bool,
     /// Whether what enters the lowest adapted layer is kept for texts that come again, in the folder for the results.
     pub prefix_cache: PrefixChoice,
     /// Room for it, in MiB, of which at most half of what is free on the disk is taken.
@@ -223,6 +226,7 @@ impl Default for OwnerConfig {
             mask_cache_mib: 1024,
             // With it, all of a model of eight billion.
             mask_file_mib: 16 << 10,
+            keep_masks: true,
             prefix_cache: PrefixChoice::F32,
             // Some thirteen thousand texts of 150 tokens, at the width of a model of a billion parameters.
             prefix_cache_mib: 16 << 10,

@@ -21,6 +21,14 @@ pub fn kernels() -> anyhow::Result<PathBuf> {
     Ok(cache()?.join("kernels"))
 }
 
+/// Where products of masks are kept from run to run, a folder for each model. It need not exist yet.
+///
+/// # Errors
+/// When the environment names no such folder.
+pub fn masks() -> anyhow::Result<PathBuf> {
+    Ok(cache()?.join("masks"))
+}
+
 /// `velum/` in the user's configuration folder: what must not be lost, such as a worker's identity. It need not exist
 /// yet.
 ///

@@ -77,7 +77,7 @@ impl Node {
     /// Starts `node` with a folder of its own for the user's configuration.
     pub fn start_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, arguments: impl IntoIterator<Item = S>) -> Self {
         let mut command = command(arguments);
-        command.env("XDG_CONFIG_HOME", folder);
+        command.env("XDG_CONFIG_HOME", folder).env("XDG_CACHE_HOME", folder.join("cache"));
         Self::of(command)
     }
 

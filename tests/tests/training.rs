@@ -58,6 +58,24 @@ fn workers_that_serve_the_head_too_follow_plain_training() {
 }
 
 #[test]
+fn a_second_run_finds_the_products_of_the_masks() {
+    let run = Run::new();
+    let (worker, address) = run.worker(1, &[]);
+    let steps = ["--steps", "2"];
+    let notes = ["first", "second"].map(|out| run.owner_over(&[&address], out, &steps).finish().succeeded().stderr);
+    assert!(notes[0].contains("products of masks: ") && notes[1].contains("are kept from earlier runs"), "{notes:?}");
+    let down = |out: &str| run.report(out)["steps"][0]["bytes_down"].as_u64().unwrap();
+    let mask_seconds = |out: &str| run.report(out)["time"]["mask_seconds"].as_f64().unwrap();
+    assert!(down("second") < down("first") * 3 / 4, "{} after {}", down("second"), down("first"));
+    assert_eq!(mask_seconds("second"), 0.0, "no worker is asked for one");
+    // What was kept is as right as what was fetched.
+    run.train("plain", &[&PLAIN[..], &steps].concat());
+    run.assert_follows("second", "plain");
+    worker.interrupt();
+    worker.finish().succeeded();
+}
+
+#[test]
 fn texts_that_come_again_cost_the_adapted_layers_alone() {
     let run = Run::with(&SETTINGS.replace("rank = 4", "rank = 4\nlayers = 'top 25%'"), LAYERS);
     let (worker, address) = run.worker(1, &[]);

@@ -1,4 +1,4 @@
-//! Products of masks that memory has no room for, in a file of the run.
+//! Products of masks that memory has no room for, in a file of the run, where none are kept from run to run.
 //!
 //! A product that is not kept would be asked of a worker in every step, which costs the worker more than the product of a
 //! body, and the network all of its bytes; reading it from a disk costs neither, and what the system has memory for it
@@ -13,18 +13,36 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::he::{MaskProduct, Precision};
 
+use super::mask_store::MaskStore;
+
 /// Where the products of masks may be kept.
 pub struct MaskRoom {
     /// In memory, bytes.
     pub memory_bytes: usize,
-    /// On a disk, what memory has no room for.
-    pub file: Option<MaskFile>,
+    /// On a disk.
+    pub disk: Option<MaskDisk>,
+}
+
+/// What is on a disk.
+pub enum MaskDisk {
+    /// What memory has no room for, as long as the run lasts.
+    Run(MaskFile),
+    /// Everything, for later runs too.
+    Kept(MaskStore),
 }
 
 impl MaskRoom {
-    /// So many bytes of memory, and no file.
+    /// So many bytes of memory, and no disk.
     pub const fn memory(memory_bytes: usize) -> Self {
-        Self { memory_bytes, file: None }
+        Self { memory_bytes, disk: None }
+    }
+
+    /// What is kept from run to run.
+    pub(super) fn store(&self) -> Option<&MaskStore> {
+        match &self.disk {
+            Some(MaskDisk::Kept(store)) => Some(store),
+            _ => None,
+        }
     }
 }
 

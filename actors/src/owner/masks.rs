@@ -1,14 +1,15 @@
 //! Products of the masks: asked for once, kept for every later call.
 //!
-//! A mask is public and the same for all calls of a run; only secrets and errors are fresh. So its product with a
+//! A mask is public and the same for all calls of a run, and of later ones; only secrets and errors are fresh. So its product with a
 //! served matrix, `A' = A·W`, is the same for all calls too: the owner asks a worker for it when the matrix is first
 //! used in a direction, and from then on only bodies travel and are multiplied. Kept products are in the form in which
 //! decryption reads them. They hold no secret, and they belong to the matrix, not to the worker that computed them: each was
 //! verified when it came, before its first use, by a check that is exact. So all bytes of its values travel, and the owner
 //! rounds off itself what it does not keep.
 //!
-//! Memory is bounded: what has no place there is written to a file and read for every call ([`super::mask_file`]), and what
-//! has none there either is asked for in every call; calls that need it at the same time share it.
+//! Products are kept on a disk, too, where later runs find them ([`super::mask_store`]). Memory is bounded: what has no place
+//! there is read from that disk for every call, or from a file of the run ([`super::mask_file`]), and what has none there
+//! either is asked for in every call; calls that need it at the same time share it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,7 +26,8 @@ use tracing::Instrument as _;
 
 use super::CallNumbers;
 use super::clock::PhaseClock;
-use super::mask_file::{Extent, MaskFile, MaskRoom};
+use super::mask_file::{Extent, MaskDisk, MaskRoom};
+use super::mask_store::MaskKey;
 use super::table::LayerTable;
 use crate::heavy::{Panicked, on_rayon};
 use crate::trace::{FLIGHT, WORK};
@@ -76,7 +78,7 @@ pub(crate) struct MaskCache {
     clock: Arc<PhaseClock>,
     calls: CallNumbers,
     places: Mutex<Places>,
-    file: Option<Arc<MaskFile>>,
+    disk: Option<Arc<MaskDisk>>,
 }
 
 impl MaskCache {
@@ -89,10 +91,10 @@ impl MaskCache {
         room: MaskRoom,
     ) -> Self {
         let places = Mutex::new(Places { by_product: HashMap::new(), room: room.memory_bytes });
-        Self { seed, table, clock, calls, places, file: room.file.map(Arc::new) }
+        Self { seed, table, clock, calls, places, disk: room.disk.map(Arc::new) }
     }
 
-    /// The product of the mask by a matrix: the one kept, in memory or in the file, or one asked of `peer`.
+    /// The product of the mask by a matrix: the one kept, in memory or on the disk, or one asked of `peer`.
     ///
     /// # Errors
     /// When `peer` does not give it; the next call asks again.
@@ -122,7 +124,7 @@ impl MaskCache {
         cell.get_or_try_init(make).await.map(Arc::clone)
     }
 
-    /// [`Self::product`], unless that would be read from the file.
+    /// [`Self::product`], unless that is known to be read from the disk.
     ///
     /// # Errors
     /// Those of [`Self::product`].
@@ -132,10 +134,27 @@ impl MaskCache {
         peer: &PeerName,
         product: ProductId,
     ) -> Result<Option<Arc<MaskProduct>>, MaskError> {
-        if self.extent(product).is_some() {
+        if self.is_read(product) {
             return Ok(None);
         }
         self.product(transport, peer, product).await.map(Some)
+    }
+
+    /// Whether a call has the product from the disk.
+    fn is_read(&self, product: ProductId) -> bool {
+        let passes = matches!(self.places().by_product.get(&product), Some(Place::Passing(..)));
+        match self.disk.as_deref() {
+            Some(MaskDisk::Kept(store)) => passes && store.knows(product),
+            Some(MaskDisk::Run(_)) => self.extent(product).is_some(),
+            None => false,
+        }
+    }
+
+    /// What the product is found by on a disk that is kept.
+    fn key(&self, product: ProductId) -> Option<MaskKey> {
+        let entry = self.table.entry(product.linear)?;
+        let precision = entry.precision(product.direction);
+        Some(MaskKey::new(&self.seed, product, precision, entry.digest(), entry.shape()))
     }
 
     /// Where the file has the product, if it has.
@@ -151,16 +170,19 @@ impl MaskCache {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The product, if the file has it and it can be read.
+    /// The product, if the disk has it and it can be read.
     async fn read(&self, product: ProductId) -> Option<MaskProduct> {
-        let extent = self.extent(product)?;
-        let file = Arc::clone(self.file.as_ref()?);
+        let disk = Arc::clone(self.disk.as_ref()?);
+        let (extent, key) = (self.extent(product), self.key(product)?);
         let read = move || {
             let _span = tracing::info_span!(target: WORK, "read masks", %product).entered();
-            file.read(extent)
+            match &*disk {
+                MaskDisk::Run(file) => extent.map(|extent| file.read(extent)).transpose(),
+                MaskDisk::Kept(store) => store.read(&key),
+            }
         };
         match blocking(read).await {
-            Ok(filed) => Some(filed),
+            Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%product, %error, "the product of a mask cannot be read and is asked for anew");
                 None
@@ -168,20 +190,26 @@ impl MaskCache {
         }
     }
 
-    /// Writes a product that has no place in memory to the file, if there is one and it has room.
+    /// Writes a product to the disk, if there is one and it has room: to one that is kept in any case, to the run's file if
+    /// memory has no place.
     async fn write(&self, product: ProductId, fetched: &Arc<MaskProduct>) {
         let passes = matches!(self.places().by_product.get(&product), Some(Place::Passing(..)));
-        let Some(file) = self.file.as_ref().filter(|_| passes).map(Arc::clone) else { return };
-        let of_file = Arc::clone(fetched);
-        match blocking(move || file.write(&of_file)).await {
+        let (Some(disk), Some(key)) = (self.disk.as_ref().map(Arc::clone), self.key(product)) else { return };
+        let fetched = Arc::clone(fetched);
+        let write = move || match &*disk {
+            MaskDisk::Run(file) if passes => file.write(&fetched),
+            MaskDisk::Run(_) => Ok(None),
+            MaskDisk::Kept(store) => store.write(&key, &fetched).map(|()| None),
+        };
+        match blocking(write).await {
             Ok(written) => {
                 if let Some(Place::Passing(_, extent)) = self.places().by_product.get_mut(&product) {
                     *extent = written;
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "the file for the products of the masks cannot be written: those that have no \
-                                        place in memory are asked of the workers in every step");
+                tracing::warn!(%error, "no more products of the masks can be written to the disk: later runs ask for them \
+                                        anew, and this one in every step for those that have no place in memory");
             }
         }
     }

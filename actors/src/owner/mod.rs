@@ -18,6 +18,8 @@ pub mod clock;
 pub mod fleet;
 pub mod keys;
 pub mod mask_file;
+mod mask_seed;
+pub mod mask_store;
 pub mod masks;
 pub mod scheduler;
 pub mod table;
@@ -42,17 +44,27 @@ pub use scheduler::LayerScheduler;
 pub use table::LayerTable;
 
 use mask_file::MaskRoom;
+use mask_seed::SeedLedger;
+use mask_store::MaskStore;
 use masks::MaskCache;
 use scheduler::{Notice, ScheduleParts};
 use tokio::sync::mpsc;
 
 /// Numbers of calls, none twice, whoever draws them.
 #[derive(Clone, Default)]
-pub(crate) struct CallNumbers(Arc<AtomicU64>);
+pub(crate) struct CallNumbers {
+    next: Arc<AtomicU64>,
+    /// Where calls are counted under a seed that outlives the run.
+    ledger: Option<Arc<SeedLedger>>,
+}
 
 impl CallNumbers {
     fn next(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        if let Some(ledger) = &self.ledger {
+            ledger.count(number);
+        }
+        number
     }
 }
 
@@ -71,9 +83,9 @@ pub struct OwnerActors {
 }
 
 impl OwnerActors {
-    /// Starts a key manager and a scheduler under supervision, with a fresh seed for the masks of the run, whose
-    /// products are kept where there is `room`; what happens to the workers is told to `notices`. Call it inside an actix
-    /// system.
+    /// Starts a key manager and a scheduler under supervision, with a fresh seed for the masks of the run, or that of the
+    /// products that are kept from run to run; these are kept where there is `room`. What happens to the workers is told to
+    /// `notices`. Call it inside an actix system.
     ///
     /// # Errors
     /// When the operating system gives no random bytes.
@@ -84,8 +96,9 @@ impl OwnerActors {
         notices: Option<mpsc::Sender<Notice>>,
     ) -> Result<Self, NoRandomness> {
         let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| NoRandomness(error.to_string()))?;
-        let seed = MaskSeed::generate(&mut rng);
-        let (clock, calls) = (Arc::new(PhaseClock::default()), CallNumbers::default());
+        let seed = room.store().map_or_else(|| MaskSeed::generate(&mut rng), MaskStore::seed);
+        let ledger = room.store().map(MaskStore::ledger);
+        let (clock, calls) = (Arc::new(PhaseClock::default()), CallNumbers { ledger, ..CallNumbers::default() });
         let arbiters = [Arbiter::new(), Arbiter::new()];
         let (of_masks, of_keys) = (Arc::clone(&clock), Arc::clone(&clock));
         let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), calls.clone(), of_masks, room));

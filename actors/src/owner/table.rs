@@ -44,6 +44,8 @@ struct Way {
 /// One served matrix, both ways.
 pub struct TableEntry {
     shape: LinearShape,
+    /// Hash of the matrix as it is served.
+    digest: [u8; 32],
     forward: Way,
     backward: Way,
 }
@@ -65,6 +67,7 @@ impl TableEntry {
         };
         Ok(Self {
             shape: meta.shape,
+            digest: blake3::hash(bytemuck::cast_slice(&matrix.values)).into(),
             forward: way(Direction::Forward, forward)?,
             backward: way(Direction::Backward, backward)?,
         })
@@ -80,6 +83,11 @@ impl TableEntry {
     /// Dimensions of the matrix.
     pub fn shape(&self) -> LinearShape {
         self.shape
+    }
+
+    /// Hash of the matrix as it is served, in int8.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
     }
 
     /// What the planner chose for a direction.

@@ -21,7 +21,8 @@ use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
 
 use super::fleet::{FleetSettings, Presence};
-use super::mask_file::{MaskFile, MaskRoom};
+use super::mask_file::{MaskDisk, MaskFile, MaskRoom};
+use super::mask_store::MaskStore;
 use super::scheduler::{AskHealth, AssignLayers, Candidate, Notice, ReleaseLayers};
 use super::*;
 use crate::backend::{BackendFailure, LinearBackend as _};
@@ -423,16 +424,28 @@ fn the_product_of_a_mask_is_asked_for_once_if_there_is_room_for_it() {
         let rows = random(2 * SHAPE.d_out, 7);
         let folder = tempfile::tempdir().unwrap();
         let on_disk = |limit| {
-            let file = Some(MaskFile::create(folder.path(), limit).unwrap());
-            MaskRoom { memory_bytes: 0, file }
+            let file = MaskFile::create(folder.path(), limit).unwrap();
+            MaskRoom { memory_bytes: 0, disk: Some(MaskDisk::Run(file)) }
         };
+        // Every run of these has the same weights.
+        let kept_as = |model, memory_bytes, limit| {
+            let store = MaskStore::open(folder.path(), model, limit, 1).unwrap();
+            MaskRoom { memory_bytes, disk: Some(MaskDisk::Kept(store)) }
+        };
+        let kept = |memory_bytes, limit| kept_as("model", memory_bytes, limit);
         let unreadable = std::fs::File::create(folder.path().join("write-only")).unwrap();
         for (room, expected) in [
             (MaskRoom::memory(usize::MAX), 1),
             (MaskRoom::memory(0), 2),
             (on_disk(1 << 30), 1),
             (on_disk(1000), 2),
-            (MaskRoom { memory_bytes: 0, file: Some(MaskFile::of(unreadable, 1 << 30)) }, 2),
+            (MaskRoom { memory_bytes: 0, disk: Some(MaskDisk::Run(MaskFile::of(unreadable, 1 << 30))) }, 2),
+            (kept(0, 1 << 30), 1),
+            (kept(0, 1 << 30), 0),
+            (kept(usize::MAX, 1 << 30), 0),
+            // There is no room for it, nor for what an earlier run kept in another model's name.
+            (kept_as("other", usize::MAX, 1000), 1),
+            (kept_as("other", 0, 1000), 2),
         ] {
             let (mut cluster, _) = cluster_keeping(&[1.0], room).await;
             let plain = plain_product(&rows, &cluster.weights[&linear], Direction::Backward);

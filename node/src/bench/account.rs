@@ -144,6 +144,7 @@ async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -
         backend: BackendChoice::Encrypted,
         link,
         mask_cache_mib,
+        keep_masks: false,
         trace: None,
         parts: false,
         json,

@@ -52,6 +52,8 @@ pub struct StepOptions {
     pub link: Option<Line>,
     /// The owner's memory for the products of the masks, MiB; the rest goes to its file.
     pub mask_cache_mib: u64,
+    /// Whether products of masks are kept for later runs, and those of earlier ones used.
+    pub keep_masks: bool,
     /// Every process writes a trace beside this name.
     pub trace: Option<PathBuf>,
     /// The owner counts its processor time by parts.
@@ -148,6 +150,8 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
     config.owner.head = options.head;
     config.owner.workers = options.workers;
     config.owner.mask_cache_mib = options.mask_cache_mib;
+    // What is done once a run is measured, too: nothing may be left of an earlier one.
+    config.owner.keep_masks = options.keep_masks;
     config.worker.gpus = options.gpus.to_string();
     config.data.max_tokens = sequence;
     config.data.held_out = HeldOut::Count(0);
@@ -260,6 +264,7 @@ mod tests {
             tokens: 1024,
             sequence: 256,
             mask_cache_mib: 77,
+            keep_masks: false,
             micro_batches: 2,
             head: HeadChoice::Auto,
             steps: 3,

@@ -213,6 +213,10 @@ pub struct StepArguments {
     #[arg(long, value_name = "MIB", default_value_t = OwnerConfig::default().mask_cache_mib)]
     pub mask_cache_mib: u64,
 
+    /// Keep the products of the masks for later runs, and use those of earlier ones (owner.keep_masks)
+    #[arg(long)]
+    pub keep_masks: bool,
+
     /// Where the head's products are computed with encryption
     #[arg(long, value_enum, default_value_t = HeadChoice::Auto)]
     pub head: HeadChoice,
@@ -249,6 +253,7 @@ impl From<StepArguments> for StepOptions {
             sequence,
             micro_batches,
             mask_cache_mib,
+            keep_masks,
             head,
             steps,
             backend,
@@ -264,6 +269,7 @@ impl From<StepArguments> for StepOptions {
             sequence,
             micro_batches,
             mask_cache_mib,
+            keep_masks,
             head,
             steps,
             backend,

@@ -10,7 +10,6 @@ use std::time::Duration;
 use actix::Addr;
 use actors::backend::LinearBackend;
 use actors::owner::fleet::FleetSettings;
-use actors::owner::mask_file::{MaskFile, MaskRoom};
 use actors::owner::scheduler::{
     AskHealth, AssignLayers, Assignment, Candidate, LayerScheduler, Notice, ReleaseLayers, WorkerLost, WorkerOffered,
     WorkerRecord,
@@ -26,14 +25,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::bans::Bans;
+use super::masks;
 use super::progress::Progress;
 use super::start::Start;
-use crate::config::{Config, HeadChoice, OwnerConfig};
+use crate::config::{Config, HeadChoice};
 use crate::swarm::{
     Admission, Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, IdentityLock, Libp2pTransport, SwarmConfig,
     SwarmHandle, SwarmRole, TransportConfig, discover, keep_looking,
 };
-use crate::{disk, folders};
 
 /// Notices that may wait to be shown: beyond that, the log has them.
 const NOTICES: usize = 256;
@@ -89,7 +88,7 @@ impl Cluster {
         }
         let network: Arc<dyn Transport> = Arc::new(transport.clone());
         let (notices, mut said) = mpsc::channel(NOTICES);
-        let room = mask_room(&config.owner);
+        let room = masks::room(&config.owner, digest, progress);
         let actors = OwnerActors::start(Arc::new(table), Arc::clone(&network), room, Some(notices))?;
         let hold = Hold { scheduler: actors.scheduler.clone(), swarm, released: false };
         let assign = AssignLayers {
@@ -262,25 +261,6 @@ fn keep(notice: Notice, bans: &Bans) {
     {
         tracing::error!(%peer, "its ban holds for this run only: {error:#}");
     }
-}
-
-/// Where the products of the masks are kept: without a file where none can be had, since it only saves time.
-fn mask_room(config: &OwnerConfig) -> MaskRoom {
-    let memory_bytes = usize::try_from(config.mask_cache_mib << 20).unwrap_or(usize::MAX);
-    if config.mask_file_mib == 0 {
-        return MaskRoom::memory(memory_bytes);
-    }
-    let file = || {
-        let folder = folders::cache()?;
-        std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
-        let free = disk::free_bytes(&folder).with_context(|| format!("the disk of {}", folder.display()))?;
-        let file = MaskFile::create(&folder, (free / 2).min(config.mask_file_mib << 20));
-        file.with_context(|| format!("in {}", folder.display()))
-    };
-    let file = file().inspect_err(|error: &anyhow::Error| {
-        tracing::warn!("no file for the products of the masks (owner.mask_file_mib): {error:#}");
-    });
-    MaskRoom { memory_bytes, file: file.ok() }
 }
 
 /// The swarm, and the lock of its identity.

@@ -2,6 +2,7 @@
 
 mod bans;
 mod cluster;
+mod masks;
 mod model_name;
 pub mod owner;
 mod prefix;

@@ -60,7 +60,8 @@ impl Place {
     fn node(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(Node::binary());
         command.args(arguments).arg("--no-mdns").arg("--model").arg(&self.model);
-        command.env("XDG_CONFIG_HOME", self.folder.join("config")).env("RUST_LOG", "info").env("NO_COLOR", "1");
+        command.env("XDG_CONFIG_HOME", self.folder.join("config")).env("XDG_CACHE_HOME", self.folder.join("cache"));
+        command.env("RUST_LOG", "info").env("NO_COLOR", "1");
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
     }
