@@ -27,6 +27,13 @@ pub enum Part {
 impl Part {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Own, Self::Keystream, Self::Transforms, Self::Arithmetic, Self::Sketch];
+
+    /// Marks this thread to be at it, until what is returned is dropped.
+    pub fn mark(self) -> Section {
+        // A thread that is ending has no mark any more.
+        let before = OWN.try_with(|mark| mark.at.swap(self as u8, Ordering::Relaxed)).unwrap_or(0);
+        Section { before, _thread: PhantomData }
+    }
 }
 
 /// The mark of a thread.
@@ -61,13 +68,6 @@ pub struct Section {
     _thread: PhantomData<*const ()>,
 }
 
-/// Marks this thread.
-pub fn enter(part: Part) -> Section {
-    // A thread that is ending has no mark any more.
-    let before = OWN.try_with(|mark| mark.at.swap(part as u8, Ordering::Relaxed)).unwrap_or(0);
-    Section { before, _thread: PhantomData }
-}
-
 impl Drop for Section {
     fn drop(&mut self) {
         let _ = OWN.try_with(|mark| mark.at.store(self.before, Ordering::Relaxed));
@@ -91,9 +91,9 @@ mod tests {
     #[test]
     fn a_section_within_another_gives_way_to_it_again() {
         let at = || OWN.with(|mark| mark.at.load(Ordering::Relaxed));
-        let outer = enter(Part::Arithmetic);
+        let outer = Part::Arithmetic.mark();
         {
-            let _inner = enter(Part::Keystream);
+            let _inner = Part::Keystream.mark();
             assert_eq!(at(), Part::Keystream as u8);
         }
         assert_eq!(at(), Part::Arithmetic as u8);
@@ -108,9 +108,9 @@ mod tests {
     #[test]
     fn threads_that_ended_are_forgotten() {
         for _ in 0..10 {
-            std::thread::spawn(|| drop(enter(Part::Own))).join().unwrap_or(());
+            std::thread::spawn(|| drop(Part::Own.mark())).join().unwrap_or(());
         }
-        let _here = enter(Part::Own);
+        let _here = Part::Own.mark();
         assert!(marks().len() < 10 + 64);
         let alive = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(alive.iter().filter(|mark| mark.strong_count() > 0).count() <= alive.len());

@@ -8,7 +8,7 @@
 mod avx2;
 
 use gemm::{Parallelism, gemm};
-use protocol::parts::{Part, enter};
+use protocol::parts::Part;
 
 /// A matrix to read.
 #[derive(Clone, Copy)]
@@ -95,7 +95,7 @@ pub(crate) fn multiply(
 ) {
     assert_eq!((out.rows, out.columns, left.columns), (left.rows, right.columns, right.rows), "matrix dimensions");
     // Several threads mark themselves nowhere: that is not the owner's own part, but products that nobody serves.
-    let _part = matches!(threads, Threads::One).then(|| enter(Part::Own));
+    let _part = matches!(threads, Threads::One).then(|| Part::Own.mark());
     #[cfg(target_arch = "x86_64")]
     if matches!(threads, Threads::One) && avx2::available() {
         avx2::multiply(out, before == Before::Kept, scale, left, right);

@@ -122,15 +122,13 @@ mod tests {
 
     use std::time::Instant;
 
-    use protocol::parts::enter;
-
     use super::*;
 
     #[test]
     fn time_is_counted_for_what_a_thread_is_marked_to_be_at() {
         let before = used_by_threads().unwrap();
         let (mut counted, began) = (Parts::default(), Instant::now());
-        let section = enter(Part::Sketch);
+        let section = Part::Sketch.mark();
         let own: u32 =
             std::fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
         let mut spun = 0_u64;

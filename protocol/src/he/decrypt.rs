@@ -15,6 +15,7 @@ use super::secret::OneTimeSecret;
 use super::word::Word;
 use super::{Planes, Precision, ProductTile};
 use crate::columns::{ColumnError, ColumnLedger};
+use crate::parts::Part;
 
 /// The only right to decrypt one product: its one-time secrets and its steps. Neither can be read, copied or printed;
 /// opening it consumes it, and dropping it wipes the secrets.
@@ -281,6 +282,7 @@ vectorised! {
 
 #[inline(always)]
 fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>, mut out: ColumnTile<'_, f32>) {
+    let _part = Part::Arithmetic.mark();
     let columns = out.columns();
     let (width, first_column) = (columns.len(), columns.start - job.tile.first_column);
     let (size, tokens) = (job.ticket.precision.set.polynomial_size(), job.ticket.tokens());
@@ -294,6 +296,7 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
             // With one block there is room for one column only, and its transform is not kept.
             let at = if job.ticket.secrets.len() == 1 { 0 } else { column * numbers };
             let mask = &mut masks[at..at + numbers];
+            let _part = Part::Transforms.mark();
             if block == 0 {
                 if column + 1 < width {
                     prefetch(job.masks.column(columns.start + column + 1));

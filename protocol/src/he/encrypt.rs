@@ -17,6 +17,7 @@ use super::sampling::{ErrorSampler, SecretRng};
 use super::secret::OneTimeSecret;
 use super::word::Word;
 use super::{ParameterSet, Planes, Precision};
+use crate::parts::Part;
 
 /// Rows to encrypt and the step of each.
 #[derive(Clone, Copy)]
@@ -177,6 +178,7 @@ fn encrypt_tile_body<W: Word>(
     scratch: &mut Scratch<W>,
     mut tile: PlanesTile<'_>,
 ) -> Result<(), EncryptError> {
+    let _part = Part::Arithmetic.mark();
     let columns = tile.columns();
     let width = columns.len();
     let (set, tokens) = (job.precision.set, job.plaintext.tokens);
@@ -191,11 +193,16 @@ fn encrypt_tile_body<W: Word>(
             let at = if job.secrets.len() == 1 { 0 } else { column * numbers };
             let mask = &mut masks[at..at + numbers];
             if block == 0 {
+                let _part = Part::Keystream.mark();
                 mask_columns.write(keystream);
-                job.transform.transform(keystream, working, mask);
             }
             let values = polynomials.column_mut(column);
+            let transforms = Part::Transforms.mark();
+            if block == 0 {
+                job.transform.transform(keystream, working, mask);
+            }
             job.transform.multiply(mask, secret, working, values);
+            drop(transforms);
             errors.add_to(rng, values);
         }
         let first = block * size;

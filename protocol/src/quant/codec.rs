@@ -20,6 +20,7 @@ use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
 use crate::buffer::Buffer;
 use crate::he::{Precision, vectorised};
 use crate::ids::Direction;
+use crate::parts::Part;
 use crate::sketch::{Expected, Sketch};
 
 /// Values that are worth a task of their own.
@@ -143,7 +144,10 @@ impl ProductCodec {
             .zip(rows.par_chunks(inner))
             .enumerate()
             .with_min_len((VALUES_PER_TASK / inner).max(1))
-            .map(|(row, (to, from))| prepare_row(self, from, to).ok_or_else(|| not_finite(row, from)))
+            .map(|(row, (to, from))| {
+                let _part = Part::Arithmetic.mark();
+                prepare_row(self, from, to).ok_or_else(|| not_finite(row, from))
+            })
             .collect::<Result<_, _>>()?;
         Ok(Prepared::new(prepared, &Zeroizing::new(steps_and_scales)))
     }
@@ -174,12 +178,15 @@ impl ProductCodec {
             .zip(steps_and_scales.par_chunks_mut(ROWS_PER_TASK))
             .enumerate()
             .try_for_each(|(task, (((to, from), expected), chosen))| {
+                let _part = Part::Arithmetic.mark();
                 let rows = to.chunks_exact_mut(inner).zip(from.chunks_exact(inner)).zip(chosen.iter_mut());
                 for (row, ((to, from), chosen)) in rows.enumerate() {
                     let prepared = prepare_row(self, from, to);
                     *chosen = prepared.ok_or_else(|| not_finite(task * ROWS_PER_TASK + row, from))?;
                 }
+                let sketching = Part::Sketch.mark();
                 sketch.expect(to, expected);
+                drop(sketching);
                 if step == Step::Sketched {
                     for ((to, expected), (step, _)) in to.chunks_exact(inner).zip(&*expected).zip(chosen) {
                         *step = self.finer(*step, sketch.output_rms(expected), largest_magnitude(to));

@@ -10,6 +10,7 @@ use super::project::Weights;
 use super::wrap::{Found, look_for_wrap};
 use super::{COLUMNS, WINDOW};
 use crate::he::{Decrypted, Precision, SecretRng, noise};
+use crate::parts::Part;
 
 /// Rows from which on the energy of a call's noise is looked at.
 const ROWS_WITH_ENERGY: usize = 64;
@@ -280,6 +281,7 @@ impl Sketch {
         let tasks = values.par_chunks_mut(ROWS * outer).zip(expected.0.par_chunks(ROWS)).zip(steps.par_chunks(ROWS));
         tasks.zip(rows.par_chunks_mut(ROWS)).enumerate().for_each(|(task, (((values, expected), steps), rows))| {
             let mut sums = Zeroizing::new([[0.0; COLUMNS]; ROWS]);
+            let _part = Part::Sketch.mark();
             let sums = &mut sums[..expected.len()];
             multiply(values, &self.columns, sums);
             let each = values.chunks_exact_mut(outer).zip(expected).zip(steps).zip(&*sums).zip(rows);
@@ -287,6 +289,7 @@ impl Sketch {
                 if step > 0.0 {
                     *row = self.check_row(values, expected, sums, step, &noise);
                 }
+                let _part = Part::Arithmetic.mark();
                 decode(task * ROWS + at, values);
             }
         });

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use protocol::buffer::Buffer;
 use protocol::ids::LinearShape;
-use protocol::parts::{Part, enter};
+use protocol::parts::Part;
 use rayon::prelude::*;
 
 use super::rows::{ROWS, block, for_each_block2};
@@ -133,7 +133,7 @@ impl Adapter<'_> {
                 let mut masked = Buffer::scratch(x.len());
                 let blocks = masked.par_chunks_mut(ROWS * d_in).enumerate();
                 blocks.for_each(|(index, out)| {
-                    let _part = enter(Part::Own);
+                    let _part = Part::Own.mark();
                     out.copy_from_slice(&dropped(dropout, index * ROWS, block(x, d_in, index * ROWS), d_in));
                 });
                 masked

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use protocol::buffer::Buffer;
-use protocol::parts::{Part, enter};
+use protocol::parts::Part;
 use rayon::prelude::*;
 
 use super::sequences::Sequence;
@@ -198,12 +198,12 @@ impl CausalAttention {
         let outs = self.sequences.by_head(heads, d, &mut by_head);
         let tasks = outs.into_par_iter().zip(self.sequences.by_head(heads, 1, &mut log_sums));
         tasks.with_max_len(1).for_each(|((sequence, head, out), (.., log_sums))| {
-            let _part = enter(Part::Own);
+            let _part = Part::Own.mark();
             self.head_forward(&self.head(qkv, sequence, head), out, log_sums);
         });
         let mut rows = Buffer::scratch(tokens * width);
         rows.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(token, row)| {
-            let _part = enter(Part::Own);
+            let _part = Part::Own.mark();
             let (sequence, position) = self.sequences.of_row(token);
             for (head, to) in row.chunks_exact_mut(d).enumerate() {
                 let from = sequence.head(head, heads, d).start + position * d;
@@ -219,14 +219,14 @@ impl CausalAttention {
         let mut by_head = Buffer::scratch(self.sequences.rows() * heads * 3 * d);
         let tasks = self.sequences.by_head(heads, 3 * d, &mut by_head);
         tasks.into_par_iter().with_max_len(1).for_each(|(sequence, head, gradients)| {
-            let _part = enter(Part::Own);
+            let _part = Part::Own.mark();
             let first = (sequence.first * heads + head) * d;
             let log_sums = &attended.log_sums[sequence.head(head, heads, 1)];
             let head = self.head(qkv, sequence, head);
             self.head_backward(&head, log_sums, &attended.rows[first..], &dout[first..], gradients);
         });
         qkv.par_chunks_mut(self.width()).with_min_len(16).enumerate().for_each(|(token, row)| {
-            let _part = enter(Part::Own);
+            let _part = Part::Own.mark();
             let (sequence, position) = self.sequences.of_row(token);
             let part = sequence.length * d;
             let (dq, rest) = row.split_at_mut(self.heads * d);

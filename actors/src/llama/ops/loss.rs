@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use protocol::buffer::Buffer;
 use protocol::model::ModelError;
-use protocol::parts::{Part, enter};
+use protocol::parts::Part;
 
 use crate::data::IGNORED;
 use crate::llama::vector::{add_scaled, exp_row, maximum, scale};
@@ -162,7 +162,7 @@ impl Slice {
     /// Replaces logits of these entries of the vocabulary, with which each of the rows begins, by exponentials, which are
     /// summed. Behind them, and in rows without a target, zeros are written.
     pub(crate) fn absorb(&mut self, batch: &HeadBatch<'_>, entries: Range<usize>, logits: &mut [f32]) {
-        let _part = enter(Part::Own);
+        let _part = Part::Own.mark();
         let width = logits.len() / batch.rows;
         for (row, logits) in logits.chunks_exact_mut(width).enumerate() {
             let Some(&target) = batch.targets.get(row) else {

@@ -1,7 +1,7 @@
 //! Blocks of rows as parallel tasks: small enough that what one operation writes is still in the processor's cache
 //! when the next one reads it.
 
-use protocol::parts::{Part, enter};
+use protocol::parts::Part;
 use rayon::prelude::*;
 
 /// Rows of a task.
@@ -33,7 +33,7 @@ pub(crate) fn for_each_block2(
 ) {
     let (a, b) = (blocks_mut(a, a_width, rows), blocks_mut(b, b_width, rows));
     a.into_par_iter().zip(b).enumerate().for_each(|(block, (a, b))| {
-        let _part = enter(Part::Own);
+        let _part = Part::Own.mark();
         work(block * ROWS, a, b);
     });
 }
@@ -50,7 +50,7 @@ pub(crate) fn for_each_block3(
     let c = blocks_mut(c, c_width, rows);
     let all = a.into_par_iter().zip(b).zip(c).enumerate();
     all.for_each(|(block, ((a, b), c))| {
-        let _part = enter(Part::Own);
+        let _part = Part::Own.mark();
         work(block * ROWS, a, b, c);
     });
 }
