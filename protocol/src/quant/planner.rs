@@ -40,6 +40,9 @@ use crate::ids::Direction;
 /// A precision that misses the target is still preferred to a dearer one whose error is less than this much smaller.
 const WORTHWHILE: f64 = 1.05;
 
+/// Errors of the head's products over those of all others: with int8 weights, half a hundredth is left for the ciphertext.
+const HEAD: f64 = 0.85;
+
 /// How good a product has to be, and what may be used for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -60,6 +63,14 @@ impl Default for PrecisionTarget {
 }
 
 impl PrecisionTarget {
+    /// The target for products of the head where this is that of all others. Logits are exponentiated, so their errors weigh
+    /// more; and what comes back is the gradient only after the target's own row has been subtracted, which leaves
+    /// less of it than of its error.
+    #[must_use]
+    pub fn of_head(&self) -> Self {
+        Self { factor: HEAD * self.factor, backward: 1.0, ..*self }
+    }
+
     /// Largest relative error in a direction, as a multiple of that of plain 8-bit activations and weights.
     fn along(&self, direction: Direction) -> f64 {
         match direction {
