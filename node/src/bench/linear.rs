@@ -461,11 +461,15 @@ mod tests {
         for set in ParameterSet::ALL {
             let figures = measure(&options(Parameters::Set(set)), &Multiplier::cpu()).unwrap();
             let predicted = figures.predicted_error.unwrap();
-            // The prediction is that of the provable step; the sketched one is finer.
+            // Sixteen rows are few, and what the sketch tells of each is off by a factor of its own.
             let ratio = figures.rel_error / predicted;
             assert!((0.1..1.3).contains(&ratio), "{set}: {} {predicted}", figures.rel_error);
-            assert!(figures.bytes_up.is_multiple_of(40 * 256) && figures.bytes_up > 0);
-            assert!(figures.bytes_down.is_multiple_of(40 * 96) && figures.bytes_down <= figures.bytes_up);
+            let (up, down) = (8 * figures.bytes_up / (40 * 256), 8 * figures.bytes_down / (40 * 96));
+            assert_eq!(
+                figures.precision,
+                format!("{set}/{up}:{down}"),
+                "dimensions are whole groups of packed columns"
+            );
             assert!(figures.mask_bytes_down.is_multiple_of(set.mask_rows() * 96));
             let seconds = [figures.encrypt_s, figures.body_multiply_s, figures.mask_multiply_s, figures.decrypt_s];
             assert!(seconds.iter().all(|&seconds| seconds > 0.0));
