@@ -125,3 +125,67 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use futures::future::{join, select};
+    use futures::{AsyncReadExt as _, AsyncWriteExt as _};
+    use libp2p::yamux as libp2ps;
+    use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
+
+    use super::*;
+
+    type Socket = Compat<tokio::io::DuplexStream>;
+
+    /// Several windows, and no multiple of a frame.
+    const BYTES: usize = (1 << 20) + 7;
+
+    async fn drive<M: StreamMuxer + Unpin>(mut muxer: M) {
+        // It ends with the connection.
+        let _ = poll_fn(|context| Pin::new(&mut muxer).poll(context)).await;
+    }
+
+    /// Sends bytes over a stream of two upgrades, to an end that sends all of them back.
+    async fn there_and_back<D, L, A, B>(dialler: D, listener: L)
+    where
+        D: OutboundConnectionUpgrade<Socket, Output = A, Info = &'static str, Error = io::Error>,
+        L: InboundConnectionUpgrade<Socket, Output = B, Info = &'static str, Error = io::Error>,
+        A: StreamMuxer<Substream: Unpin, Error: std::fmt::Debug> + Unpin,
+        B: StreamMuxer<Substream: Unpin, Error: std::fmt::Debug> + Unpin,
+    {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let mut near = dialler.upgrade_outbound(near.compat(), "/yamux/1.0.0").await.unwrap();
+        let mut far = listener.upgrade_inbound(far.compat(), "/yamux/1.0.0").await.unwrap();
+        let asks = async {
+            let stream = poll_fn(|context| Pin::new(&mut near).poll_outbound(context)).await.unwrap();
+            let (mut from, mut to) = stream.split();
+            let bytes: Vec<u8> = (0..BYTES).map(|at| (at * at) as u8).collect();
+            let mut back = vec![0; BYTES];
+            let sends = async {
+                to.write_all(&bytes).await.unwrap();
+                to.flush().await.unwrap();
+            };
+            let exchange = pin!(join(sends, from.read_exact(&mut back)));
+            select(exchange, pin!(drive(near))).await;
+            assert!(back == bytes);
+        };
+        let answers = async {
+            let stream = poll_fn(|context| Pin::new(&mut far).poll_inbound(context)).await.unwrap();
+            let (from, mut to) = stream.split();
+            select(pin!(futures::io::copy(from, &mut to)), pin!(drive(far))).await;
+        };
+        join(asks, answers).await;
+    }
+
+    #[tokio::test]
+    async fn large_bodies_go_both_ways_and_to_libp2ps_own_wrapper() {
+        there_and_back(Yamux, Yamux).await;
+        there_and_back(Yamux, libp2ps::Config::default()).await;
+        there_and_back(libp2ps::Config::default(), Yamux).await;
+    }
+}
