@@ -3,7 +3,7 @@
 //! Masks keep no secret: everybody knows the seed. What the encryption needs of them is that a lattice made of them is no
 //! easier than one of uniform masks, for which any generator without bias will do whose structure lattices know nothing of.
 //! So 8 rounds are plenty: without the key, the best distinguishers that were published reach 7, and here a key is given
-//! away that nothing hangs on. Secrets and errors come from elsewhere, at full strength ([`super::sampling`]).
+//! away that nothing hangs on. Secrets and errors come from elsewhere, at full strength.
 //!
 //! Key: the 32-byte seed. Nonce (IETF, 12 bytes): parameter set (0, 1, 2), direction (0 forward, 1 backward), group
 //! (0 to 3 in the order of [`Group::ALL`], 4 of the head), 0, layer as 16-bit little endian, six zeros. The counter begins at 0. With

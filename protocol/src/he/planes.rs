@@ -2,7 +2,7 @@
 //! whole bytes, the operand of the integer product.
 //!
 //! Values have an even number of bits, 8 or more. Their high bytes are byte planes; what is left below them, 2, 4 or 6 bits,
-//! is packed densely behind these ([`super::packing`]). Brought to whole bytes, a value stands at their upper end.
+//! is packed densely behind these. Brought to whole bytes, a value stands at their upper end.
 
 use std::fmt;
 
