@@ -10,7 +10,7 @@
 //! too many and never too few. Whether there were enough is asked when a run begins, which ends with the seed that it
 //! began with.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,15 +137,11 @@ fn read(folder: &Path) -> Option<Kept> {
     }
 }
 
-/// Bytes of the files in a folder.
-pub(super) fn bytes_in(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).filter(|file| file.is_file()).map(|file| file.len()).sum()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::fs;
 
     use super::*;
 

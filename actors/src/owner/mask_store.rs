@@ -22,7 +22,7 @@ use protocol::he::mask::expand;
 use protocol::he::{MaskDomain, MaskProduct, MaskSeed, Precision};
 use protocol::ids::{Direction, LinearShape, ProductId};
 
-use super::mask_seed::{SeedLedger, bytes_in, last_used};
+use super::mask_seed::{SeedLedger, last_used};
 use crate::files::sweep;
 
 /// Name and version of the format.
@@ -266,13 +266,17 @@ impl MaskStore {
 /// Removes the products of an earlier seed, and what a killed process left.
 fn remove_products(folder: &Path) -> io::Result<()> {
     sweep(folder);
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.to_string_lossy().ends_with(SUFFIX) {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
+    products(folder).try_for_each(|entry| fs::remove_file(entry.path()))
+}
+
+/// Bytes of the products in a folder.
+fn bytes_in(folder: &Path) -> u64 {
+    products(folder).filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
+}
+
+fn products(folder: &Path) -> impl Iterator<Item = fs::DirEntry> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().ends_with(SUFFIX))
 }
 
 #[cfg(test)]
