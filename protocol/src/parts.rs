@@ -1,19 +1,18 @@
 //! What a thread is at: marks that are set around the parts of an owner's work, so that its processor time can be told apart.
 //!
 //! A mark is a byte of the thread's own. Setting it and setting it back costs two stores, so that marks stand around
-//! single columns, always; whoever wants to know looks at all of them many times a second beside what each thread has
-//! used of a processor. Marks do not say what is computed, only which part of the program does.
+//! single columns, always; whoever wants to know has the system interrupt whatever runs many times a second, and looks at the
+//! mark of what was interrupted ([`here`]). Marks do not say what is computed, only which part of the program does.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A part of an owner's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Part {
     /// Its own arithmetic in f32: norms, attention, adapters, loss, a head that nobody serves.
-    Own = 1,
+    Own,
     /// Public masks.
     Keystream,
     /// Transforms, forward and back, and the products between them.
@@ -22,66 +21,47 @@ pub enum Part {
     Arithmetic,
     /// Sketches and the checks by them.
     Sketch,
+    /// What a thread does that is at none of these now and was before: memory, waking, waiting.
+    Other,
+    /// What threads do that are never at any of these: sockets, their encryption, actors.
+    Elsewhere,
 }
 
 impl Part {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Own, Self::Keystream, Self::Transforms, Self::Arithmetic, Self::Sketch];
+    /// All of them, each at the place of its number.
+    pub const ALL: [Self; 7] =
+        [Self::Own, Self::Keystream, Self::Transforms, Self::Arithmetic, Self::Sketch, Self::Other, Self::Elsewhere];
 
     /// Marks this thread to be at it, until what is returned is dropped.
     pub fn mark(self) -> Section {
-        // A thread that is ending has no mark any more.
-        let before = OWN.try_with(|mark| mark.at.swap(self as u8, Ordering::Relaxed)).unwrap_or(0);
+        let before = AT.replace(self);
+        let before = if before == Self::Elsewhere { Self::Other } else { before };
         Section { before, _thread: PhantomData }
     }
 }
 
-/// The mark of a thread.
-struct Mark {
-    at: AtomicU8,
-    /// What the system calls the thread; `None` where it does not tell.
-    thread: Option<u32>,
-}
-
-static MARKS: Mutex<Vec<Weak<Mark>>> = Mutex::new(Vec::new());
-
 thread_local! {
-    static OWN: Arc<Mark> = register();
-}
-
-fn register() -> Arc<Mark> {
-    // Linux: a link to PID/task/THREAD.
-    let name = std::fs::read_link("/proc/thread-self").ok();
-    let thread = name.and_then(|name| name.file_name()?.to_str()?.parse().ok());
-    let mark = Arc::new(Mark { at: AtomicU8::new(0), thread });
-    let mut marks = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
-    marks.retain(|mark| mark.strong_count() > 0);
-    marks.push(Arc::downgrade(&mark));
-    mark
+    // Of a type without a destructor, and known when it is compiled: reading it allocates nothing and calls nothing.
+    static AT: Cell<Part> = const { Cell::new(Part::Elsewhere) };
 }
 
 /// While it lives, its thread is at a part of the work; then again at what it was at before.
 #[must_use]
 pub struct Section {
-    before: u8,
+    before: Part,
     /// It is of the thread that made it.
     _thread: PhantomData<*const ()>,
 }
 
 impl Drop for Section {
     fn drop(&mut self) {
-        let _ = OWN.try_with(|mark| mark.at.store(self.before, Ordering::Relaxed));
+        AT.set(self.before);
     }
 }
 
-/// The threads that were ever marked, by the system's numbers for them, and what each is at.
-pub fn marks() -> Vec<(u32, Option<Part>)> {
-    let marks = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
-    let read = |mark: Arc<Mark>| {
-        let at = mark.at.load(Ordering::Relaxed);
-        Some((mark.thread?, Part::ALL.into_iter().find(|&part| part as u8 == at)))
-    };
-    marks.iter().filter_map(Weak::upgrade).filter_map(read).collect()
+/// What this thread is at. A signal's handler may ask.
+pub fn here() -> Part {
+    AT.get()
 }
 
 #[cfg(test)]
@@ -90,29 +70,22 @@ mod tests {
 
     #[test]
     fn a_section_within_another_gives_way_to_it_again() {
-        let at = || OWN.with(|mark| mark.at.load(Ordering::Relaxed));
-        let outer = Part::Arithmetic.mark();
-        {
-            let _inner = Part::Keystream.mark();
-            assert_eq!(at(), Part::Keystream as u8);
-        }
-        assert_eq!(at(), Part::Arithmetic as u8);
-        if cfg!(target_os = "linux") {
-            let own = OWN.with(|mark| mark.thread);
-            assert!(marks().iter().any(|&(thread, part)| Some(thread) == own && part == Some(Part::Arithmetic)));
-        }
-        drop(outer);
-        assert_eq!(at(), 0);
+        let seen = std::thread::spawn(|| {
+            let before = here();
+            let outer = Part::Arithmetic.mark();
+            let inner = Part::Keystream.mark();
+            let within = here();
+            drop(inner);
+            let again = here();
+            drop(outer);
+            [before, within, again, here()]
+        });
+        let expected = [Part::Elsewhere, Part::Keystream, Part::Arithmetic, Part::Other];
+        assert_eq!(seen.join().ok(), Some(expected));
     }
 
     #[test]
-    fn threads_that_ended_are_forgotten() {
-        for _ in 0..10 {
-            std::thread::spawn(|| drop(Part::Own.mark())).join().unwrap_or(());
-        }
-        let _here = Part::Own.mark();
-        assert!(marks().len() < 10 + 64);
-        let alive = MARKS.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(alive.iter().filter(|mark| mark.strong_count() > 0).count() <= alive.len());
+    fn each_part_stands_at_the_place_of_its_number() {
+        assert!(Part::ALL.iter().enumerate().all(|(place, &part)| part as usize == place));
     }
 }

@@ -1,19 +1,21 @@
-//! Where the processor time of this process goes, by part of its work: many times a second, what each thread has used since
-//! the last time is counted for what it is marked to be at ([`protocol::parts`]).
+//! Where the processor time of this process goes, by part of its work: for each few milliseconds that it spends, the system
+//! interrupts one of the threads that spend it, and what that one is marked to be at ([`protocol::parts`]) is counted.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
-use std::time::Duration;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use protocol::parts::{Part, marks};
+use protocol::parts::{Part, here};
 use serde::{Deserialize, Serialize};
 
-/// Set, it has an owner count its processor time by parts and say so in its report. That takes some hundredths more.
+/// Set, it has an owner count its processor time by parts and say so in its report.
 pub const PARTS_VARIABLE: &str = "VELUM_PARTS";
 
-/// Between two looks: longer than a look takes, and shorter than most of what is told apart.
-const PERIOD: Duration = Duration::from_millis(2);
+/// Microseconds of processor time from one interruption to the next: as often as most systems' clocks tick.
+const PERIOD_MICROS: i64 = 4000;
+
+/// Interruptions so far, by part.
+static COUNTED: [AtomicU64; Part::ALL.len()] = [const { AtomicU64::new(0) }; Part::ALL.len()];
 
 /// Processor seconds by part of the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -35,13 +37,18 @@ pub struct Parts {
 }
 
 impl Parts {
-    fn of(&mut self, part: Part) -> &mut f64 {
-        match part {
-            Part::Own => &mut self.own_f32,
-            Part::Keystream => &mut self.keystream,
-            Part::Transforms => &mut self.transforms,
-            Part::Arithmetic => &mut self.arithmetic,
-            Part::Sketch => &mut self.sketch,
+    /// So many seconds, divided as these counts are.
+    fn of(counts: [u64; Part::ALL.len()], seconds: f64) -> Self {
+        let all: u64 = counts.iter().sum();
+        let part = |part: Part| seconds * counts[part as usize] as f64 / all.max(1) as f64;
+        Self {
+            own_f32: part(Part::Own),
+            keystream: part(Part::Keystream),
+            transforms: part(Part::Transforms),
+            arithmetic: part(Part::Arithmetic),
+            sketch: part(Part::Sketch),
+            transport: part(Part::Elsewhere),
+            other: part(Part::Other),
         }
     }
 
@@ -60,85 +67,76 @@ impl Parts {
     }
 }
 
-/// Counts until it is dropped.
+/// Counts from one look to the next.
 pub struct Sampler {
-    counted: Arc<Mutex<Parts>>,
+    seen: [u64; Part::ALL.len()],
 }
 
 impl Sampler {
-    /// Begins to count, if [`PARTS_VARIABLE`] is set and the system tells what a thread has used.
+    /// Begins to count, if [`PARTS_VARIABLE`] is set and the system can.
     pub fn start() -> Option<Self> {
         std::env::var_os(PARTS_VARIABLE)?;
-        let mut used = used_by_threads()?;
-        let counted = Arc::<Mutex<Parts>>::default();
-        let kept = Arc::downgrade(&counted);
-        let look = move || {
-            while let Some(counted) = Weak::upgrade(&kept) {
-                let now = used_by_threads().unwrap_or_default();
-                count(&mut counted.lock().unwrap_or_else(PoisonError::into_inner), &used, &now);
-                used = now;
-                drop(counted);
-                thread::sleep(PERIOD);
-            }
-        };
-        thread::Builder::new().name("parts".into()).spawn(look).ok()?;
-        Some(Self { counted })
+        interrupt().then_some(Self { seen: counted() })
     }
 
-    /// What was counted so far.
-    pub fn read(&self) -> Parts {
-        *self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What was counted since the last look, as parts of so many processor seconds.
+    pub fn since_last(&mut self, seconds: f64) -> Parts {
+        let now = counted();
+        let since = std::array::from_fn(|part| now[part] - self.seen[part]);
+        self.seen = now;
+        Parts::of(since, seconds)
     }
 }
 
-/// Counts what threads used from one look to the next.
-fn count(counted: &mut Parts, before: &HashMap<u32, u64>, now: &HashMap<u32, u64>) {
-    let marks: HashMap<u32, Option<Part>> = marks().into_iter().collect();
-    for (thread, used) in now {
-        let since = used.saturating_sub(before.get(thread).copied().unwrap_or(0)) as f64 * 1e-9;
-        *match marks.get(thread) {
-            Some(&Some(part)) => counted.of(part),
-            Some(None) => &mut counted.other,
-            None => &mut counted.transport,
-        } += since;
-    }
+fn counted() -> [u64; Part::ALL.len()] {
+    std::array::from_fn(|part| COUNTED[part].load(Ordering::Relaxed))
 }
 
-/// Nanoseconds that each thread of this process has had a processor; `None` where the system does not tell.
-fn used_by_threads() -> Option<HashMap<u32, u64>> {
-    let threads = std::fs::read_dir("/proc/self/task").ok()?;
-    let used = |name: &str| {
-        let line = std::fs::read_to_string(format!("/proc/self/task/{name}/schedstat")).ok()?;
-        Some((name.parse().ok()?, line.split_ascii_whitespace().next()?.parse().ok()?))
-    };
-    let used: HashMap<u32, u64> = threads.filter_map(|thread| used(thread.ok()?.file_name().to_str()?)).collect();
-    (!used.is_empty()).then_some(used)
+extern "C" fn count(_signal: libc::c_int) {
+    COUNTED[here() as usize].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Has the system interrupt this process for each period of processor time, from now on. Whether it does.
+fn interrupt() -> bool {
+    let handler: extern "C" fn(libc::c_int) = count;
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    let period = libc::timeval { tv_sec: 0, tv_usec: PERIOD_MICROS as libc::suseconds_t };
+    let timer = libc::itimerval { it_interval: period, it_value: period };
+    // SAFETY: `action` is of numbers and pointers, for all of which zeros are values; `sigemptyset` and the fields make it what
+    // `sigaction` takes. The handler does what a handler may: it reads a thread-local that is made when a thread is and has no
+    // destructor, and adds to an atomic number; the signal is used by nobody else here. System calls that it interrupts
+    // are begun again, or told so, which the standard library and the runtime expect of any signal. `timer` is read only.
+    unsafe {
+        let action = &mut *action.as_mut_ptr();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigemptyset(&raw mut action.sa_mask) == 0
+            && libc::sigaction(libc::SIGPROF, action, ptr::null_mut()) == 0
+            && libc::setitimer(libc::ITIMER_PROF, &raw const timer, ptr::null_mut()) == 0
+    }
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
     #[test]
     fn time_is_counted_for_what_a_thread_is_marked_to_be_at() {
-        let before = used_by_threads().unwrap();
-        let (mut counted, began) = (Parts::default(), Instant::now());
+        assert!(interrupt());
+        let (mut sampler, began) = (Sampler { seen: counted() }, Instant::now());
         let section = Part::Sketch.mark();
-        let own: u32 =
-            std::fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
-        let mut spun = 0_u64;
-        while used_by_threads().unwrap()[&own] < before[&own] + 20_000_000 {
+        let (mut spun, seen) = (0_u64, sampler.seen[Part::Sketch as usize]);
+        while counted()[Part::Sketch as usize] < seen + 5 {
             spun = std::hint::black_box(spun + 1);
             assert!(began.elapsed() < Duration::from_secs(60), "a thread's time is counted");
         }
-        let mine = |used: HashMap<u32, u64>| HashMap::from([(own, used[&own])]);
-        count(&mut counted, &mine(before), &mine(used_by_threads().unwrap()));
         drop(section);
-        assert!(counted.sketch >= 0.02 && counted.own_f32 == 0.0 && counted.transport == 0.0, "{counted:?}");
+        // Other tests spend time meanwhile, none of it on sketches of an owner.
+        let parts = sampler.since_last(1.0);
+        assert!(parts.sketch > 0.0, "{parts:?}");
+        let sum = parts.own_f32 + parts.keystream + parts.transforms + parts.arithmetic + parts.sketch;
+        assert!((sum + parts.transport + parts.other - 1.0).abs() < 1e-9, "{parts:?}");
     }
 }

@@ -82,7 +82,6 @@ pub(super) struct Results {
     cpu_seconds: f64,
     /// What that was spent on, if it is counted.
     sampler: Option<Sampler>,
-    parts: Parts,
 }
 
 impl Results {
@@ -94,13 +93,7 @@ impl Results {
         std::fs::create_dir_all(out).with_context(|| format!("the folder {} cannot be created", out.display()))?;
         tempfile::NamedTempFile::new_in(out)
             .with_context(|| format!("the folder {} cannot be written", out.display()))?;
-        Ok(Self {
-            out: out.to_path_buf(),
-            report,
-            cpu_seconds: 0.0,
-            sampler: Sampler::start(),
-            parts: Parts::default(),
-        })
+        Ok(Self { out: out.to_path_buf(), report, cpu_seconds: 0.0, sampler: Sampler::start() })
     }
 
     /// Where the adapter belongs.
@@ -111,10 +104,10 @@ impl Results {
     /// Notes a step that was just done.
     pub(super) fn step(&mut self, step: &StepReport) {
         let cpu_seconds = report::cpu_seconds();
-        let parts = self.sampler.as_ref().map(Sampler::read);
-        let since = parts.map(|parts| parts.with(&self.parts, |now, before| now - before));
-        self.past_step(step, Some(cpu_seconds - self.cpu_seconds), since);
-        (self.cpu_seconds, self.parts) = (cpu_seconds, parts.unwrap_or_default());
+        let since = cpu_seconds - self.cpu_seconds;
+        let parts = self.sampler.as_mut().map(|sampler| sampler.since_last(since));
+        self.past_step(step, Some(since), parts);
+        self.cpu_seconds = cpu_seconds;
     }
 
     fn past_step(&mut self, step: &StepReport, owner_cpu_seconds: Option<f64>, owner_parts: Option<Parts>) {
