@@ -25,7 +25,7 @@ pub(super) fn write(shape: KnownModel, layers: usize, folder: &Path) -> anyhow::
     let free = disk::free_bytes(folder).with_context(|| format!("the disk of {}", folder.display()))?;
     let needed = llama.weight_bytes(StoredAs::Bf16);
     ensure!(free > needed, "{} has {free} bytes free, and the model takes {needed}", folder.display());
-    Ok(llama.write_folder(&folder.join("model"), StoredAs::Bf16)?)
+    Ok(llama.write_folder(folder.join("model"), StoredAs::Bf16)?)
 }
 
 /// The account of so many layers, from those of one and of two. `mask_memory` bytes of the products of masks lie in
