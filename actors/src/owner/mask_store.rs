@@ -1,7 +1,7 @@
 //! Products of masks that are kept from run to run, in a folder of the user's cache.
 //!
 //! They are public and large, and the same for as long as the masks are: so a model's masks have one seed for many runs
-//! ([`super::mask_seed`]), and only the first of these asks workers for the products. Each product was verified when it
+//! (`super::mask_seed`), and only the first of these asks workers for the products. Each product was verified when it
 //! came, and stays true. What can happen to it on a disk is damage, and that is noticed by a checksum: verifying anew, the
 //! owner would expand all masks and read all products again, which is most of what a fetch costs it. (Whoever can write
 //! to the user's cache folder can write to the user's programs.)

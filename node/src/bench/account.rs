@@ -4,7 +4,7 @@
 //! with encryption over those of the same step in plain text, both measured here, each with processes of its own. What is
 //! done once a run (weights read, checks drawn, masks asked for and checked) stands beside it and not in it.
 //!
-//! Of a published configuration that is too large to be run here, the account is projected from one layer ([`projection`]).
+//! Of a published configuration that is too large to be run here, the account is projected from one layer (`projection`).
 
 use std::path::{Path, PathBuf};
 

@@ -2,7 +2,7 @@
 //! tested where there is none.
 //!
 //! Each connection that enters it is passed on to one port. A direction is a queue of pieces, each with the time at which
-//! it arrives ([`line`]); what is on its way is bounded, and beyond that the sender is not read from, as on a link that is
+//! it arrives (`line`); what is on its way is bounded, and beyond that the sender is not read from, as on a link that is
 //! full. A link that only delays holds more than any sender has under way, so it takes nothing off the rate.
 
 mod line;
