@@ -278,6 +278,10 @@ impl Config {
         ensure!(self.owner.discovery_seconds > 0, "owner.discovery_seconds must be at least 1");
         ensure!((1..=16).contains(&self.owner.replicas), "owner.replicas must be from 1 (no replicas) to 16");
         ensure!(self.owner.patience_seconds > 0, "owner.patience_seconds must be at least 1");
+        ensure!(
+            self.owner.backend == BackendChoice::Encrypted || self.owner.head != HeadChoice::Remote,
+            "owner.head (--head) is remote, but owner.backend (--backend) is plain, which has no workers: write auto or local"
+        );
         self.owner.allowed()?;
         for (name, mib) in [
             ("mask_cache_mib", self.owner.mask_cache_mib),
@@ -380,6 +384,7 @@ mod tests {
         assert!(error_of("[worker]\nproduct_memory_mib = 0").contains("worker.product_memory_mib"));
         assert!(error_of("[owner]\nworkers = 0").contains("owner.workers"));
         assert!(error_of("[owner]\nreplicas = 0").contains("owner.replicas"));
+        assert!(error_of("[owner]\nbackend = 'plain'\nhead = 'remote'").contains("owner.head (--head)"));
         assert!(error_of("[owner]\npatience_seconds = 0").contains("owner.patience_seconds"));
         assert!(error_of("[owner]\nallowed = ['me']").contains("owner.allowed (--worker): `me`"));
         assert!(error_of("[checkpoint]\nkeep = 0").contains("checkpoint.keep"));

@@ -65,7 +65,9 @@ impl HeadSlices for ServedHead<'_> {
         let (count, next) = (self.config.head_slices(), AtomicUsize::new(0));
         let work = || {
             let mine = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&slice| slice < count));
-            mine.map(|slice| Ok((slice, self.slice(slice, &batch)?))).collect::<Result<Vec<_>, BackendError>>()
+            let done = mine.map(|slice| Ok((slice, self.slice(slice, &batch)?)));
+            // Where one fails, nobody begins another.
+            done.collect::<Result<Vec<_>, BackendError>>().inspect_err(|_| next.store(count, Ordering::Relaxed))
         };
         let done = thread::scope(|scope| {
             let threads: Vec<_> = (0..IN_FLIGHT.min(count)).map(|_| scope.spawn(work)).collect();

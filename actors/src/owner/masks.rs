@@ -113,7 +113,8 @@ impl MaskCache {
             }
             let operand = Operand::Masks { seed: self.seed.to_bytes() };
             let precision = Precision { mask_limbs: precision.set.limbs() as u8, ..precision };
-            let call = self.calls.next();
+            let calls = self.calls.clone();
+            let call = on_rayon(move || calls.next()).await?;
             let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
             let flight = tracing::info_span!(target: FLIGHT, "mask product", %product);
             let request = ProductRequest { header, body: None, outer };

@@ -149,7 +149,7 @@ async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -
         parts: false,
         json,
     };
-    let plain = StepOptions { backend: BackendChoice::Plain, link: None, ..encrypted.clone() };
+    let plain = StepOptions { backend: BackendChoice::Plain, head: HeadChoice::Auto, link: None, ..encrypted.clone() };
     let first = measure(&StepOptions { steps: 0, ..encrypted.clone() }).await?;
     let near = match link {
         Some(line) => {
