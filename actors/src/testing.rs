@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::backend::PlainBackend;
-use crate::llama::Llama;
+use crate::transformer::Llama;
 
 pub(crate) use device::{Switches, TestDevice};
 

@@ -9,7 +9,7 @@ use protocol::model::{Model, ModelError};
 use rayon::prelude::*;
 
 use super::{BackendError, LinearBackend, Product};
-use crate::llama::{Before, Matrix, MatrixMut, Threads, multiply};
+use crate::transformer::{Before, Matrix, MatrixMut, Threads, multiply};
 
 /// Every served matrix of a model in f32.
 pub struct PlainBackend {

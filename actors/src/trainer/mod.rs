@@ -33,8 +33,8 @@ use crate::adapter::AdapterError;
 use crate::backend::LinearBackend;
 use crate::checkpoint::Checkpoint;
 use crate::data::{BatchSource, MicroBatch};
-use crate::llama::{Llama, LlamaError, Prefix};
 use crate::lora::LoraAdapters;
+use crate::transformer::{Llama, LlamaError, Prefix};
 
 pub use self::accumulate::{MicroBatchGradient, Snapshot, StepSummary, snapshot_values};
 pub use self::adamw::{AdamW, AdamWConfig, Moments};

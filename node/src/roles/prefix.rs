@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use actors::data::Dataset;
-use actors::llama::Prefix;
 use actors::prefix::{PrefixCache, PrefixIdentity, StateFormat};
+use actors::transformer::Prefix;
 use anyhow::Context as _;
 use indicatif::HumanBytes;
 use protocol::model::LlamaConfig;

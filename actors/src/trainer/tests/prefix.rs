@@ -7,9 +7,9 @@ use protocol::ids::{Direction, Group};
 use super::resume::{Place, Ran, every, ran, texts, training};
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::llama::Prefix;
 use crate::lora::Layers;
 use crate::prefix::{PrefixCache, PrefixIdentity, StateFormat};
+use crate::transformer::Prefix;
 
 /// Notes the rows that are sent forward through each layer.
 struct Counting(PlainBackend, Mutex<[Vec<usize>; 2]>);

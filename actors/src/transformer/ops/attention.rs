@@ -16,8 +16,8 @@ use rayon::prelude::*;
 
 use super::sequences::Sequence;
 use super::{RopeTable, Sequences};
-use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
-use crate::llama::vector::{add, dot, exp_row, maximum, scale, vectorised};
+use crate::transformer::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
+use crate::transformer::vector::{add, dot, exp_row, maximum, scale, vectorised};
 
 /// Queries that are scored together.
 const BLOCK: usize = 32;

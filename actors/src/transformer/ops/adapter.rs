@@ -11,9 +11,9 @@ use protocol::parts::Part;
 use rayon::prelude::*;
 
 use super::rows::{ROWS, block, for_each_block2};
-use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
-use crate::llama::vector::{add_product, multiply_into};
 use crate::lora::{Dropout, Slot, Values};
+use crate::transformer::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
+use crate::transformer::vector::{add_product, multiply_into};
 
 /// Features whose gradients one task sums over all tokens.
 const FEATURES: usize = 192;

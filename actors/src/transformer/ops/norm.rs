@@ -1,6 +1,6 @@
 //! RMS norm by frozen weights: `y = x / √(mean(x²) + eps) ∘ weight` of each row.
 
-use crate::llama::vector::{add, dot, dot3, vectorised};
+use crate::transformer::vector::{add, dot, dot3, vectorised};
 
 /// One norm of a model.
 #[derive(Clone, Copy)]

@@ -17,7 +17,7 @@ use protocol::model::ModelError;
 use protocol::parts::Part;
 
 use crate::data::IGNORED;
-use crate::llama::vector::{add_scaled, exp_row, maximum, scale};
+use crate::transformer::vector::{add_scaled, exp_row, maximum, scale};
 
 /// The number of rows that go through the head together is a multiple of this: what is added to a micro-batch is less.
 const ROWS: usize = 64;

@@ -1,6 +1,6 @@
 //! Rotary positions (Su et al., 2021) in Hugging Face's layout: feature `i` of a head turns with `i + head_dim/2`.
 
-use crate::llama::vector::vectorised;
+use crate::transformer::vector::vectorised;
 
 /// Cosine and sine of every position and frequency.
 pub(crate) struct RopeTable {

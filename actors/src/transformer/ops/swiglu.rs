@@ -1,6 +1,6 @@
 //! The gate of the feed-forward block: `silu(gate) ∘ up`.
 
-use crate::llama::vector::{exp, vectorised};
+use crate::transformer::vector::{exp, vectorised};
 
 #[inline(always)]
 fn sigmoid(x: f32) -> f32 {

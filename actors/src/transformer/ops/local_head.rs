@@ -8,7 +8,7 @@ use protocol::model::ModelError;
 use rayon::prelude::*;
 
 use super::loss::{HeadBatch, HeadRows, HeadSlices, Slice};
-use crate::llama::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
+use crate::transformer::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 
 /// Entries of the vocabulary whose logits are made at once: their part of the head stays in the cache between its two
 /// products.
