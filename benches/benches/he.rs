@@ -10,6 +10,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use protocol::buffer::Buffer;
 use protocol::he::fft::Ring;
 use protocol::he::mask::{expand, expand_planes};
 use protocol::he::{
@@ -134,7 +135,8 @@ fn polynomials(precision: Precision, tokens: usize) {
     let tiles: Vec<_> =
         (0..FEATURES).step_by(TILE_COLUMNS).map(|first| tile(tokens, precision.output_bits.into(), first)).collect();
     let ticket = || {
-        let out = vec![0.0; tokens * FEATURES];
+        let mut out = Buffer::scratch(tokens * FEATURES);
+        out.fill(0.0);
         encrypt().1.open(Arc::clone(&masks), precision, out).expect("a valid precision")
     };
     let decryption = fastest(ticket, |mut decryption| {

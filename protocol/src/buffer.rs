@@ -11,14 +11,16 @@ use std::ops::{Deref, DerefMut};
 use zeroize::Zeroizing;
 
 use crate::pool::Pool;
+use crate::wiped;
 
 /// What waits for the next buffers: all that a pass through a small model keeps, or what some layers of a model of a
 /// billion parameters do.
 static POOL: Pool<f32> = Pool::new(384 << 20);
 
-/// Wipes what waits for the next buffers. Buffers in use are not touched.
+/// Wipes what waits for the next buffers, and the working memory of encryption and decryption. What is in use is not touched.
 pub fn wipe_idle() {
     POOL.wipe();
+    wiped::wipe_idle();
 }
 
 /// A row-major matrix or a vector of f32, whoever made it.

@@ -7,7 +7,7 @@ use super::fft::{Digits, Ring, accumulate};
 use super::lanes::{STRIP, TILE};
 use super::secret::OneTimeSecret;
 use super::word::Word;
-use crate::wiped::Wiped;
+use crate::wiped::{Reused, Wiped};
 
 /// What a column of masks becomes: `k` polynomials cut into digits, each transformed.
 #[derive(Clone, Copy)]
@@ -107,12 +107,12 @@ fn load<W: Word, const LIMBS: usize>(bytes: &[u8], component: usize, values: &mu
     }
 }
 
-/// Polynomials of a tile of columns, reused from tile to tile and wiped on drop: `<a, s>` beside a public `a` gives the
-/// secret away.
+/// Polynomials of a tile of columns, reused from tile to tile and from call to call, and wiped between steps: `<a, s>` beside
+/// a public `a` gives the secret away.
 pub(crate) struct Polynomials<W: Word> {
     size: usize,
-    /// `[column][N + PADDING]`.
-    values: Wiped<W>,
+    /// `[column][N + PADDING]`, of earlier use.
+    values: Reused<W>,
 }
 
 /// Values between two columns: columns a power of two apart would all compete for the same sets of the cache while
@@ -120,10 +120,10 @@ pub(crate) struct Polynomials<W: Word> {
 const PADDING: usize = 16;
 
 impl<W: Word> Polynomials<W> {
-    /// Memory for [`TILE`] polynomials.
+    /// Memory for [`TILE`] polynomials, each to be written before it is read.
     pub(crate) fn new(set: ParameterSet) -> Self {
         let size = set.polynomial_size();
-        Self { size, values: Wiped::zeros(TILE * (size + PADDING)) }
+        Self { size, values: Reused::scratch(TILE * (size + PADDING)) }
     }
 
     /// The coefficients of a column.
