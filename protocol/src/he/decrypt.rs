@@ -9,11 +9,11 @@ use zeroize::Zeroizing;
 
 use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
 use super::mask_product::MaskProduct;
-use super::packing::{self, GROUP};
+use super::packing;
 use super::products::{MaskTransform, Polynomials, Working};
+use super::rows::{Decode, RowWord};
 use super::secret::OneTimeSecret;
-use super::word::Word;
-use super::{Planes, Precision, ProductTile};
+use super::{Precision, ProductTile};
 use crate::columns::{ColumnError, ColumnLedger};
 use crate::parts::Part;
 
@@ -204,7 +204,7 @@ struct Job<'a> {
 }
 
 /// A thread's working memory.
-struct Scratch<W: Word> {
+struct Scratch<W: RowWord> {
     /// Transformed columns of the mask product, `[column][digit][component][N]`, or one if nothing shares them.
     masks: Vec<f64>,
     working: Working<W>,
@@ -256,32 +256,25 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
     }
 }
 
-fn decrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, f32>>) {
+fn decrypt_tiles<W: RowWord>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, f32>>) {
     let scratch = || Scratch::<W> {
         masks: vec![0.0; if job.ticket.secrets.len() == 1 { 1 } else { TILE } * job.transform.column_numbers()],
         working: job.transform.working(),
         polynomials: Polynomials::new(job.ticket.precision.set),
     };
-    tiles.into_par_iter().for_each_init(scratch, |scratch, out| match job.tile.rows.limbs() {
-        1 => decrypt_tile::<W, Bytes<1>>(job, scratch, out),
-        2 => decrypt_tile::<W, Bytes<2>>(job, scratch, out),
-        3 => decrypt_tile::<W, Bytes<3>>(job, scratch, out),
-        4 => decrypt_tile::<W, Bytes<4>>(job, scratch, out),
-        5 => decrypt_tile::<W, Bytes<5>>(job, scratch, out),
-        _ => decrypt_tile::<W, Bytes<6>>(job, scratch, out),
-    });
+    tiles.into_par_iter().for_each_init(scratch, |scratch, out| decrypt_tile(job, scratch, out));
 }
 
 vectorised! {
-    fn decrypt_tile<W: Word, L: Limbs>(
+    fn decrypt_tile<W: RowWord>(
         job: &Job<'_>,
         scratch: &mut Scratch<W>,
         out: ColumnTile<'_, f32>,
-    ) = decrypt_tile_body::<W, L>
+    ) = decrypt_tile_body
 }
 
 #[inline(always)]
-fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>, mut out: ColumnTile<'_, f32>) {
+fn decrypt_tile_body<W: RowWord>(job: &Job<'_>, scratch: &mut Scratch<W>, mut out: ColumnTile<'_, f32>) {
     let _part = Part::Arithmetic.mark();
     let columns = out.columns();
     let (width, first_column) = (columns.len(), columns.start - job.tile.first_column);
@@ -290,7 +283,7 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
     let Scratch { masks, working, polynomials } = scratch;
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
-    let mut low = [0; TILE];
+    let decode = Decode::of(&job.tile.rows, job.bits, job.shifts);
     for (block, secret) in job.ticket.secrets.iter().enumerate() {
         for column in 0..width {
             // With one block there is room for one column only, and its transform is not kept.
@@ -309,64 +302,13 @@ fn decrypt_tile_body<W: Word, L: Limbs>(job: &Job<'_>, scratch: &mut Scratch<W>,
         for row in (0..size.min(tokens - first)).step_by(STRIP) {
             polynomials.transpose_strip(row, width, &mut strip);
             for (token, products) in (first + row..tokens).zip(strip.iter()) {
-                let unit = job.units[token];
-                let body =
-                    L::row(&job.tile.rows, token, first_column, &mut low[..width.next_multiple_of(GROUP)], width);
                 out.fetch(token + AHEAD);
                 if token + AHEAD < tokens {
-                    L::fetch(&job.tile.rows, token + AHEAD, first_column, width);
+                    packing::fetch(&job.tile.rows, token + AHEAD, first_column, width);
                 }
-                // A loop of a length that the compiler does not know becomes vectors; one that it does, 32 scalars.
-                for (i, (value, &product)) in out.row_mut(token)[..width].iter_mut().zip(&products[..width]).enumerate()
-                {
-                    let phase = L::value::<W>(&body, i).shifted_up(job.shifts.0).sub(product.shifted_up(job.shifts.1));
-                    *value = (phase.centred(job.bits) * unit) as f32;
-                }
+                let body = packing::row(&job.tile.rows, token, first_column, width);
+                decode.row(job.units[token], body, &products[..width], out.row_mut(token));
             }
         }
-    }
-}
-
-/// Bytes of a value, known when the loops over them are compiled.
-trait Limbs {
-    /// A run of a row of each limb.
-    type Row<'a>;
-    /// `width` columns of a row, from one on that begins a group. Packed bits are brought to bytes in `low`, which has room
-    /// for whole groups.
-    fn row<'a>(planes: &'a Planes, row: usize, first: usize, low: &'a mut [u8], width: usize) -> Self::Row<'a>;
-    /// Fetches what [`Self::row`] reads.
-    fn fetch(planes: &Planes, row: usize, first: usize, width: usize);
-    /// The value at a place.
-    fn value<W: Word>(row: &Self::Row<'_>, place: usize) -> W;
-}
-
-/// `L` bytes a value.
-struct Bytes<const L: usize>;
-
-impl<const L: usize> Limbs for Bytes<L> {
-    type Row<'a> = [&'a [u8]; L];
-
-    #[inline(always)]
-    fn row<'a>(planes: &'a Planes, row: usize, first: usize, low: &'a mut [u8], width: usize) -> Self::Row<'a> {
-        let packed = !planes.is_whole();
-        if packed {
-            packing::read_low(planes, row, first, low);
-        }
-        let (low, start) = (&low[..width], row * planes.columns() + first);
-        std::array::from_fn(|limb| if packed && limb == 0 { low } else { &planes.plane(limb)[start..][..width] })
-    }
-
-    #[inline(always)]
-    fn fetch(planes: &Planes, row: usize, first: usize, width: usize) {
-        let (packed, start) = (!planes.is_whole(), row * planes.columns() + first);
-        (usize::from(packed)..L).for_each(|limb| prefetch(&planes.plane(limb)[start..][..width]));
-        if packed {
-            packing::fetch_low(planes, row, first, width);
-        }
-    }
-
-    #[inline(always)]
-    fn value<W: Word>(row: &Self::Row<'_>, place: usize) -> W {
-        row.iter().enumerate().fold(W::default(), |sum, (limb, plane)| sum.add(W::of_limb(plane[place], limb)))
     }
 }

@@ -13,9 +13,9 @@ use super::lanes::{AHEAD, STRIP, TILE, prefetch, vectorised};
 use super::mask::{MaskColumns, MaskDomain, MaskSeed};
 use super::packing::PlanesTile;
 use super::products::{MaskTransform, Polynomials, Working};
+use super::rows::{Encode, RowWord};
 use super::sampling::{ErrorSampler, SecretRng};
 use super::secret::OneTimeSecret;
-use super::word::Word;
 use super::{ParameterSet, Planes, Precision};
 use crate::parts::Part;
 
@@ -85,7 +85,7 @@ struct Job<'a> {
 }
 
 /// A thread's working memory.
-struct Scratch<W: Word> {
+struct Scratch<W: RowWord> {
     rng: SecretRng,
     /// One column of masks.
     keystream: Vec<u8>,
@@ -96,7 +96,7 @@ struct Scratch<W: Word> {
     errors: ErrorSampler,
 }
 
-impl<W: Word> Scratch<W> {
+impl<W: RowWord> Scratch<W> {
     fn new(job: &Job<'_>) -> Result<Self, EncryptError> {
         let set = job.precision.set;
         Ok(Self {
@@ -153,7 +153,7 @@ fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
     }
 }
 
-fn encrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<PlanesTile<'_>>) -> Result<(), EncryptError> {
+fn encrypt_tiles<W: RowWord>(job: &Job<'_>, tiles: Vec<PlanesTile<'_>>) -> Result<(), EncryptError> {
     tiles.into_par_iter().try_for_each_init(
         || Scratch::<W>::new(job),
         |scratch, tile| match scratch {
@@ -165,7 +165,7 @@ fn encrypt_tiles<W: Word>(job: &Job<'_>, tiles: Vec<PlanesTile<'_>>) -> Result<(
 }
 
 vectorised! {
-    fn encrypt_tile<W: Word>(
+    fn encrypt_tile<W: RowWord>(
         job: &Job<'_>,
         scratch: &mut Scratch<W>,
         tile: PlanesTile<'_>,
@@ -173,7 +173,7 @@ vectorised! {
 }
 
 #[inline(always)]
-fn encrypt_tile_body<W: Word>(
+fn encrypt_tile_body<W: RowWord>(
     job: &Job<'_>,
     scratch: &mut Scratch<W>,
     mut tile: PlanesTile<'_>,
@@ -184,6 +184,8 @@ fn encrypt_tile_body<W: Word>(
     let (set, tokens) = (job.precision.set, job.plaintext.tokens);
     let (size, numbers) = (set.polynomial_size(), job.transform.column_numbers());
     let Scratch { rng, keystream, masks, working, polynomials, errors } = scratch;
+    let limit = f64::from(job.precision.set.modulus_bits() - 1).exp2() - 0.5;
+    let encode = Encode::of(job.precision);
     let mut mask_columns = MaskColumns::from(job.seed, job.domain, columns.start);
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
@@ -208,38 +210,22 @@ fn encrypt_tile_body<W: Word>(
         let first = block * size;
         for row in (0..size.min(tokens - first)).step_by(STRIP) {
             polynomials.transpose_strip(row, width, &mut strip);
-            for (token, values) in (first + row..tokens).zip(strip.iter_mut()) {
-                // Loops of a length that the compiler does not know become vectors; those that it does, scalars.
+            for (token, values) in (first + row..tokens).zip(strip.iter()) {
                 let start = token * job.plaintext.features + columns.start;
-                let (values, input) = (&mut values[..width], &job.plaintext.rows[start..start + width]);
                 if let Some(later) = job.plaintext.rows.get(start + AHEAD * job.plaintext.features..) {
                     prefetch(&later[..width.min(later.len())]);
                 }
-                if !add_message(job.precision, input, job.plaintext.steps[token], values) {
+                tile.fetch(token + AHEAD);
+                let step = job.plaintext.steps[token];
+                let largest =
+                    encode.row(step, &values[..width], &job.plaintext.rows[start..][..width], tile.row_mut(token));
+                // NaN fails every comparison.
+                let encodable = f64::from(f32::from_bits(largest)) * step < limit;
+                if !encodable {
                     return Err(EncryptError::Range { token });
                 }
-                tile.fetch(token + AHEAD);
-                tile.write(token, values);
             }
         }
     }
     Ok(())
-}
-
-/// Adds the encoding of `input`, rounds the sum to the bits that are sent and brings these to the upper end of whole bytes:
-/// `(b + half) >> (dropped bytes)`, mod the word size. Bits above the modulus stay above what is sent, and what stays below
-/// is not sent. Tells whether every value of the encoding is below q/2.
-#[inline(always)]
-fn add_message<W: Word>(precision: Precision, input: &[f32], step: f64, values: &mut [W]) -> bool {
-    let limit = f64::from(precision.set.modulus_bits() - 1).exp2() - 0.5;
-    let dropped = precision.body_dropped_bits();
-    let half = (1 << dropped) >> 1;
-    let mut largest = 0;
-    for (value, &x) in values.iter_mut().zip(input) {
-        // Bits of absolute values are in the order of the values, infinity above all numbers and NaN above infinity.
-        largest = largest.max(x.to_bits() & (u32::MAX >> 1));
-        *value = value.add(W::rounded(f64::from(x) * step)).add_shift(half, dropped / 8 * 8);
-    }
-    // NaN fails every comparison.
-    f64::from(f32::from_bits(largest)) * step < limit
 }

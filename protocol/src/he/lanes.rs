@@ -64,6 +64,21 @@ impl<T> ColumnTile<'_, T> {
         }
     }
 
+    /// The tile's parts of the rows `first + i·step` for `i < count`; nothing for the others.
+    #[inline(always)]
+    pub(crate) fn rows_mut<const N: usize>(&mut self, first: usize, step: usize, count: usize) -> [&mut [T]; N] {
+        assert!(count == 0 || (step > 0 && first + (count - 1) * step < self.rows));
+        std::array::from_fn(|i| {
+            if i >= count {
+                return &mut [][..];
+            }
+            let start = (first + i * step) * self.stride + self.columns.start;
+            // SAFETY: as in `row_mut`, since the last of the rows was just checked; no two of them are the same, and
+            // `&mut self` lasts as long as all of them.
+            unsafe { std::slice::from_raw_parts_mut(self.base.add(start), self.columns.len()) }
+        })
+    }
+
     /// The tile's part of a row of the matrix.
     #[inline(always)]
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [T] {

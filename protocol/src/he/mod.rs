@@ -27,6 +27,7 @@ pub mod params;
 pub mod planes;
 mod products;
 pub mod reference;
+mod rows;
 mod sampling;
 mod secret;
 #[cfg(test)]

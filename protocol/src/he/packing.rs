@@ -14,11 +14,28 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Planes;
-use super::lanes::{ColumnTile, TILE, column_tiles, prefetch, tiles_of, vectorised};
-use super::word::Word;
+use super::lanes::{ColumnTile, column_tiles, prefetch, tiles_of, vectorised};
 
 /// Columns that are packed together.
 pub(super) const GROUP: usize = 32;
+
+/// Most byte planes that a value has.
+pub(super) const HIGH_PLANES: usize = 6;
+
+/// A run of columns of a row: its byte planes, least significant first, and what is packed of it, whole groups. Planes that
+/// there are not are empty.
+pub(super) struct Row<'a> {
+    pub(super) high: [&'a [u8]; HIGH_PLANES],
+    pub(super) fours: &'a [u8],
+    pub(super) twos: &'a [u8],
+}
+
+/// The same to be written.
+pub(super) struct RowMut<'a> {
+    pub(super) high: [&'a mut [u8]; HIGH_PLANES],
+    pub(super) fours: &'a mut [u8],
+    pub(super) twos: &'a mut [u8],
+}
 
 /// Rows that a task spreads or packs at least.
 const TASK_ROWS: usize = 32;
@@ -78,7 +95,7 @@ pub(super) fn set(short: u32, planes: [&mut [u8]; 2], row: usize, column: usize,
 
 /// Packs the upper 4 bits of some bytes, whole groups of them.
 #[inline(always)]
-fn pack_fours(low: &[u8], fours: &mut [u8]) {
+pub(super) fn pack_fours(low: &[u8], fours: &mut [u8]) {
     for (to, from) in fours.as_chunks_mut::<{ GROUP / 2 }>().0.iter_mut().zip(low.as_chunks::<GROUP>().0) {
         *to = std::array::from_fn(|j| from[j] >> 4 | from[16 + j] & 0xf0);
     }
@@ -86,7 +103,7 @@ fn pack_fours(low: &[u8], fours: &mut [u8]) {
 
 /// Packs the lowest 2 of the upper `short` bits of some bytes, whole groups of them.
 #[inline(always)]
-fn pack_twos(short: u32, low: &[u8], twos: &mut [u8]) {
+pub(super) fn pack_twos(short: u32, low: &[u8], twos: &mut [u8]) {
     let below = 8 - short;
     for (to, from) in twos.as_chunks_mut::<{ GROUP / 4 }>().0.iter_mut().zip(low.as_chunks::<GROUP>().0) {
         let two = |at: usize| from[at] >> below & 3;
@@ -96,7 +113,7 @@ fn pack_twos(short: u32, low: &[u8], twos: &mut [u8]) {
 
 /// The bytes whose upper `short` bits were packed, zeros below them: whole groups.
 #[inline(always)]
-fn unpack(short: u32, fours: &[u8], twos: &[u8], low: &mut [u8]) {
+pub(super) fn unpack(short: u32, fours: &[u8], twos: &[u8], low: &mut [u8]) {
     let (groups, _) = low.as_chunks_mut::<GROUP>();
     if short & 4 == 0 {
         groups.as_flattened_mut().fill(0);
@@ -123,7 +140,7 @@ pub(super) struct PlanesTile<'a> {
 }
 
 impl<'a> PlanesTile<'a> {
-    /// Cuts planes into disjoint tiles of at most [`TILE`] columns.
+    /// Cuts planes into disjoint tiles of at most [`super::lanes::TILE`] columns.
     pub(super) fn cut(planes: &'a mut Planes) -> Vec<Self> {
         let (bits, rows, columns) = (planes.bits(), planes.rows(), planes.columns());
         let [bytes, fours, twos] = planes.parts_mut();
@@ -148,25 +165,15 @@ impl<'a> PlanesTile<'a> {
         }
     }
 
-    /// Writes a row of values that were brought to whole bytes; what is below their bits is left out.
+    /// The tile's part of a row.
     #[inline(always)]
-    pub(super) fn write<W: Word>(&mut self, row: usize, values: &[W]) {
-        let short = self.bits % 8;
-        for plane in 0..self.bits as usize / 8 {
-            let limb = plane + usize::from(short != 0);
-            for (byte, value) in self.bytes.row_mut(plane * self.rows + row).iter_mut().zip(values) {
-                *byte = value.limb(limb);
-            }
-        }
-        if short != 0 {
-            let mut low = [0; TILE];
-            low.iter_mut().zip(values).for_each(|(byte, value)| *byte = value.limb(0));
-            if let Some(fours) = &mut self.fours {
-                pack_fours(&low, fours.row_mut(row));
-            }
-            if let Some(twos) = &mut self.twos {
-                pack_twos(short, &low, twos.row_mut(row));
-            }
+    pub(super) fn row_mut(&mut self, row: usize) -> RowMut<'_> {
+        assert!(row < self.rows);
+        let high = self.bytes.rows_mut(row, self.rows, self.bits as usize / 8);
+        RowMut {
+            high,
+            fours: self.fours.as_mut().map_or(&mut [], |tile| tile.row_mut(row)),
+            twos: self.twos.as_mut().map_or(&mut [], |tile| tile.row_mut(row)),
         }
     }
 }
@@ -189,15 +196,28 @@ fn packed_tiles<'a>(
 
 /// The lowest limb of a row's run of columns, which begins with a group: whole groups of bytes.
 #[inline(always)]
-pub(super) fn read_low(planes: &Planes, row: usize, first: usize, low: &mut [u8]) {
+fn read_low(planes: &Planes, row: usize, first: usize, low: &mut [u8]) {
     let [fours, twos] = runs(planes, row, first, low.len());
     unpack(planes.bits() % 8, fours, twos, low);
 }
 
-/// Fetches what [`read_low`] reads.
+/// A run of columns of a row, which begins with a group.
 #[inline(always)]
-pub(super) fn fetch_low(planes: &Planes, row: usize, first: usize, columns: usize) {
-    runs(planes, row, first, columns.next_multiple_of(GROUP)).into_iter().for_each(prefetch);
+pub(super) fn row(planes: &Planes, row: usize, first: usize, columns: usize) -> Row<'_> {
+    let (size, start) = (planes.rows() * planes.columns(), row * planes.columns() + first);
+    let mut high: [&[u8]; HIGH_PLANES] = [&[]; HIGH_PLANES];
+    for (plane, run) in high[..planes.bits() as usize / 8].iter_mut().enumerate() {
+        *run = &planes.bytes()[plane * size + start..][..columns];
+    }
+    let [fours, twos] = runs(planes, row, first, columns.next_multiple_of(GROUP));
+    Row { high, fours, twos }
+}
+
+/// Fetches what [`row`] gives.
+#[inline(always)]
+pub(super) fn fetch(planes: &Planes, row: usize, first: usize, columns: usize) {
+    let Row { high, fours, twos } = self::row(planes, row, first, columns);
+    high.into_iter().chain([fours, twos]).for_each(prefetch);
 }
 
 /// Where a row's run of columns is packed: whole groups, in planes of which one may be empty.
@@ -385,7 +405,7 @@ mod tests {
                         let values = &values[row * columns..][of_tile.clone()];
                         let words: Vec<u64> = values.iter().map(|&value| value << up).collect();
                         tile.fetch(row + 1);
-                        write_row(&mut tile, row, &words);
+                        write_row(bits % 8, tile.row_mut(row), &words);
                     }
                 }
                 for (at, &value) in values.iter().enumerate() {
@@ -393,21 +413,34 @@ mod tests {
                 }
                 // From any group on, as decryption reads them.
                 for first in (0..columns).step_by(GROUP) {
+                    fetch(&planes, rows - 1, first, columns - first);
+                    let run = row(&planes, rows - 1, first, columns - first);
                     let mut low = vec![7; (columns - first).next_multiple_of(GROUP)];
-                    fetch_low(&planes, rows - 1, first, columns - first);
-                    if !planes.is_whole() {
-                        read_low(&planes, rows - 1, first, &mut low);
-                        for (column, &low) in (first..columns).zip(&low) {
-                            prop_assert_eq!(u64::from(low), values[(rows - 1) * columns + column] << up & 0xff);
-                        }
+                    unpack(bits % 8, run.fours, run.twos, &mut low);
+                    for (at, &value) in values[(rows - 1) * columns + first..].iter().enumerate() {
+                        let high = |plane: usize| u64::from(run.high[plane][at]) << (bits % 8 + 8 * plane as u32);
+                        let high: u64 = (0..bits as usize / 8).map(high).sum();
+                        prop_assert_eq!(high | u64::from(low[at]) >> (8 - bits % 8), value);
                     }
                 }
             }
         }
     }
 
-    vectorised! {
-        fn write_row<>(tile: &mut PlanesTile<'_>, row: usize, values: &[u64]) = PlanesTile::write
+    /// Writes values that were brought to whole bytes.
+    fn write_row(short: u32, row: RowMut<'_>, values: &[u64]) {
+        for (plane, bytes) in row.high.into_iter().enumerate() {
+            let limb = plane + usize::from(short != 0);
+            bytes.iter_mut().zip(values).for_each(|(byte, value)| *byte = (value >> (8 * limb)) as u8);
+        }
+        let mut low: Vec<u8> = values.iter().map(|&value| value as u8).collect();
+        low.resize(values.len().next_multiple_of(GROUP), 0);
+        if short & 4 != 0 {
+            pack_fours(&low, row.fours);
+        }
+        if short & 2 != 0 {
+            pack_twos(short, &low, row.twos);
+        }
     }
 
     /// Vectors of every width give what plain code gives.
