@@ -18,7 +18,7 @@ use actors::trainer::{
 use protocol::buffer::Buffer;
 use protocol::ids::{Direction, Group, LinearShape, ProductId};
 use protocol::model::synthetic::{StoredAs, SyntheticLlama};
-use protocol::model::{LlamaConfig, Model};
+use protocol::model::{LlamaConfig, Model, Rope};
 
 const STEPS: usize = 5;
 const SEQUENCES: usize = 4;
@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
             heads: 9,
             kv_heads: 3,
             vocabulary: 49_152,
-            rope_theta: 100_000.0,
+            rope: Rope::plain(100_000.0, 64),
             ..SyntheticLlama::tiny(1).config
         },
         "llama1b" => LlamaConfig {
@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
             heads: 32,
             kv_heads: 8,
             vocabulary: 128_256,
-            rope_theta: 500_000.0,
+            rope: Rope::plain(500_000.0, 64),
             ..SyntheticLlama::tiny(1).config
         },
         path => return measure(&Arc::new(Model::open(path)?), in_flight),

@@ -81,8 +81,13 @@ fn none() -> String {
 }
 
 impl PeftConfig {
-    /// `adapted` are the layers that have adapters, `None` if all have.
-    pub(super) fn new(lora: &LoraConfig, adapted: Option<Vec<u16>>, base_model: &str) -> Self {
+    /// `modules` are the projections that have adapters, `adapted` the layers, `None` if all have.
+    pub(super) fn new(
+        lora: &LoraConfig,
+        modules: Vec<Projection>,
+        adapted: Option<Vec<u16>>,
+        base_model: &str,
+    ) -> Self {
         // PEFT's own type is an integer; a whole number is written as one.
         let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e9;
         Self {
@@ -106,7 +111,7 @@ impl PeftConfig {
             r: lora.rank,
             rank_pattern: Map::new(),
             revision: None,
-            target_modules: lora.target_modules.clone(),
+            target_modules: modules,
             task_type: Some("CAUSAL_LM".into()),
             use_dora: false,
             use_rslora: false,

@@ -73,7 +73,7 @@ pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<
 
     let config = folder.join(CONFIG);
     let adapted = (!adapters.config().layers.is_all()).then(|| adapters.layers());
-    let json = serde_json::to_vec_pretty(&PeftConfig::new(adapters.config(), adapted, base_model))
+    let json = serde_json::to_vec_pretty(&PeftConfig::new(adapters.config(), adapters.modules(), adapted, base_model))
         .map_err(|error| AdapterError::Content { path: config.clone(), what: error.to_string() })?;
     Ok(write_atomically(&config, &json, Readers::Owner)?)
 }
@@ -90,6 +90,7 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
     let config: PeftConfig = serde_json::from_slice(&bytes).map_err(|error| content(error.to_string()))?;
     let config = config.into_lora().map_err(content)?;
     config.layers.of(model.layers).map_err(|invalid| content(invalid.to_string()))?;
+    config.modules_of(model).map_err(|invalid| content(invalid.to_string()))?;
     let adapters = LoraAdapters::new(model, &config, 0)?;
 
     let path = folder.join(WEIGHTS);

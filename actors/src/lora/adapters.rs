@@ -48,6 +48,7 @@ impl LoraAdapters {
     /// When the model has not the layers that are to be adapted, and when candle cannot make the tensors.
     pub fn new(model: &LlamaConfig, config: &LoraConfig, seed: u64) -> Result<Self> {
         let adapted = config.layers.of(model.layers).map_err(candle_core::Error::wrap)?;
+        config.modules_of(model).map_err(candle_core::Error::wrap)?;
         let groups = model.linears().filter(|linear| adapted.contains(&linear.layer)).map(|linear| {
             let slots = slots(model, config, linear.group);
             if slots.is_empty() {
@@ -93,6 +94,14 @@ impl LoraAdapters {
         let mut layers: Vec<u16> = self.groups.keys().map(|linear| linear.layer).collect();
         layers.dedup();
         layers
+    }
+
+    /// The projections that have adapters, in the order of the configuration.
+    pub(crate) fn modules(&self) -> Vec<Projection> {
+        let adapted = |projection: &&Projection| {
+            self.groups.values().any(|group| group.slots.iter().any(|slot| slot.projection == **projection))
+        };
+        self.config.target_modules.iter().filter(adapted).copied().collect()
     }
 
     /// Every adapted group in the order of [`Self::parameters`].
@@ -164,7 +173,7 @@ impl LoraAdapters {
 fn slots(model: &LlamaConfig, config: &LoraConfig, group: Group) -> Vec<Slot> {
     let (mut offset, mut column) = (0, 0);
     let mut slots = Vec::new();
-    for &projection in group.projections() {
+    for &projection in model.projections(group) {
         let d_out = projection.shape(model).d_out;
         if config.target_modules.contains(&projection) {
             slots.push(Slot { projection, offset, d_out, column });

@@ -48,7 +48,24 @@ impl LoraConfig {
             let LinearShape { d_in, d_out } = projection.shape(model);
             self.rank * (d_in + d_out)
         };
-        Ok(self.layers.of(model.layers)?.len() * self.target_modules.iter().map(pair).sum::<usize>())
+        Ok(self.layers.of(model.layers)?.len() * self.modules_of(model)?.iter().map(pair).sum::<usize>())
+    }
+
+    /// The projections of a model that get an adapter. Naming every projection that there is means all that the model has.
+    ///
+    /// # Errors
+    /// When one is named that the model has not.
+    pub fn modules_of(&self, model: &LlamaConfig) -> Result<Vec<Projection>, InvalidSetting> {
+        let of_model: Vec<Projection> = model.family.layer_projections().collect();
+        let every = Projection::ALL.iter().all(|projection| self.target_modules.contains(projection));
+        let unknown = self.target_modules.iter().find(|projection| !of_model.contains(projection));
+        if let (Some(unknown), false) = (unknown, every) {
+            let names: Vec<&str> = of_model.iter().map(|projection| projection.module()).collect();
+            let (unknown, family) = (unknown.module(), model.family.model_type);
+            let why = format!("names {unknown}, but layers of the family `{family}` have {}", names.join(", "));
+            return Err(InvalidSetting { field: "lora.target_modules", why });
+        }
+        Ok(of_model.into_iter().filter(|projection| self.target_modules.contains(projection)).collect())
     }
 
     /// Checks every field; whether a model has the layers is known with the model alone ([`Layers::of`]).

@@ -139,6 +139,7 @@ impl TrainableModel {
     ) -> Result<Self, TrainError> {
         config.validate()?;
         config.lora.layers.of(model.config().layers)?;
+        config.lora.modules_of(model.config())?;
         let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
         Ok(Self { llama: Llama::new(model, backend)?, adapters })
     }

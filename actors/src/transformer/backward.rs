@@ -11,8 +11,9 @@ use protocol::ids::{Direction, Group, LinearId};
 use protocol::model::Norm;
 
 use super::LlamaError;
+use super::ops::norm::{back_through, through};
 use super::ops::rows::{block, for_each_block2, for_each_block3};
-use super::ops::{AdapterGradient, swiglu};
+use super::ops::{AdapterGradient, gates};
 use super::pass::Pass;
 use super::tape::LayerTape;
 
@@ -40,7 +41,7 @@ impl<'a> Backward<'a> {
         let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
         let norm = pass.norm(Norm::Final);
         for_each_block2(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
-            norm.backward(block(stream, hidden, first), None, gradient);
+            back_through(norm, block(stream, hidden, first), None, gradient);
         });
         for (layer, tape) in (0..pass.llama.config().layers).rev().zip(tape.into_iter().rev()) {
             match self.layer(layer, tape, gradient)? {
@@ -54,23 +55,54 @@ impl<'a> Backward<'a> {
     /// Through one layer: from the gradient of the stream above it to that of the stream below, or `None` where the
     /// lowest adapters were reached.
     fn layer(&mut self, layer: usize, tape: LayerTape, gradient: Buffer) -> Result<Option<Buffer>, LlamaError> {
-        let LayerTape { input, mut qkv, attended, middle, mut both, lows } = tape;
+        let LayerTape { input, mut qkv, unnormed, attended, middle, mut both, added, lows } = tape;
         let at = |group| LinearId { layer: layer as u16, group };
         let gradient = Arc::new(gradient);
-        if !self.feed_forward(at(Group::Down), &gradient, &mut both, &lows.down)? {
+        let branch = self.behind_norm(Norm::AfterFeedForward(layer), &added.of_feed_forward, &gradient);
+        if !self.feed_forward(at(Group::Down), &branch, &mut both, &lows.down)? {
             return Ok(None);
         }
-        let norm = Norm::PostAttention(layer);
+        let norm = Norm::BeforeFeedForward(layer);
         let Some(gradient) = self.through_norm(at(Group::GateUp), norm, &middle, &gradient, both, &lows.gate_up)?
         else {
             return Ok(None);
         };
         drop(middle);
         let gradient = Arc::new(gradient);
-        let Some(dout) = self.output(at(Group::O), &gradient, &attended.rows, &lows.o)? else { return Ok(None) };
-        self.pass.attention.backward(&mut qkv, &attended, &dout);
-        drop((attended, dout));
-        self.through_norm(at(Group::Qkv), Norm::Input(layer), &input, &gradient, qkv, &lows.qkv)
+        let branch = self.behind_norm(Norm::AfterAttention(layer), &added.of_attention, &gradient);
+        let Some(dout) = self.output(at(Group::O), &branch, &attended.rows, &lows.o)? else { return Ok(None) };
+        self.pass.attention.backward(self.pass.attending(layer), &mut qkv, &attended, &dout);
+        drop((attended, dout, branch));
+        self.before_qk_norms(layer, &unnormed, &mut qkv);
+        self.through_norm(at(Group::Qkv), Norm::BeforeAttention(layer), &input, &gradient, qkv, &lows.qkv)
+    }
+
+    /// From the gradient of the stream to that of what was added to it: another one where a norm stands between.
+    fn behind_norm(&self, norm: Norm, added: &Buffer, gradient: &Arc<Buffer>) -> Arc<Buffer> {
+        let Some(norm) = self.pass.norm(norm) else { return Arc::clone(gradient) };
+        let hidden = self.pass.llama.config().hidden_size;
+        let mut branch = Buffer::scratch(gradient.len());
+        for_each_block2(self.pass.tokens, (&mut branch, hidden), (&mut [], 0), |first, branch, _| {
+            branch.copy_from_slice(block(gradient, hidden, first));
+            norm.backward(block(added, hidden, first), None, branch);
+        });
+        Arc::new(branch)
+    }
+
+    /// Replaces the gradients of queries and keys by those of what went into their norms, if there are any.
+    fn before_qk_norms(&self, layer: usize, unnormed: &Buffer, gradients: &mut Buffer) {
+        let pass = self.pass;
+        let (Some(query), Some(key)) = (pass.norm(Norm::Query(layer)), pass.norm(Norm::Key(layer))) else { return };
+        let (width, turned) = (pass.attention.width(), pass.attention.turned_width());
+        let queries = pass.attention.heads * pass.attention.head_dim;
+        for_each_block2(pass.tokens, (gradients, width), (&mut [], 0), |first, gradients, _| {
+            let unnormed = block(unnormed, turned, first).chunks_exact(turned);
+            for (row, unnormed) in gradients.chunks_exact_mut(width).zip(unnormed) {
+                let (of_query, of_key) = row[..turned].split_at_mut(queries);
+                query.backward(&unnormed[..queries], None, of_query);
+                key.backward(&unnormed[queries..], None, of_key);
+            }
+        });
     }
 
     /// Through the down projection and the gates: `both` is replaced by its gradient. `false` where nothing below is
@@ -83,7 +115,7 @@ impl<'a> Backward<'a> {
         low: &Buffer,
     ) -> Result<bool, LlamaError> {
         let (pass, features) = (self.pass, self.pass.llama.config().intermediate_size);
-        let hidden = pass.llama.config().hidden_size;
+        let (hidden, activation) = (pass.llama.config().hidden_size, pass.llama.config().traits.activation);
         let below = self.lowest < linear;
         let mut gated = match below {
             true => pass.product(linear, Direction::Backward, gradient.clone())?,
@@ -98,9 +130,9 @@ impl<'a> Backward<'a> {
                 adapter.backward_rows(first, block(gradient, hidden, first), dlow, below.then_some(gated));
             }
             if below {
-                swiglu::backward(features, both, gated);
+                gates::backward(activation, features, both, gated);
             } else {
-                swiglu::forward(features, both, gated);
+                gates::forward(activation, features, both, gated);
             }
         });
         if let Some(adapter) = adapter {
@@ -136,12 +168,12 @@ impl<'a> Backward<'a> {
         for_each_block3(pass.tokens, operands.0, operands.1, operands.2, |first, gradient, normed, dlow| {
             let stream = block(stream, hidden, first);
             if let Some(adapter) = &adapter {
-                norm.forward(stream, normed);
+                through(norm, stream, normed);
                 let dout = block(&dout, adapter.shape.d_out, first);
                 adapter.backward_rows(first, dout, dlow, below.then_some(&mut *gradient));
             }
             if below {
-                norm.backward(stream, Some(block(past, hidden, first)), gradient);
+                back_through(norm, stream, Some(block(past, hidden, first)), gradient);
             }
         });
         if let Some(adapter) = adapter {

@@ -37,7 +37,7 @@ impl Llama {
         let of_rows = |rows: &std::ops::Range<usize>| rows.start * features..rows.end * features;
         let sequences: Vec<_> = batch.sequences().collect();
         // What makes the batch up may be anything that is the same each time.
-        let mut stream = Buffer::from(self.model.embed(&batch.tokens)?);
+        let mut stream = self.embed(&batch.tokens)?;
         let missing = |&number: &usize| {
             let rows = &sequences[number];
             !cache.read(&batch.tokens[rows.clone()], &mut stream[of_rows(rows)])
@@ -48,7 +48,7 @@ impl Llama {
         }
         let below = batch.only(&missing);
         let pass = Pass::new(self, &below, None, None);
-        let embedded = Buffer::from(self.model.embed(&below.tokens)?);
+        let embedded = self.embed(&below.tokens)?;
         let mut computed = pass.forward(embedded, 0..cache.layer(), usize::MAX, &mut Vec::new())?.stream;
         for (number, rows) in missing.into_iter().zip(below.sequences()) {
             let states = &mut computed[of_rows(&rows)];

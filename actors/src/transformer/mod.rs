@@ -9,6 +9,7 @@ mod backward;
 mod below;
 mod gemm;
 mod head;
+mod layer;
 mod ops;
 mod pass;
 mod served_head;
@@ -24,10 +25,12 @@ use protocol::buffer::Buffer;
 use protocol::model::{LlamaConfig, Model, ModelError, Norm};
 
 use self::backward::Backward;
+use self::layer::LayerParts;
 use self::ops::{HeadLoss, LocalHead};
 use self::pass::{Hidden, Pass};
 use self::served_head::ServedHead;
 use self::tape::LayerTape;
+use self::vector::scale;
 use crate::backend::{BackendError, LinearBackend};
 use crate::data::{IGNORED, MicroBatch};
 use crate::lora::{Draw, LoraAdapters};
@@ -56,41 +59,37 @@ pub enum LlamaError {
     Parameters(#[from] candle_core::Error),
 }
 
-struct LayerNorms {
-    attention: Arc<[f32]>,
-    feed_forward: Arc<[f32]>,
-}
-
-/// A Llama whose base products are somewhere else.
+/// A model, of Llama or another family, whose base products are somewhere else.
 pub struct Llama {
     model: Arc<Model>,
-    norms: Vec<LayerNorms>,
+    layers: Vec<LayerParts>,
     final_norm: Arc<[f32]>,
-    frequencies: Vec<f32>,
     backend: Arc<dyn LinearBackend>,
     prefix: Option<Prefix>,
 }
 
 impl Llama {
-    /// Reads the norms; embeddings and the head stay in the model's files, and no layer's matrix is read.
+    /// Reads norms and biases; embeddings and the head stay in the model's files, and no layer's matrix is read.
     ///
     /// # Errors
     /// When the model's files cannot be read.
     pub fn new(model: Arc<Model>, backend: Arc<dyn LinearBackend>) -> Result<Self, LlamaError> {
-        let norms = (0..model.config().layers).map(|layer| {
-            Ok(LayerNorms {
-                attention: model.norm(Norm::Input(layer))?.into(),
-                feed_forward: model.norm(Norm::PostAttention(layer))?.into(),
-            })
-        });
         Ok(Self {
-            norms: norms.collect::<Result<_, ModelError>>()?,
-            final_norm: model.norm(Norm::Final)?.into(),
-            frequencies: model.config().inverse_frequencies(),
+            layers: LayerParts::of_all(&model)?,
+            final_norm: model.norm(Norm::Final)?.unwrap_or_default().into(),
             backend,
             model,
             prefix: None,
         })
+    }
+
+    /// The residual stream as it enters the first layer.
+    fn embed(&self, tokens: &[u32]) -> Result<Buffer, ModelError> {
+        let mut stream = Buffer::from(self.model.embed(tokens)?);
+        if let Some(factor) = self.config().traits.embedding_scale {
+            scale(&mut stream, factor as f32);
+        }
+        Ok(stream)
     }
 
     /// The same, which keeps what enters the lowest adapted layer.
@@ -175,7 +174,7 @@ impl Llama {
         let _span = tracing::debug_span!(target: WORK, "forward").entered();
         let (stream, first) = match prefix {
             Some((cache, store)) => (self.entering(batch, cache, store)?, cache.layer()),
-            None => (Buffer::from(self.model.embed(&batch.tokens)?), 0),
+            None => (self.embed(&batch.tokens)?, 0),
         };
         pass.forward(stream, first..self.config().layers, keep_from, tape)
     }
@@ -189,11 +188,12 @@ impl Llama {
     ) -> Result<(f64, Option<Buffer>), LlamaError> {
         let _span = tracing::debug_span!(target: WORK, "loss").entered();
         let (head, features, targets) = (self.model.as_ref(), self.config().hidden_size, &batch.targets[..]);
+        let cap = self.config().traits.logit_cap.map(|cap| cap as f32);
         if self.backend.serves_head() {
             let slices = ServedHead { config: self.config(), backend: self.backend.as_ref() };
-            return HeadLoss { head, slices, features, targets, differentiable }.compute(normed);
+            return HeadLoss { head, slices, features, targets, cap, differentiable }.compute(normed);
         }
-        Ok(HeadLoss { head, slices: LocalHead::new(head), features, targets, differentiable }.compute(normed)?)
+        Ok(HeadLoss { head, slices: LocalHead::new(head), features, targets, cap, differentiable }.compute(normed)?)
     }
 
     fn check(&self, batch: &MicroBatch) -> Result<(), LlamaError> {

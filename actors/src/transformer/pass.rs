@@ -10,9 +10,11 @@ use protocol::buffer::Buffer;
 use protocol::ids::{Direction, Group, LinearId};
 use protocol::model::Norm;
 
+use super::ops::norm::through;
 use super::ops::rows::{block, for_each_block2, for_each_block3};
-use super::ops::{Adapter, CausalAttention, RmsNorm, RopeTable, Sequences, swiglu};
-use super::tape::{LayerTape, Lows};
+use super::ops::{Adapter, CausalAttention, LayerAttention, RmsNorm, RopeTables, Sequences, gates};
+use super::tape::{Added, LayerTape, Lows};
+use super::vector::add;
 use super::{Llama, LlamaError};
 use crate::backend::BackendError;
 use crate::data::MicroBatch;
@@ -25,6 +27,10 @@ pub(super) struct Pass<'a> {
     /// Where the adapters' inputs are dropped at random from; `None` drops nothing.
     pub(super) draw: Option<Draw>,
     pub(super) attention: CausalAttention,
+    /// Rotations of the texts' positions.
+    rope: RopeTables,
+    /// Those of layers with a window, where they differ.
+    local_rope: Option<RopeTables>,
     pub(super) tokens: usize,
 }
 
@@ -49,10 +55,13 @@ impl<'a> Pass<'a> {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
-            rope: RopeTable::new(&llama.frequencies, runs.iter().copied().max().unwrap_or(0)),
             sequences: Sequences::new(&runs),
+            scale: config.score_scale() as f32,
+            cap: config.traits.score_cap.map(|cap| cap as f32),
         };
-        Self { llama, adapters, draw, attention, tokens: batch.tokens.len() }
+        let rope = RopeTables::new(&config.rope, &runs);
+        let local_rope = config.traits.local_rope.as_ref().map(|rope| RopeTables::new(rope, &runs));
+        Self { llama, adapters, draw, attention, rope, local_rope, tokens: batch.tokens.len() }
     }
 
     /// Through some layers, of which `stream` enters the first; what those from `keep_from` on keep is pushed on `tape`.
@@ -65,40 +74,55 @@ impl<'a> Pass<'a> {
     ) -> Result<Hidden, LlamaError> {
         let config = self.llama.config();
         let first = self.adapter(LinearId { layer: layers.start as u16, group: Group::Qkv })?;
-        let (mut normed, mut low) = self.join(&mut stream, None, self.norm(Norm::Input(layers.start)), first);
+        let Entered { mut normed, mut low } =
+            self.enter(&mut stream, None, self.norm(Norm::BeforeAttention(layers.start)), first);
         for layer in layers {
             let at = |group| LinearId { layer: layer as u16, group };
+            let keep = layer >= keep_from;
             let mut lows = Lows { qkv: low, ..Lows::default() };
 
             let mut qkv = self.product(at(Group::Qkv), Direction::Forward, Arc::new(normed))?;
-            self.turn(&mut qkv, self.adapter(at(Group::Qkv))?, &lows.qkv);
-            let attended = self.attention.forward(&qkv);
+            let unnormed = self.turn(layer, &mut qkv, &lows.qkv, keep)?;
+            let attended = self.attention.forward(self.attending(layer), &qkv);
             lows.o = self.down(self.adapter(at(Group::O))?, &attended.rows);
 
-            let mut middle = self.product(at(Group::O), Direction::Forward, attended.rows.clone())?;
-            let part = self.adapter(at(Group::O))?.map(|adapter| (adapter, &lows.o));
-            let norm = self.norm(Norm::PostAttention(layer));
-            (normed, lows.gate_up) =
-                self.join(&mut middle, Some((&stream, part)), norm, self.adapter(at(Group::GateUp))?);
+            let out = self.product(at(Group::O), Direction::Forward, attended.rows.clone())?;
+            let branch = Branch {
+                stream: &stream,
+                part: self.adapter(at(Group::O))?.map(|adapter| (adapter, &lows.o)),
+                bias: self.bias(at(Group::O)),
+                norm: self.norm(Norm::AfterAttention(layer)),
+            };
+            let norm = self.norm(Norm::BeforeFeedForward(layer));
+            let joined = self.join(out, branch, norm, self.adapter(at(Group::GateUp))?);
+            let (middle, of_attention) = (joined.stream, joined.added);
+            (normed, lows.gate_up) = (joined.entered.normed, joined.entered.low);
 
             let mut both = self.product(at(Group::GateUp), Direction::Forward, Arc::new(normed))?;
             let gated;
             (gated, lows.down) = self.gate(&mut both, at(Group::GateUp), &lows.gate_up)?;
 
-            let mut out = self.product(at(Group::Down), Direction::Forward, Arc::new(gated))?;
-            let part = self.adapter(at(Group::Down))?.map(|adapter| (adapter, &lows.down));
+            let out = self.product(at(Group::Down), Direction::Forward, Arc::new(gated))?;
+            let branch = Branch {
+                stream: &middle,
+                part: self.adapter(at(Group::Down))?.map(|adapter| (adapter, &lows.down)),
+                bias: self.bias(at(Group::Down)),
+                norm: self.norm(Norm::AfterFeedForward(layer)),
+            };
             let (norm, next) = if layer + 1 < config.layers {
                 let next = LinearId { layer: layer as u16 + 1, group: Group::Qkv };
-                (self.norm(Norm::Input(layer + 1)), self.adapter(next)?)
+                (self.norm(Norm::BeforeAttention(layer + 1)), self.adapter(next)?)
             } else {
                 (self.norm(Norm::Final), None)
             };
-            (normed, low) = self.join(&mut out, Some((&middle, part)), norm, next);
+            let joined = self.join(out, branch, norm, next);
+            (normed, low) = (joined.entered.normed, joined.entered.low);
 
-            if layer >= keep_from {
-                tape.push(LayerTape { input: stream, qkv, attended, middle, both, lows });
+            if keep {
+                let added = Added { of_attention, of_feed_forward: joined.added };
+                tape.push(LayerTape { input: stream, qkv, unnormed, attended, middle, both, added, lows });
             }
-            stream = out;
+            stream = joined.stream;
         }
         Ok(Hidden { stream, normed })
     }
@@ -141,54 +165,115 @@ impl<'a> Pass<'a> {
         }))
     }
 
-    pub(super) fn norm(&self, norm: Norm) -> RmsNorm<'a> {
+    /// One of the norms, if the family has it.
+    pub(super) fn norm(&self, norm: Norm) -> Option<RmsNorm<'a>> {
         let eps = self.llama.config().rms_norm_eps as f32;
-        let weight = match norm {
-            Norm::Input(layer) => &self.llama.norms[layer].attention,
-            Norm::PostAttention(layer) => &self.llama.norms[layer].feed_forward,
-            Norm::Final => &self.llama.final_norm,
-        };
-        RmsNorm { weight, eps }
+        match norm {
+            Norm::BeforeAttention(layer)
+            | Norm::Query(layer)
+            | Norm::Key(layer)
+            | Norm::AfterAttention(layer)
+            | Norm::BeforeFeedForward(layer)
+            | Norm::AfterFeedForward(layer) => self.llama.layers[layer].norm(norm, eps),
+            Norm::Final => Some(RmsNorm { weight: &self.llama.final_norm, eps }),
+        }
     }
 
-    /// Makes a product's rows the residual stream: adds the adapters' part and the stream before it, if there is one.
-    /// Returns the stream's norm and what the next group's adapters make of that.
+    /// How a layer attends.
+    pub(super) fn attending(&self, layer: usize) -> LayerAttention<'_> {
+        let config = self.llama.config();
+        let rope = config.rope_of(layer).map(|rope| match &self.local_rope {
+            Some(local) if config.traits.local_rope.as_ref() == Some(rope) => local,
+            _ => &self.rope,
+        });
+        LayerAttention { rope, window: config.window_of(layer).unwrap_or(usize::MAX) }
+    }
+
+    /// What is added to each row of a group's product.
+    fn bias(&self, linear: LinearId) -> Option<&'a [f32]> {
+        self.llama.layers[usize::from(linear.layer)].bias(linear.group)
+    }
+
+    /// Adds to the residual stream what a product gives, and takes its next norm. What the product gave, with all that is
+    /// added to its rows, is kept where a norm stands behind it.
     fn join(
         &self,
-        rows: &mut Buffer,
-        before: Option<(&Buffer, Option<(Adapter<'_>, &Buffer)>)>,
-        norm: RmsNorm<'_>,
+        mut out: Buffer,
+        branch: Branch<'_>,
+        norm: Option<RmsNorm<'_>>,
         next: Option<Adapter<'_>>,
-    ) -> (Buffer, Buffer) {
+    ) -> Joined {
+        let hidden = self.llama.config().hidden_size;
+        let Some(behind) = branch.norm else {
+            let entered = self.enter(&mut out, Some(branch), norm, next);
+            return Joined { stream: out, added: Buffer::default(), entered };
+        };
+        let mut stream = Buffer::scratch(out.len());
+        for_each_block2(self.tokens, (&mut out, hidden), (&mut stream, hidden), |first, out, stream| {
+            branch.complete(first, out);
+            behind.forward(out, stream);
+            add(stream, block(branch.stream, hidden, first));
+        });
+        let entered = self.enter(&mut stream, None, norm, next);
+        Joined { stream, added: out, entered }
+    }
+
+    /// Makes a product's rows the residual stream, if they are not yet: adds all that is added to them, and the stream
+    /// before. Returns the stream's norm and what the next group's adapters make of that.
+    fn enter(
+        &self,
+        rows: &mut Buffer,
+        branch: Option<Branch<'_>>,
+        norm: Option<RmsNorm<'_>>,
+        next: Option<Adapter<'_>>,
+    ) -> Entered {
         let hidden = self.llama.config().hidden_size;
         let low_width = next.as_ref().map_or(0, Adapter::width);
         let mut normed = Buffer::scratch(rows.len());
         let mut low = Buffer::scratch(self.tokens * low_width);
         let operands = ((&mut rows[..], hidden), (&mut normed[..], hidden), (&mut low[..], low_width));
         for_each_block3(self.tokens, operands.0, operands.1, operands.2, |first, rows, normed, low| {
-            if let Some((stream, part)) = &before {
-                if let Some((adapter, low)) = part {
-                    adapter.up_rows(block(low, adapter.width(), first), rows);
-                }
-                super::vector::add(rows, block(stream, hidden, first));
+            if let Some(branch) = &branch {
+                branch.complete(first, rows);
+                add(rows, block(branch.stream, hidden, first));
             }
-            norm.forward(rows, normed);
+            through(norm, rows, normed);
             if let Some(next) = &next {
                 next.down_rows(first, normed, low);
             }
         });
-        (normed, low)
+        Entered { normed, low }
     }
 
-    /// Adds the adapters' part to queries, keys and values, and turns them to their positions.
-    fn turn(&self, qkv: &mut Buffer, adapter: Option<Adapter<'_>>, low: &Buffer) {
-        let width = self.attention.width();
-        for_each_block2(self.tokens, (qkv, width), (&mut [], 0), |first, qkv, _| {
-            if let Some(adapter) = &adapter {
-                adapter.up_rows(block(low, adapter.width(), first), qkv);
+    /// Adds to queries, keys and values what is added to their product, takes the norms of queries and keys where the
+    /// family has them, and turns them to their positions. Returns queries and keys as they were before their norms, if
+    /// they are to be kept.
+    fn turn(&self, layer: usize, qkv: &mut Buffer, low: &Buffer, keep: bool) -> Result<Buffer, LlamaError> {
+        let linear = LinearId { layer: layer as u16, group: Group::Qkv };
+        let (adapter, bias) = (self.adapter(linear)?, self.bias(linear));
+        let (query, key) = (self.norm(Norm::Query(layer)), self.norm(Norm::Key(layer)));
+        let (width, turned) = (self.attention.width(), self.attention.turned_width());
+        let queries = self.attention.heads * self.attention.head_dim;
+        let kept_width = if keep && query.is_some() { turned } else { 0 };
+        let mut kept = Buffer::scratch(self.tokens * kept_width);
+        let attending = self.attending(layer);
+        for_each_block2(self.tokens, (qkv, width), (&mut kept, kept_width), |first, qkv, kept| {
+            complete(bias, adapter.as_ref().map(|adapter| (adapter, low)), first, qkv);
+            if kept_width > 0 {
+                kept.chunks_exact_mut(turned).zip(qkv.chunks_exact(width)).for_each(|(to, from)| {
+                    to.copy_from_slice(&from[..turned]);
+                });
             }
-            self.attention.turn_rows(first, qkv);
+            if let (Some(query), Some(key)) = (query, key) {
+                for row in qkv.chunks_exact_mut(width) {
+                    let (of_query, of_key) = row[..turned].split_at_mut(queries);
+                    query.replace(of_query);
+                    key.replace(of_key);
+                }
+            }
+            self.attention.turn_rows(attending, first, qkv);
         });
+        Ok(kept)
     }
 
     /// What a group's adapters make of its input between their projections; empty without adapters.
@@ -201,25 +286,64 @@ impl<'a> Pass<'a> {
         low
     }
 
-    /// Adds the adapters' part to the gates and what they let through. Returns the gated features and what the next
-    /// group's adapters make of these.
+    /// Adds to the gates and what they let through what is added to their product. Returns the gated features and what the
+    /// next group's adapters make of these.
     fn gate(&self, both: &mut Buffer, linear: LinearId, low: &Buffer) -> Result<(Buffer, Buffer), LlamaError> {
         let features = self.llama.config().intermediate_size;
-        let adapter = self.adapter(linear)?;
+        let (adapter, bias) = (self.adapter(linear)?, self.bias(linear));
         let next = self.adapter(LinearId { group: Group::Down, ..linear })?;
         let next_width = next.as_ref().map_or(0, Adapter::width);
+        let activation = self.llama.config().traits.activation;
         let mut gated = Buffer::scratch(self.tokens * features);
         let mut next_low = Buffer::scratch(self.tokens * next_width);
         let operands = ((&mut both[..], 2 * features), (&mut gated[..], features), (&mut next_low[..], next_width));
         for_each_block3(self.tokens, operands.0, operands.1, operands.2, |first, both, gated, next_low| {
-            if let Some(adapter) = &adapter {
-                adapter.up_rows(block(low, adapter.width(), first), both);
-            }
-            swiglu::forward(features, both, gated);
+            complete(bias, adapter.as_ref().map(|adapter| (adapter, low)), first, both);
+            gates::forward(activation, features, both, gated);
             if let Some(next) = &next {
                 next.down_rows(first, gated, next_low);
             }
         });
         Ok((gated, next_low))
     }
+}
+
+/// What a product adds to the residual stream.
+struct Branch<'a> {
+    /// The stream that it is added to.
+    stream: &'a Buffer,
+    /// The product's adapters, and what they made of its input between their projections.
+    part: Option<(Adapter<'a>, &'a Buffer)>,
+    bias: Option<&'a [f32]>,
+    /// The norm that it goes through first.
+    norm: Option<RmsNorm<'a>>,
+}
+
+impl Branch<'_> {
+    fn complete(&self, first: usize, rows: &mut [f32]) {
+        complete(self.bias, self.part.as_ref().map(|(adapter, low)| (adapter, *low)), first, rows);
+    }
+}
+
+/// Adds to a product's rows, of which the first has number `first`, what the owner adds to them.
+fn complete(bias: Option<&[f32]>, part: Option<(&Adapter<'_>, &Buffer)>, first: usize, rows: &mut [f32]) {
+    if let Some(bias) = bias {
+        rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
+    }
+    if let Some((adapter, low)) = part {
+        adapter.up_rows(block(low, adapter.width(), first), rows);
+    }
+}
+
+/// The residual stream, and what was added to it where a norm stands between.
+struct Joined {
+    stream: Buffer,
+    added: Buffer,
+    entered: Entered,
+}
+
+/// What the next group reads, and what its adapters make of it between their projections.
+struct Entered {
+    normed: Buffer,
+    low: Buffer,
 }

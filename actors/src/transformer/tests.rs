@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod families;
+
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};

@@ -86,6 +86,7 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
     let (path, data, out) = (config.model()?, config.data()?, &config.owner.out);
     start.check(out)?;
     let model = Model::open(path)?;
+    model.notes().iter().for_each(|note| tracing::warn!("{note}"));
     let tokenizer = model.tokenizer()?;
     let examples = Dataset::load(data, &config.data, &tokenizer)?;
     report_cuts(&examples, data, config.data.max_tokens);

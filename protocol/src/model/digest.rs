@@ -1,6 +1,7 @@
 //! The name of a model: a hash of its weights and of all else that changes the matrices that workers serve.
 
-use super::{Model, ModelError, RopeScaling};
+use super::family::{Family, Rope};
+use super::{Model, ModelError};
 use crate::ids::ModelDigest;
 use crate::quant::int8::QUANTISER_VERSION;
 use crate::quant::rotation::ROTATION_KEY;
@@ -29,36 +30,44 @@ pub(super) fn of(model: &Model) -> Result<ModelDigest, ModelError> {
     ] {
         number(&mut hasher, count);
     }
-    for constant in [config.rms_norm_eps, config.rope_theta] {
+    for constant in [config.rms_norm_eps, config.rope.theta] {
         field(&mut hasher, &constant.to_bits().to_le_bytes());
     }
-    scaling(&mut hasher, config.rope_scaling.as_ref());
+    scaling(&mut hasher, &config.rope);
+    // What a plain Llama has not: so its name does not change when another family has something new.
+    if config.family != Family::LLAMA {
+        field(&mut hasher, config.family.model_type.as_bytes());
+    }
+    if config.rope.features != config.head_dim {
+        numbers(&mut hasher, "rotary features", &[config.rope.features as f64]);
+    }
+    config.traits.in_numbers().iter().for_each(|(name, values)| numbers(&mut hasher, name, values));
     let mut expected = super::expected(config);
     expected.sort_unstable();
     for (name, shape) in expected {
         let stored = model.checked(&name, &shape)?;
         field(&mut hasher, name.as_bytes());
-        field(&mut hasher, format!("{:?}", stored.dtype).as_bytes());
+        field(&mut hasher, format!("{:?}", stored.format).as_bytes());
         number(&mut hasher, shape.len());
         shape.iter().for_each(|&side| number(&mut hasher, side));
         number(&mut hasher, stored.bytes.len());
         hasher.update_rayon(stored.bytes);
+        if let Some(scales) = &stored.scales {
+            hasher.update(bytemuck::cast_slice(&scales.values));
+        }
+        stored.check_floats()?;
         stored.release();
     }
     Ok(ModelDigest(*hasher.finalize().as_bytes()))
 }
 
-fn scaling(hasher: &mut blake3::Hasher, scaling: Option<&RopeScaling>) {
-    let (kind, values): (&str, Vec<f64>) = match scaling {
-        None => ("none", Vec::new()),
-        Some(RopeScaling::Linear { factor }) => ("linear", vec![*factor]),
-        Some(RopeScaling::Llama3(s)) => {
-            let context = s.original_max_position_embeddings as f64;
-            ("llama3", vec![s.factor, s.low_freq_factor, s.high_freq_factor, context])
-        }
-        Some(RopeScaling::Factors(factors)) => ("factors", factors.iter().map(|&factor| factor.into()).collect()),
-    };
-    field(hasher, kind.as_bytes());
+fn scaling(hasher: &mut blake3::Hasher, rope: &Rope) {
+    let (kind, values) = rope.scaling_in_numbers();
+    numbers(hasher, kind, &values);
+}
+
+fn numbers(hasher: &mut blake3::Hasher, name: &str, values: &[f64]) {
+    field(hasher, name.as_bytes());
     number(hasher, values.len());
     values.iter().for_each(|value| field(hasher, &value.to_bits().to_le_bytes()));
 }

@@ -37,12 +37,52 @@ pub enum ModelError {
         what: String,
     },
     /// A model of another architecture.
-    #[error("{}: the model's architecture is `{found}`; only `llama` can be served", path.display())]
+    #[error("{}: the model's architecture is `{found}`; those that are known are {known}", path.display())]
     Architecture {
         /// The file.
         path: PathBuf,
         /// The architecture that it names.
         found: String,
+        /// Those that are known, in words.
+        known: String,
+    },
+    /// What Git LFS leaves where it did not fetch a file.
+    #[error("{}: the file is a pointer of Git LFS, not the file itself; fetch it by `git lfs pull` in its folder", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A part of a checkpoint is not there.
+    #[error("{}: `{tensor}` and others are in {shard}, one of {of} files of weights, which is not beside it; fetch that file too", index.display())]
+    MissingShard {
+        /// The file that names it.
+        index: PathBuf,
+        /// Its name.
+        shard: String,
+        /// How many files there should be.
+        of: usize,
+        /// A tensor that should be in it.
+        tensor: String,
+    },
+    /// A weight that is no number.
+    #[error("{}: the tensor `{name}` holds NaN or infinity in row {row}; the file is damaged, or its training went wrong: fetch it again, or use another release", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its first row with such a number, or one of the first.
+        row: usize,
+    },
+    /// A bias that the configuration does not speak of.
+    #[error("{}: the tensor `{name}` is there and not zero, but the configuration has no such bias; {remedy}", path.display())]
+    Bias {
+        /// The file.
+        path: PathBuf,
+        /// The tensor, by its name in that file.
+        name: String,
+        /// What to do about it.
+        remedy: String,
     },
     /// A configuration that this program cannot serve.
     #[error("{}: {what}", path.display())]
@@ -53,7 +93,7 @@ pub enum ModelError {
         what: String,
     },
     /// A tensor that the configuration asks for is not there.
-    #[error("{}: the tensor `{name}` is missing; the file does not fit its configuration", path.display())]
+    #[error("{}: the tensor `{name}` is missing; the weights do not fit their configuration{}", path.display(), of_head(name))]
     MissingTensor {
         /// The file or folder.
         path: PathBuf,
@@ -73,7 +113,7 @@ pub enum ModelError {
         expected: Vec<usize>,
     },
     /// A tensor in a number format that cannot be read.
-    #[error("{}: the tensor `{name}` is stored as {dtype}, which cannot be read; use F32, F16, BF16 or one of GGUF's Q4_0 to Q8_0 and Q2_K to Q6_K", path.display())]
+    #[error("{}: the tensor `{name}` is stored as {dtype}, which cannot be read; use F64, F32, F16, BF16, FP8 (E4M3 or E5M2) or one of GGUF's Q4_0 to Q8_0 and Q2_K to Q6_K", path.display())]
     Dtype {
         /// The file.
         path: PathBuf,
@@ -102,6 +142,14 @@ pub enum ModelError {
         /// The template engine's message.
         what: String,
     },
+}
+
+/// What else may be wrong where a head is missing.
+fn of_head(name: &str) -> &'static str {
+    match name {
+        "lm_head.weight" => ": if the embeddings are the head, set tie_word_embeddings to true in config.json",
+        _ => "",
+    }
 }
 
 impl ModelError {

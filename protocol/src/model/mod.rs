@@ -8,6 +8,8 @@
 pub mod config;
 mod digest;
 mod error;
+pub mod family;
+mod inventory;
 mod served;
 pub mod synthetic;
 #[cfg(test)]
@@ -20,19 +22,21 @@ use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
-pub use config::{Llama3RopeScaling, LlamaConfig, RopeScaling};
+pub use config::LlamaConfig;
 pub use error::ModelError;
+pub use family::{Activation, Family, LayerSet, QkNorm, Rope, RopeScaling, Traits};
 pub use tokenizer::{ChatMessage, ChatTemplate, TextTokenizer};
 
 use self::weights::{GgufFile, SafetensorsFiles, Stored, Weights, transpose_into};
 use crate::ids::{Group, LinearId, LinearShape, ModelDigest};
 
-/// A Llama on disk.
+/// A model on disk, of Llama or another family.
 pub struct Model {
     path: PathBuf,
     config: LlamaConfig,
     weights: Weights,
     digest: OnceLock<ModelDigest>,
+    notes: Vec<String>,
 }
 
 /// One linear layer of a transformer layer, as the checkpoint stores it.
@@ -59,11 +63,18 @@ pub enum Projection {
     /// `mlp.down_proj`.
     #[serde(rename = "down_proj")]
     Down,
+    /// `self_attn.qkv_proj`, where a family has the first three as one.
+    #[serde(rename = "qkv_proj")]
+    Qkv,
+    /// `mlp.gate_up_proj`, where a family has these two as one.
+    #[serde(rename = "gate_up_proj")]
+    GateUp,
 }
 
 impl Projection {
-    /// The projections of a layer in the order of the forward pass.
-    pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    /// The projections that a layer of any family may have.
+    pub const ALL: [Self; 9] =
+        [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down, Self::Qkv, Self::GateUp];
 
     /// Its name within a layer, e.g. `self_attn.q_proj`.
     pub fn name(self) -> &'static str {
@@ -75,6 +86,8 @@ impl Projection {
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
             Self::Down => "mlp.down_proj",
+            Self::Qkv => "self_attn.qkv_proj",
+            Self::GateUp => "mlp.gate_up_proj",
         }
     }
 
@@ -88,6 +101,8 @@ impl Projection {
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
             Self::Down => "down_proj",
+            Self::Qkv => "qkv_proj",
+            Self::GateUp => "gate_up_proj",
         }
     }
 
@@ -101,41 +116,42 @@ impl Projection {
             Self::O => (queries, hidden),
             Self::Gate | Self::Up => (hidden, inner),
             Self::Down => (inner, hidden),
+            Self::Qkv => (hidden, queries + 2 * keys),
+            Self::GateUp => (hidden, 2 * inner),
         };
         LinearShape { d_in, d_out }
     }
 }
 
-impl Group {
-    /// The projections that a group fuses, in the order of its output columns; none of the head.
-    pub fn projections(self) -> &'static [Projection] {
-        match self {
-            Self::Qkv => &[Projection::Q, Projection::K, Projection::V],
-            Self::O => &[Projection::O],
-            Self::GateUp => &[Projection::Gate, Projection::Up],
-            Self::Down => &[Projection::Down],
-            Self::Head => &[],
-        }
-    }
-}
-
-/// One of the RMS norms, `hidden_size` scales each.
+/// One of the RMS norms, by what it stands before or after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Norm {
-    /// `input_layernorm` of a layer, before attention.
-    Input(usize),
-    /// `post_attention_layernorm` of a layer, before the feed-forward block.
-    PostAttention(usize),
+    /// Of what a layer's attention reads.
+    BeforeAttention(usize),
+    /// Of a layer's queries, before they are turned.
+    Query(usize),
+    /// Of its keys.
+    Key(usize),
+    /// Of what attention adds to the stream.
+    AfterAttention(usize),
+    /// Of what a layer's feed-forward block reads.
+    BeforeFeedForward(usize),
+    /// Of what it adds to the stream.
+    AfterFeedForward(usize),
     /// The norm before the head.
     Final,
 }
 
 impl Norm {
-    fn name(self) -> String {
+    fn layer(self) -> Option<usize> {
         match self {
-            Self::Input(layer) => format!("model.layers.{layer}.input_layernorm.weight"),
-            Self::PostAttention(layer) => format!("model.layers.{layer}.post_attention_layernorm.weight"),
-            Self::Final => "model.norm.weight".to_owned(),
+            Self::BeforeAttention(layer)
+            | Self::Query(layer)
+            | Self::Key(layer)
+            | Self::AfterAttention(layer)
+            | Self::BeforeFeedForward(layer)
+            | Self::AfterFeedForward(layer) => Some(layer),
+            Self::Final => None,
         }
     }
 }
@@ -152,7 +168,8 @@ impl Model {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(|source| ModelError::io(path, source))?;
-        let (config, weights) = if metadata.is_dir() {
+        let mut notes = Vec::new();
+        let (mut config, weights) = if metadata.is_dir() {
             let file = path.join("config.json");
             if !file.is_file() {
                 return Err(ModelError::NotAModel {
@@ -160,9 +177,8 @@ impl Model {
                     what: "the folder has no config.json".into(),
                 });
             }
-            let json = std::fs::read_to_string(&file).map_err(|source| ModelError::io(&file, source))?;
-            let config = LlamaConfig::from_json(&file, &json)?;
-            (config, Weights::Safetensors(SafetensorsFiles::open(path)?))
+            let config = LlamaConfig::from_json(&file, &weights::read_text(&file)?, &mut notes)?;
+            (config, Weights::Safetensors(SafetensorsFiles::open(path, &mut notes)?))
         } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
             let (file, config) = GgufFile::open(path)?;
             (config, Weights::Gguf(file))
@@ -172,11 +188,18 @@ impl Model {
                 what: "it is neither a folder nor a .gguf file".into(),
             });
         };
-        let model = Self { path: path.to_owned(), config, weights, digest: OnceLock::new() };
+        inventory::settle_head(&mut config, &weights, &mut notes)?;
+        let model = Self { path: path.to_owned(), config, weights, digest: OnceLock::new(), notes };
         for (name, shape) in expected(&model.config) {
             model.checked(&name, &shape)?;
         }
-        Ok(model)
+        let others = inventory::others(&model.config, &model.weights)?;
+        Ok(Self { notes: [model.notes, others].concat(), ..model })
+    }
+
+    /// What in the model's files contradicts itself or is not used, a line for each, with what was made of it.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The folder or file that was opened.
@@ -220,7 +243,7 @@ impl Model {
             return Ok(fused);
         }
         let mut first = 0;
-        for &projection in id.group.projections() {
+        for &projection in self.config.projections(id.group) {
             let stored = self.projection(id.layer.into(), projection)?;
             transpose_into(&stored, d_in, &mut fused, d_out, first);
             first += stored.len() / d_in;
@@ -240,15 +263,34 @@ impl Model {
         Ok(values)
     }
 
-    /// The scales of a norm, `hidden_size` of them.
+    /// What a group's projections add to its product, side by side; `None` where they add nothing.
     ///
     /// # Errors
     /// When the model has no such layer.
-    pub fn norm(&self, norm: Norm) -> Result<Vec<f32>, ModelError> {
-        if let Norm::Input(layer) | Norm::PostAttention(layer) = norm {
+    pub fn bias(&self, layer: usize, group: Group) -> Result<Option<Vec<f32>>, ModelError> {
+        self.check_layer(layer)?;
+        if !self.config.traits.biases.of(group) {
+            return Ok(None);
+        }
+        let biases = self.config.projections(group).iter();
+        let biases = biases.map(|&projection| self.weights.tensor(&bias_name(layer, projection))?.to_f32());
+        Ok(Some(biases.collect::<Result<Vec<_>, _>>()?.concat()))
+    }
+
+    /// The scales of a norm, by which features are multiplied; `None` where the family has no such norm.
+    ///
+    /// # Errors
+    /// When the model has no such layer.
+    pub fn norm(&self, norm: Norm) -> Result<Option<Vec<f32>>, ModelError> {
+        if let Some(layer) = norm.layer() {
             self.check_layer(layer)?;
         }
-        self.weights.tensor(&norm.name())?.to_f32()
+        let Some(name) = self.config.family.norm_name(norm) else { return Ok(None) };
+        let mut scales = self.weights.tensor(&name)?.to_f32()?;
+        if self.config.family.centred_norms && !self.weights.whole_norms() {
+            scales.iter_mut().for_each(|scale| *scale += 1.0);
+        }
+        Ok(Some(scales))
     }
 
     /// The embedding matrix, `vocabulary × hidden_size`, row-major.
@@ -342,20 +384,31 @@ fn projection_name(layer: usize, projection: Projection) -> String {
     format!("model.layers.{layer}.{}.weight", projection.name())
 }
 
+fn bias_name(layer: usize, projection: Projection) -> String {
+    format!("model.layers.{layer}.{}.bias", projection.name())
+}
+
 /// Every tensor that is used, by its Hugging Face name, with the shape that the configuration gives it.
 fn expected(config: &LlamaConfig) -> Vec<(String, Vec<usize>)> {
     let (hidden, vocabulary) = (config.hidden_size, config.vocabulary);
-    let mut expected = vec![(EMBEDDINGS.to_owned(), vec![vocabulary, hidden]), (Norm::Final.name(), vec![hidden])];
+    let mut expected = vec![(EMBEDDINGS.to_owned(), vec![vocabulary, hidden])];
+    let norm = |expected: &mut Vec<_>, norm: Norm| {
+        expected.extend(config.family.norm_name(norm).map(|name| (name, vec![config.norm_width(norm)])));
+    };
+    norm(&mut expected, Norm::Final);
     if !config.tie_word_embeddings {
         expected.push((HEAD.to_owned(), vec![vocabulary, hidden]));
     }
     for layer in 0..config.layers {
-        for norm in [Norm::Input(layer), Norm::PostAttention(layer)] {
-            expected.push((norm.name(), vec![hidden]));
-        }
-        for projection in Projection::ALL {
-            let LinearShape { d_in, d_out } = projection.shape(config);
-            expected.push((projection_name(layer, projection), vec![d_out, d_in]));
+        config.family.layer_norms(layer).for_each(|of_layer| norm(&mut expected, of_layer));
+        for group in Group::ALL {
+            for &projection in config.projections(group) {
+                let LinearShape { d_in, d_out } = projection.shape(config);
+                expected.push((projection_name(layer, projection), vec![d_out, d_in]));
+                if config.traits.biases.of(group) {
+                    expected.push((bias_name(layer, projection), vec![d_out]));
+                }
+            }
         }
     }
     expected

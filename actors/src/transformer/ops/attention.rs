@@ -4,7 +4,7 @@
 //! Queries and keys are turned to their positions where they lie. Probabilities are computed in blocks of queries and
 //! never kept, only the logarithm of each query's sum: the backward pass computes them again from it, so memory stays
 //! linear in the sequence's length. A block of queries only looks at keys up to its end, which saves almost half of
-//! the products.
+//! the products, and in layers with a window at none before its first query's window.
 //!
 //! Sequences lie one after the other, each as long as it is, and none sees another.
 
@@ -15,9 +15,11 @@ use protocol::parts::Part;
 use rayon::prelude::*;
 
 use super::sequences::Sequence;
-use super::{RopeTable, Sequences};
+use super::{RopeTables, Sequences};
 use crate::transformer::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
-use crate::transformer::vector::{add, dot, exp_row, maximum, scale, vectorised};
+use crate::transformer::vector::{
+    add, dot, exp_row, maximum, multiply_by, scale, soft_cap, soft_cap_slopes, vectorised,
+};
 
 /// Queries that are scored together.
 const BLOCK: usize = 32;
@@ -32,8 +34,26 @@ pub(crate) struct CausalAttention {
     pub(crate) kv_heads: usize,
     /// Features of a head.
     pub(crate) head_dim: usize,
-    /// Rotations of as many positions as the longest sequence has.
-    pub(crate) rope: RopeTable,
+    /// What scores are multiplied by.
+    pub(crate) scale: f32,
+    /// The bound that scores approach, if there is one: `cap · tanh(score / cap)`.
+    pub(crate) cap: Option<f32>,
+}
+
+/// What layers do differently.
+#[derive(Clone, Copy)]
+pub(crate) struct LayerAttention<'a> {
+    /// Rotations of as many positions as the longest sequence has, if queries and keys turn at all.
+    pub(crate) rope: Option<&'a RopeTables>,
+    /// How many keys a query sees, its own among them; `usize::MAX` where it sees all.
+    pub(crate) window: usize,
+}
+
+impl LayerAttention<'_> {
+    /// The first key that a query sees.
+    fn first_key(&self, query: usize) -> usize {
+        (query + 1).saturating_sub(self.window)
+    }
 }
 
 /// What attention gives.
@@ -91,17 +111,19 @@ impl CausalAttention {
         self.heads / self.kv_heads
     }
 
-    fn scale(&self) -> f32 {
-        (self.head_dim as f32).sqrt().recip()
+    /// Features of the queries and keys of a row of the input, which come first.
+    pub(crate) fn turned_width(&self) -> usize {
+        (self.heads + self.kv_heads) * self.head_dim
     }
 
     /// Turns the queries and keys of some rows, of which the first has number `first`, to their positions.
-    pub(crate) fn turn_rows(&self, first: usize, qkv: &mut [f32]) {
-        let turned = (self.heads + self.kv_heads) * self.head_dim;
+    pub(crate) fn turn_rows(&self, layer: LayerAttention<'_>, first: usize, qkv: &mut [f32]) {
+        let (Some(rope), turned) = (layer.rope, self.turned_width()) else { return };
         for (row, token) in qkv.chunks_exact_mut(self.width()).zip(first..) {
             let heads = row[..turned].chunks_exact_mut(self.head_dim);
-            let (_, position) = self.sequences.of_row(token);
-            heads.for_each(|head| self.rope.turn(position, head));
+            let (sequence, position) = self.sequences.of_row(token);
+            let table = rope.of(sequence.length);
+            heads.for_each(|head| table.turn(position, head));
         }
     }
 
@@ -114,34 +136,38 @@ impl CausalAttention {
         Head { length, queries: part(head), keys, values: part(self.heads + self.kv_heads + kv_head), turned_keys }
     }
 
-    /// Scores of the queries `start .. end` with the keys `0 .. end`, row-major.
-    fn scores(&self, head: &Head, start: usize, end: usize, out: &mut [f32]) {
+    /// Scores of the queries `start .. end` with the keys `begin .. end`, row-major.
+    fn scores(&self, head: &Head, begin: usize, (start, end): (usize, usize), out: &mut [f32]) {
         let d = self.head_dim;
         let queries = Matrix::new(&head.queries[start * d..], end - start, d);
-        let keys = Matrix::strided(&head.turned_keys, d, end, head.length);
-        let out = MatrixMut::new(out, end - start, end);
-        multiply(out, Before::Replaced, self.scale(), queries, keys, Threads::One);
+        let keys = Matrix::strided(&head.turned_keys[begin..], d, end - begin, head.length);
+        let written = MatrixMut::new(out, end - start, end - begin);
+        multiply(written, Before::Replaced, self.scale, queries, keys, Threads::One);
+        if let Some(cap) = self.cap {
+            soft_cap(&mut out[..(end - start) * (end - begin)], cap);
+        }
     }
 
     /// One head's output, `length × head_dim`, and the logarithms of its queries' sums.
-    fn head_forward(&self, head: &Head, out: &mut [f32], log_sums: &mut [f32]) {
+    fn head_forward(&self, layer: LayerAttention<'_>, head: &Head, out: &mut [f32], log_sums: &mut [f32]) {
         let (d, length) = (self.head_dim, head.length);
         let mut scores = Buffer::scratch(BLOCK.min(length) * length);
         for start in (0..length).step_by(BLOCK) {
             let end = (start + BLOCK).min(length);
-            self.scores(head, start, end, &mut scores);
+            let begin = layer.first_key(start);
+            let keys = end - begin;
+            self.scores(head, begin, (start, end), &mut scores);
             let mut inverses = [0.0; BLOCK];
-            for ((row, query), inverse) in scores.chunks_exact_mut(end).zip(start..end).zip(&mut inverses) {
-                let (seen, later) = row.split_at_mut(query + 1);
+            for ((row, query), inverse) in scores.chunks_exact_mut(keys).zip(start..end).zip(&mut inverses) {
+                let seen = seen(row, layer.first_key(query) - begin, query + 1 - begin);
                 let largest = maximum(seen);
                 let sum = exp_row(seen, largest);
-                later.fill(0.0);
                 log_sums[query] = largest + sum.ln();
                 *inverse = sum.recip();
             }
-            let seen = Matrix::new(&scores, end - start, end);
+            let seen = Matrix::new(&scores, end - start, keys);
             let out = &mut out[start * d..end * d];
-            let values = Matrix::new(&head.values, end, d);
+            let values = Matrix::new(&head.values[begin * d..], keys, d);
             multiply(MatrixMut::new(out, end - start, d), Before::Replaced, 1.0, seen, values, Threads::One);
             out.chunks_exact_mut(d).zip(inverses).for_each(|(row, inverse)| scale(row, inverse));
         }
@@ -149,7 +175,14 @@ impl CausalAttention {
 
     /// Gradients of one head's queries, keys and values, each `length × head_dim`, one after the other. `out` and
     /// `dout` are its output and the gradient of that, rows apart by `heads·head_dim`.
-    fn head_backward(&self, head: &Head, log_sums: &[f32], out: &[f32], dout: &[f32], gradients: &mut [f32]) {
+    fn head_backward(
+        &self,
+        layer: LayerAttention<'_>,
+        head: &Head,
+        log_sums: &[f32],
+        (out, dout): (&[f32], &[f32]),
+        gradients: &mut [f32],
+    ) {
         let (d, length, stride) = (self.head_dim, head.length, self.heads * self.head_dim);
         let (dq, rest) = gradients.split_at_mut(length * d);
         let (dk, dv) = rest.split_at_mut(length * d);
@@ -157,40 +190,46 @@ impl CausalAttention {
         dv.fill(0.0);
         let largest = BLOCK.min(length) * length;
         let (mut probabilities, mut dscores) = (Buffer::scratch(largest), Buffer::scratch(largest));
+        let mut slopes = Buffer::scratch(if self.cap.is_some() { largest } else { 0 });
         let (out, dout) = (gathered(out, stride, length, d), gathered(dout, stride, length, d));
         let turned_values = transposed(&head.values, d);
         for start in (0..length).step_by(BLOCK) {
             let end = (start + BLOCK).min(length);
-            let rows = end - start;
-            self.scores(head, start, end, &mut probabilities);
+            let begin = layer.first_key(start);
+            let (rows, keys) = (end - start, end - begin);
+            self.scores(head, begin, (start, end), &mut probabilities);
+            if let Some(cap) = self.cap {
+                soft_cap_slopes(&probabilities[..rows * keys], cap, &mut slopes);
+            }
             let of_block = Matrix::new(&dout[start * d..], rows, d);
-            let values = Matrix::strided(&turned_values, d, end, length);
-            let block = MatrixMut::new(&mut dscores, rows, end);
+            let values = Matrix::strided(&turned_values[begin..], d, keys, length);
+            let block = MatrixMut::new(&mut dscores, rows, keys);
             multiply(block, Before::Replaced, 1.0, of_block, values, Threads::One);
-            let pairs = probabilities.chunks_exact_mut(end).zip(dscores.chunks_exact_mut(end));
+            let pairs = probabilities.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys));
             for ((probabilities, dscores), query) in pairs.zip(start..end) {
-                let (seen, later) = probabilities.split_at_mut(query + 1);
-                exp_row(seen, log_sums[query]);
-                later.fill(0.0);
+                exp_row(seen(probabilities, layer.first_key(query) - begin, query + 1 - begin), log_sums[query]);
                 let row = query * d..(query + 1) * d;
                 let mean = dot(&out[row.clone()], &dout[row]);
-                through_softmax(probabilities, mean, self.scale(), dscores);
+                through_softmax(probabilities, mean, self.scale, dscores);
             }
-            let seen = Matrix::new(&probabilities, rows, end);
-            let block = MatrixMut::new(&mut dv[..end * d], end, d);
+            if self.cap.is_some() {
+                multiply_by(&mut dscores[..rows * keys], &slopes);
+            }
+            let seen = Matrix::new(&probabilities, rows, keys);
+            let block = MatrixMut::new(&mut dv[begin * d..end * d], keys, d);
             multiply(block, Before::Kept, 1.0, seen.transposed(), of_block, Threads::One);
-            let dscores = Matrix::new(&dscores, rows, end);
-            let keys = Matrix::new(&head.keys, end, d);
+            let dscores = Matrix::new(&dscores, rows, keys);
+            let of_keys = Matrix::new(&head.keys[begin * d..], keys, d);
             let queries = Matrix::new(&head.queries[start * d..], rows, d);
             let block = MatrixMut::new(&mut dq[start * d..end * d], rows, d);
-            multiply(block, Before::Replaced, 1.0, dscores, keys, Threads::One);
-            let block = MatrixMut::new(&mut dk[..end * d], end, d);
+            multiply(block, Before::Replaced, 1.0, dscores, of_keys, Threads::One);
+            let block = MatrixMut::new(&mut dk[begin * d..end * d], keys, d);
             multiply(block, Before::Kept, 1.0, dscores.transposed(), queries, Threads::One);
         }
     }
 
     /// Attention over rows whose queries and keys are turned already.
-    pub(crate) fn forward(&self, qkv: &[f32]) -> Attended {
+    pub(crate) fn forward(&self, layer: LayerAttention<'_>, qkv: &[f32]) -> Attended {
         let (d, heads, width) = (self.head_dim, self.heads, self.heads * self.head_dim);
         let tokens = self.sequences.rows();
         let mut log_sums = Buffer::scratch(heads * tokens);
@@ -199,7 +238,7 @@ impl CausalAttention {
         let tasks = outs.into_par_iter().zip(self.sequences.by_head(heads, 1, &mut log_sums));
         tasks.with_max_len(1).for_each(|((sequence, head, out), (.., log_sums))| {
             let _part = Part::Own.mark();
-            self.head_forward(&self.head(qkv, sequence, head), out, log_sums);
+            self.head_forward(layer, &self.head(qkv, sequence, head), out, log_sums);
         });
         let mut rows = Buffer::scratch(tokens * width);
         rows.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(token, row)| {
@@ -214,7 +253,7 @@ impl CausalAttention {
     }
 
     /// Replaces turned rows of queries, keys and values by their gradients, before they were turned.
-    pub(crate) fn backward(&self, qkv: &mut [f32], attended: &Attended, dout: &[f32]) {
+    pub(crate) fn backward(&self, layer: LayerAttention<'_>, qkv: &mut [f32], attended: &Attended, dout: &[f32]) {
         let (d, heads) = (self.head_dim, self.heads);
         let mut by_head = Buffer::scratch(self.sequences.rows() * heads * 3 * d);
         let tasks = self.sequences.by_head(heads, 3 * d, &mut by_head);
@@ -223,7 +262,8 @@ impl CausalAttention {
             let first = (sequence.first * heads + head) * d;
             let log_sums = &attended.log_sums[sequence.head(head, heads, 1)];
             let head = self.head(qkv, sequence, head);
-            self.head_backward(&head, log_sums, &attended.rows[first..], &dout[first..], gradients);
+            let outs = (&attended.rows[first..], &dout[first..]);
+            self.head_backward(layer, &head, log_sums, outs, gradients);
         });
         qkv.par_chunks_mut(self.width()).with_min_len(16).enumerate().for_each(|(token, row)| {
             let _part = Part::Own.mark();
@@ -241,9 +281,19 @@ impl CausalAttention {
                 add(&mut dk[kv..kv + d], at(part));
                 add(&mut dv[kv..kv + d], at(2 * part));
             }
-            dq.chunks_exact_mut(d).chain(dk.chunks_exact_mut(d)).for_each(|head| self.rope.turn_back(position, head));
+            if let Some(rope) = layer.rope {
+                let table = rope.of(sequence.length);
+                dq.chunks_exact_mut(d).chain(dk.chunks_exact_mut(d)).for_each(|head| table.turn_back(position, head));
+            }
         });
     }
+}
+
+/// The part of a query's row that it sees; what it does not see becomes zero.
+fn seen(row: &mut [f32], first: usize, end: usize) -> &mut [f32] {
+    row[..first].fill(0.0);
+    row[end..].fill(0.0);
+    &mut row[first..end]
 }
 
 vectorised! {

@@ -17,7 +17,7 @@ use protocol::model::ModelError;
 use protocol::parts::Part;
 
 use crate::data::IGNORED;
-use crate::transformer::vector::{add_scaled, exp_row, maximum, scale};
+use crate::transformer::vector::{add_scaled, exp_row, maximum, multiply_by, scale, soft_cap, soft_cap_slopes};
 
 /// The number of rows that go through the head together is a multiple of this: what is added to a micro-batch is less.
 const ROWS: usize = 64;
@@ -43,6 +43,8 @@ pub(crate) struct HeadBatch<'a> {
     pub(crate) features: usize,
     /// For each of the first rows an entry of the vocabulary.
     pub(crate) targets: &'a [u32],
+    /// The bound that logits approach, if there is one.
+    pub(crate) cap: Option<f32>,
     /// Whether the gradient is wanted.
     pub(crate) differentiable: bool,
 }
@@ -70,6 +72,8 @@ pub(crate) struct HeadLoss<'a, H, S> {
     pub(crate) features: usize,
     /// For each token an entry of the vocabulary or [`IGNORED`].
     pub(crate) targets: &'a [u32],
+    /// The bound that logits approach, if there is one: `cap · tanh(logit / cap)`.
+    pub(crate) cap: Option<f32>,
     /// Whether the gradient is wanted.
     pub(crate) differentiable: bool,
 }
@@ -80,7 +84,7 @@ pub(crate) struct Slice {
     largest: Vec<f32>,
     /// The sum of the exponentials of the logits' distances to it.
     sums: Vec<f32>,
-    /// The rows of the head, weighted by these exponentials and summed; empty where no gradient is wanted.
+    /// The rows of the head, weighted by these exponentials (and the slopes of bounded logits) and summed; empty where no gradient is wanted.
     pub(crate) weighted: Buffer,
     /// Logits of the targets that lie in the slice.
     at_target: Vec<(usize, f32)>,
@@ -111,31 +115,32 @@ impl<H: HeadRows, S: HeadSlices> HeadLoss<'_, H, S> {
         }
         let states = Arc::new(states);
         let targets: Vec<u32> = tokens.iter().map(|&token| self.targets[token]).collect();
-        let differentiable = self.differentiable;
-        let batch = HeadBatch { states: &states, rows, features, targets: &targets, differentiable };
+        let (cap, differentiable) = (self.cap, self.differentiable);
+        let batch = HeadBatch { states: &states, rows, features, targets: &targets, cap, differentiable };
         let slices = self.slices.slices(batch)?;
 
         let mut at_target = vec![0.0; tokens.len()];
         slices.iter().flat_map(|slice| &slice.at_target).for_each(|&(row, logit)| at_target[row] = logit);
         let (mut loss, mut sums) = (0.0, Vec::with_capacity(tokens.len()));
-        for (row, at_target) in at_target.into_iter().enumerate() {
+        for (row, &at_target) in at_target.iter().enumerate() {
             let largest = slices.iter().map(|slice| slice.largest[row]).fold(f32::NEG_INFINITY, f32::max);
             let sum: f32 = slices.iter().map(|slice| (slice.largest[row] - largest).exp() * slice.sums[row]).sum();
             loss += f64::from(largest - at_target + sum.ln());
             sums.push((largest, sum));
         }
         if let Some(gradient) = gradient {
-            self.combine(tokens, &slices, &sums, gradient)?;
+            self.combine(tokens, &slices, &sums, &at_target, gradient)?;
         }
         Ok(loss)
     }
 
-    /// Probabilities × head minus the target's row.
+    /// Probabilities × head minus the target's row; where logits are bounded, each by the slope of its bound.
     fn combine(
         &self,
         tokens: &[usize],
         slices: &[Slice],
         sums: &[(f32, f32)],
+        at_target: &[f32],
         gradient: &mut [f32],
     ) -> Result<(), ModelError> {
         let features = self.features;
@@ -147,7 +152,8 @@ impl<H: HeadRows, S: HeadSlices> HeadLoss<'_, H, S> {
                 add_scaled(gradient, factor, &slice.weighted[row * features..(row + 1) * features]);
             }
             self.head.read(self.targets[token] as usize, &mut target)?;
-            add_scaled(gradient, -1.0, &target);
+            let slope = self.cap.map_or(1.0, |cap| 1.0 - (at_target[row] / cap).powi(2));
+            add_scaled(gradient, -slope, &target);
         }
         Ok(())
     }
@@ -160,20 +166,28 @@ impl Slice {
     }
 
     /// Replaces logits of these entries of the vocabulary, with which each of the rows begins, by exponentials, which are
-    /// summed. Behind them, and in rows without a target, zeros are written.
+    /// summed; where logits are bounded, what is left is multiplied by the slopes. Behind them, and in rows without a target, zeros are written.
     pub(crate) fn absorb(&mut self, batch: &HeadBatch<'_>, entries: Range<usize>, logits: &mut [f32]) {
         let _part = Part::Own.mark();
         let width = logits.len() / batch.rows;
+        let mut slopes = vec![0.0; if batch.cap.is_some() { entries.len() } else { 0 }];
         for (row, logits) in logits.chunks_exact_mut(width).enumerate() {
             let Some(&target) = batch.targets.get(row) else {
                 logits.fill(0.0);
                 continue;
             };
             let (logits, behind) = logits.split_at_mut(entries.len());
+            if let Some(cap) = batch.cap {
+                soft_cap(logits, cap);
+                soft_cap_slopes(logits, cap, &mut slopes);
+            }
             if let Some(&logit) = logits.get((target as usize).wrapping_sub(entries.start)) {
                 self.at_target.push((row, logit));
             }
             self.absorb_row(row, batch.features, logits);
+            if batch.cap.is_some() {
+                multiply_by(logits, &slopes);
+            }
             behind.fill(0.0);
         }
     }

@@ -1,4 +1,4 @@
-//! The operations of a Llama, forward and backward, on rows of f32.
+//! The operations of a transformer, forward and backward, on rows of f32.
 //!
 //! Each backward computes again what it can from the operation's input instead of having the forward pass keep it,
 //! and writes where its operands lie wherever they are needed no more. What is row by row works on blocks of rows,
@@ -6,21 +6,21 @@
 
 mod adapter;
 mod attention;
+pub(crate) mod gates;
 mod local_head;
 mod loss;
-mod norm;
+pub(crate) mod norm;
 mod rope;
 pub(crate) mod rows;
 mod sequences;
-pub(crate) mod swiglu;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use adapter::{Adapter, AdapterGradient};
-pub(crate) use attention::{Attended, CausalAttention};
+pub(crate) use attention::{Attended, CausalAttention, LayerAttention};
 pub(crate) use local_head::LocalHead;
 pub(crate) use loss::{HeadBatch, HeadLoss, HeadRows, HeadSlices, Slice};
 pub(crate) use norm::RmsNorm;
-pub(crate) use rope::RopeTable;
+pub(crate) use rope::RopeTables;
 pub(crate) use sequences::Sequences;

@@ -11,6 +11,23 @@ pub(crate) struct RmsNorm<'a> {
     pub(crate) eps: f32,
 }
 
+/// Rows of `x` to rows of `y`: through a norm, or as they are where there is none.
+pub(crate) fn through(norm: Option<RmsNorm<'_>>, x: &[f32], y: &mut [f32]) {
+    match norm {
+        Some(norm) => norm.forward(x, y),
+        None => y.copy_from_slice(x),
+    }
+}
+
+/// As [`RmsNorm::backward`], also where there is no norm.
+pub(crate) fn back_through(norm: Option<RmsNorm<'_>>, x: &[f32], past: Option<&[f32]>, gradient: &mut [f32]) {
+    match (norm, past) {
+        (Some(norm), past) => norm.backward(x, past, gradient),
+        (None, Some(past)) => add(gradient, past),
+        (None, None) => {}
+    }
+}
+
 impl RmsNorm<'_> {
     fn inverse_root(&self, row: &[f32]) -> f32 {
         (dot(row, row) / row.len() as f32 + self.eps).sqrt().recip()
@@ -21,6 +38,14 @@ impl RmsNorm<'_> {
         let features = self.weight.len();
         for (x, y) in x.chunks_exact(features).zip(y.chunks_exact_mut(features)) {
             normalise(x, self.weight, self.inverse_root(x), y);
+        }
+    }
+
+    /// Replaces rows by what comes out.
+    pub(crate) fn replace(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.weight.len()) {
+            let inverse = self.inverse_root(row);
+            normalise_here(row, self.weight, inverse);
         }
     }
 
@@ -44,6 +69,12 @@ vectorised! {
     fn normalise(x: &[f32], weight: &[f32], inverse: f32, y: &mut [f32]) {
         for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
             *y = x * inverse * w;
+        }
+    }
+
+    fn normalise_here(row: &mut [f32], weight: &[f32], inverse: f32) {
+        for (x, w) in row.iter_mut().zip(weight) {
+            *x = *x * inverse * w;
         }
     }
 

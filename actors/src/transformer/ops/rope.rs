@@ -1,4 +1,9 @@
-//! Rotary positions (Su et al., 2021) in Hugging Face's layout: feature `i` of a head turns with `i + head_dim/2`.
+//! Rotary positions (Su et al., 2021) in Hugging Face's layout: feature `i` of a head turns with the one so many behind it
+//! as there are frequencies; what lies behind these two halves stays as it is.
+
+use std::collections::BTreeMap;
+
+use protocol::model::Rope;
 
 use crate::transformer::vector::vectorised;
 
@@ -9,11 +14,41 @@ pub(crate) struct RopeTable {
     sines: Vec<f32>,
 }
 
+/// Tables for the texts of a micro-batch, each of which turns by its own length where frequencies depend on it.
+pub(crate) struct RopeTables {
+    /// For all texts that are not too long for it.
+    usual: RopeTable,
+    /// Texts of more tokens have tables of their own.
+    up_to: usize,
+    /// Those, by the number of tokens.
+    longer: BTreeMap<usize, RopeTable>,
+}
+
+impl RopeTables {
+    /// For texts of these lengths.
+    pub(crate) fn new(rope: &Rope, lengths: &[usize]) -> Self {
+        let up_to = rope.one_for_up_to().unwrap_or(usize::MAX);
+        let factor = rope.attention_factor() as f32;
+        let usual = lengths.iter().copied().filter(|&length| length <= up_to).max().unwrap_or(0);
+        let longer = lengths.iter().copied().filter(|&length| length > up_to);
+        Self {
+            usual: RopeTable::new(&rope.frequencies(usual), factor, usual),
+            up_to,
+            longer: longer.map(|length| (length, RopeTable::new(&rope.frequencies(length), factor, length))).collect(),
+        }
+    }
+
+    /// That of a text of one of the lengths that it was made for.
+    pub(crate) fn of(&self, length: usize) -> &RopeTable {
+        if length <= self.up_to { &self.usual } else { &self.longer[&length] }
+    }
+}
+
 impl RopeTable {
-    /// For positions `0 .. length`, from the `head_dim / 2` frequencies in radians a position.
-    pub(crate) fn new(frequencies: &[f32], length: usize) -> Self {
+    /// For positions `0 .. length`, from frequencies in radians a position; what turns is multiplied by `factor`.
+    pub(crate) fn new(frequencies: &[f32], factor: f32, length: usize) -> Self {
         let angles = (0..length).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
-        let (sines, cosines) = angles.map(f32::sin_cos).unzip();
+        let (sines, cosines) = angles.map(f32::sin_cos).map(|(sine, cosine)| (sine * factor, cosine * factor)).unzip();
         Self { half: frequencies.len(), cosines, sines }
     }
 
@@ -22,7 +57,7 @@ impl RopeTable {
         self.rotate(position, head, 1.0);
     }
 
-    /// Turns them back; also what the gradient goes through.
+    /// What the gradient of turned features goes through: it is turned back, and multiplied by the same factor.
     pub(crate) fn turn_back(&self, position: usize, head: &mut [f32]) {
         self.rotate(position, head, -1.0);
     }

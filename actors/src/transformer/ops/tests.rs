@@ -5,7 +5,7 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 use protocol::ids::LinearShape;
-use protocol::model::ModelError;
+use protocol::model::{Activation, ModelError, Rope};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -69,16 +69,22 @@ proptest! {
     fn gates(rows in 1usize..6, features in 1usize..50, seed in 0u64..1000) {
         let both = random(seed, &[rows, 2 * features]);
         let (gate, up) = (both.narrow(1, 0, features).unwrap(), both.narrow(1, features, features).unwrap());
-        let reference = candle_nn::ops::silu(&gate).unwrap().mul(&up).unwrap();
-        let mut out = vec![0.0; rows * features];
-        swiglu::forward(features, &values(&both), &mut out);
-        assert_close("value", &out, &reference);
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            let activated = match activation {
+                Activation::Silu => candle_nn::ops::silu(&gate).unwrap(),
+                Activation::GeluTanh => gate.gelu().unwrap(),
+            };
+            let reference = activated.mul(&up).unwrap();
+            let mut out = vec![0.0; rows * features];
+            gates::forward(activation, features, &values(&both), &mut out);
+            assert_close("value", &out, &reference);
 
-        let dout = random(seed + 1, &[rows, features]);
-        let (mut dboth, mut again) = (values(&both), values(&dout));
-        swiglu::backward(features, &mut dboth, &mut again);
-        assert_close("value again", &again, &reference);
-        assert_close("gradient", &dboth, &gradients(&reference, &dout, &[&both])[0]);
+            let dout = random(seed + 1, &[rows, features]);
+            let (mut dboth, mut again) = (values(&both), values(&dout));
+            gates::backward(activation, features, &mut dboth, &mut again);
+            assert_close("value again", &again, &reference);
+            assert_close("gradient", &dboth, &gradients(&reference, &dout, &[&both])[0]);
+        }
     }
 }
 
@@ -93,28 +99,47 @@ fn turned_by_definition(x: &Tensor, frequencies: &[f32]) -> Result<Tensor> {
     x.broadcast_mul(&angles.cos()?)? + half_turned.broadcast_mul(&angles.sin()?)?
 }
 
-/// Attention by primitive operations, sequence by sequence; `qkv` is not turned yet.
-fn attention_by_definition(qkv: &Tensor, attention: &CausalAttention, frequencies: &[f32]) -> Result<Tensor> {
+/// Attention by primitive operations, sequence by sequence; `qkv` is not turned yet, and turns if there are frequencies.
+fn attention_by_definition(
+    qkv: &Tensor,
+    attention: &CausalAttention,
+    frequencies: Option<&[f32]>,
+    window: usize,
+) -> Result<Tensor> {
     let one = |sequence: Sequence| {
-        sequence_by_definition(&qkv.narrow(0, sequence.first, sequence.length)?, attention, frequencies)
+        let qkv = qkv.narrow(0, sequence.first, sequence.length)?;
+        sequence_by_definition(&qkv, attention, frequencies, window)
     };
     Tensor::cat(&attention.sequences.iter().map(one).collect::<Result<Vec<_>>>()?, 0)
 }
 
-fn sequence_by_definition(qkv: &Tensor, attention: &CausalAttention, frequencies: &[f32]) -> Result<Tensor> {
-    let CausalAttention { heads, kv_heads, head_dim: d, .. } = *attention;
+fn sequence_by_definition(
+    qkv: &Tensor,
+    attention: &CausalAttention,
+    frequencies: Option<&[f32]>,
+    window: usize,
+) -> Result<Tensor> {
+    let CausalAttention { heads, kv_heads, head_dim: d, scale, cap, .. } = *attention;
     let (batch, length) = (1, qkv.dim(0)?);
     let part = |first: usize, count: usize| qkv.narrow(1, first * d, count * d)?.reshape((batch, length, count, d));
+    let turned = |x: Tensor| match frequencies {
+        Some(frequencies) => turned_by_definition(&x, frequencies),
+        None => Ok(x),
+    };
     let by_head = |x: Tensor| x.transpose(1, 2)?.contiguous();
     let repeated = |x: Tensor| {
         let x = x.reshape((batch, length, kv_heads, 1, d))?;
         x.broadcast_as((batch, length, kv_heads, heads / kv_heads, d))?.reshape((batch, length, heads, d))
     };
-    let q = by_head(turned_by_definition(&part(0, heads)?, frequencies)?)?;
-    let k = by_head(repeated(turned_by_definition(&part(heads, kv_heads)?, frequencies)?)?)?;
+    let q = by_head(turned(part(0, heads)?)?)?;
+    let k = by_head(repeated(turned(part(heads, kv_heads)?)?)?)?;
     let v = by_head(repeated(part(heads + kv_heads, kv_heads)?)?)?;
-    let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * (d as f64).sqrt().recip())?;
-    let hidden: Vec<f32> = (0..length * length).map(|i| if i % length > i / length { -1e9 } else { 0.0 }).collect();
+    let mut scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * f64::from(scale))?;
+    if let Some(cap) = cap.map(f64::from) {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
+    let unseen = |i: usize| i % length > i / length || i % length + window <= i / length;
+    let hidden: Vec<f32> = (0..length * length).map(|i| if unseen(i) { -1e9 } else { 0.0 }).collect();
     let scores = scores.broadcast_add(&Tensor::from_vec(hidden, (1, 1, length, length), &Device::Cpu)?)?;
     let out = candle_nn::ops::softmax(&scores, 3)?.matmul(&v)?;
     out.transpose(1, 2)?.reshape((batch * length, heads * d))
@@ -122,23 +147,31 @@ fn sequence_by_definition(qkv: &Tensor, attention: &CausalAttention, frequencies
 
 #[test]
 fn attention_of_grouped_heads_over_several_blocks() {
-    let frequencies = [1.0f32, 0.3, 0.05];
-    for (lengths, heads, kv_heads) in
-        [(vec![70, 70], 4, 2), (vec![128], 3, 3), (vec![1], 2, 1), (vec![65, 1, 3, 33], 2, 1), (vec![2, 100, 64], 4, 2)]
-    {
-        let rope = RopeTable::new(&frequencies, lengths.iter().copied().max().unwrap());
+    let rope = Rope::plain(100.0, 6);
+    for (lengths, heads, kv_heads, rotated, window, cap) in [
+        (vec![70, 70], 4, 2, true, 1000, None),
+        (vec![128], 3, 3, true, 1000, Some(0.7)),
+        (vec![1], 2, 1, true, 1, None),
+        (vec![65, 1, 3, 33], 2, 1, true, 33, None),
+        (vec![2, 100, 64], 4, 2, false, 10, Some(1.5)),
+        (vec![40], 2, 2, false, 1, None),
+    ] {
+        let tables = RopeTables::new(&rope, &lengths);
         let (sequences, tokens) = (Sequences::new(&lengths), lengths.iter().sum::<usize>());
-        let attention = CausalAttention { sequences, heads, kv_heads, head_dim: 6, rope };
+        let attention = CausalAttention { sequences, heads, kv_heads, head_dim: 6, scale: 0.5, cap };
+        let layer = LayerAttention { rope: rotated.then_some(&tables), window };
         let qkv = random(4, &[tokens, attention.width()]);
-        let reference = attention_by_definition(&qkv, &attention, &frequencies).unwrap();
+        let frequencies = rope.frequencies(1);
+        let frequencies = rotated.then_some(&frequencies[..]);
+        let reference = attention_by_definition(&qkv, &attention, frequencies, window).unwrap();
         let mut turned = values(&qkv);
         let (first, second) = turned.split_at_mut(tokens / 2 * attention.width());
-        attention.turn_rows(0, first);
-        attention.turn_rows(tokens / 2, second);
-        let attended = attention.forward(&turned);
+        attention.turn_rows(layer, 0, first);
+        attention.turn_rows(layer, tokens / 2, second);
+        let attended = attention.forward(layer, &turned);
         assert_close("value", &attended.rows, &reference);
         let dout = random(5, reference.dims());
-        attention.backward(&mut turned, &attended, &values(&dout));
+        attention.backward(layer, &mut turned, &attended, &values(&dout));
         assert_close("gradient", &turned, &gradients(&reference, &dout, &[&qkv])[0]);
     }
 }
@@ -174,22 +207,29 @@ fn loss_in_blocks_of_any_size_and_without_targets() {
     let labels: Vec<u32> = lossy.iter().map(|&i| targets[i as usize]).collect();
     let labels = Tensor::new(labels, &Device::Cpu).unwrap();
     let logits = hidden.index_select(&kept, 0).unwrap().matmul(&head.detach().t().unwrap()).unwrap();
-    let reference = (candle_nn::loss::cross_entropy(&logits, &labels).unwrap() * lossy.len() as f64).unwrap();
-    let dhidden = reference.backward().unwrap().get(&hidden).unwrap().clone();
-    let reference = f64::from(reference.to_scalar::<f32>().unwrap());
-    for block in [1, 3, 8, 256, 5000] {
-        let slices = || LocalHead { head: &head_values, block };
-        let ours = HeadLoss { head: &head_values, slices: slices(), features, targets: &targets, differentiable: true };
-        let (loss, gradient) = ours.compute(&values(&hidden)).unwrap();
-        assert!((loss / reference - 1.0).abs() < 1e-5, "{loss} for {reference}");
-        assert_close("gradient", &gradient.unwrap(), &dhidden);
-        let (same, none) =
-            HeadLoss { slices: slices(), differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
-        assert!(same == loss && none.is_none());
+    for cap in [None, Some(2.5f32)] {
+        let logits = match cap.map(f64::from) {
+            Some(cap) => ((&logits / cap).unwrap().tanh().unwrap() * cap).unwrap(),
+            None => logits.clone(),
+        };
+        let reference = (candle_nn::loss::cross_entropy(&logits, &labels).unwrap() * lossy.len() as f64).unwrap();
+        let dhidden = reference.backward().unwrap().get(&hidden).unwrap().clone();
+        let reference = f64::from(reference.to_scalar::<f32>().unwrap());
+        for block in [1, 3, 8, 256, 5000] {
+            let (head, targets) = (&head_values, &targets[..]);
+            let slices = || LocalHead { head, block };
+            let ours = HeadLoss { head, slices: slices(), features, targets, cap, differentiable: true };
+            let (loss, gradient) = ours.compute(&values(&hidden)).unwrap();
+            assert!((loss / reference - 1.0).abs() < 1e-5, "{loss} for {reference}");
+            assert_close("gradient", &gradient.unwrap(), &dhidden);
+            let (same, none) =
+                HeadLoss { slices: slices(), differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
+            assert!(same == loss && none.is_none());
+        }
     }
     let nothing = vec![IGNORED; tokens];
     let slices = LocalHead::new(&head_values);
-    let ours = HeadLoss { head: &head_values, slices, features, targets: &nothing, differentiable: true };
+    let ours = HeadLoss { head: &head_values, slices, features, targets: &nothing, cap: None, differentiable: true };
     let (loss, gradient) = ours.compute(&values(&hidden)).unwrap();
     assert_eq!(loss, 0.0);
     assert!(gradient.unwrap().iter().all(|&g| g == 0.0));

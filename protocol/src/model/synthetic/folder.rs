@@ -8,8 +8,8 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::{Value as Json, json};
 
-use super::{RUN, SyntheticLlama, tokenizer};
-use crate::model::{ModelError, RopeScaling, expected};
+use super::{RUN, SyntheticLlama, settings, tokenizer};
+use crate::model::{ModelError, expected};
 
 /// Numbers drawn at a time, a multiple of [`RUN`]: enough for all cores, little memory.
 const CHUNK: usize = 64 * RUN;
@@ -40,7 +40,7 @@ impl StoredAs {
         }
     }
 
-    fn in_config(self) -> &'static str {
+    pub(super) fn in_config(self) -> &'static str {
         match self {
             Self::F32 => "float32",
             Self::Bf16 => "bfloat16",
@@ -98,7 +98,7 @@ impl SyntheticLlama {
             let path = folder.join(name);
             std::fs::write(&path, format!("{json:#}\n")).map_err(|source| ModelError::io(&path, source))
         };
-        write("config.json", &self.config_json(stored_as))?;
+        write("config.json", &settings::of(&self.config, stored_as))?;
         write("tokenizer.json", &tokenizer::description())?;
         write("tokenizer_config.json", &tokenizer::settings())?;
         let path = folder.join("model.safetensors");
@@ -142,28 +142,5 @@ impl SyntheticLlama {
             }
         }
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-    }
-
-    fn config_json(&self, stored_as: StoredAs) -> Json {
-        let config = &self.config;
-        let scaling = match &config.rope_scaling {
-            None | Some(RopeScaling::Factors(_)) => Json::Null,
-            Some(RopeScaling::Linear { factor }) => json!({"rope_type": "linear", "factor": factor}),
-            Some(RopeScaling::Llama3(s)) => json!({
-                "rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_max_position_embeddings,
-            }),
-        };
-        json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-            "hidden_size": config.hidden_size, "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.layers, "num_attention_heads": config.heads,
-            "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "vocab_size": config.vocabulary,
-            "rms_norm_eps": config.rms_norm_eps, "rope_theta": config.rope_theta, "rope_scaling": scaling,
-            "tie_word_embeddings": config.tie_word_embeddings, "max_position_embeddings": config.max_positions,
-            "bos_token_id": tokenizer::TURN, "eos_token_id": tokenizer::END,
-            "attention_bias": false, "mlp_bias": false, "torch_dtype": stored_as.in_config(),
-        })
     }
 }

@@ -4,6 +4,7 @@
 mod folder;
 mod gguf;
 mod known;
+mod settings;
 mod tokenizer;
 
 use std::path::Path;
@@ -12,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::{EMBEDDINGS, LlamaConfig, ModelError};
+use super::{EMBEDDINGS, Family, LlamaConfig, ModelError, Rope, Traits};
 
 pub use folder::StoredAs;
 pub use known::{KnownModel, UnknownModel};
@@ -21,7 +22,7 @@ pub use tokenizer::{CHAT_TEMPLATE, VOCABULARY};
 /// Numbers drawn from one generator; each run of them has its own, so that all cores draw.
 const RUN: usize = 1 << 16;
 
-/// A random Llama.
+/// A random model, of Llama or another family.
 ///
 /// Weights are normal with variance `1 / d_in`, norms' scales close to one, so that activations keep their size
 /// through the layers. The same seed and dimensions give the same numbers in every format.
@@ -42,6 +43,7 @@ impl SyntheticLlama {
     /// Two layers of 64 features, 4 query heads over 2 key heads, tied embeddings: small enough for any test.
     pub fn tiny(seed: u64) -> Self {
         let config = LlamaConfig {
+            family: Family::LLAMA,
             hidden_size: 64,
             intermediate_size: 96,
             layers: 2,
@@ -50,12 +52,12 @@ impl SyntheticLlama {
             head_dim: 16,
             vocabulary: VOCABULARY,
             rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            rope_scaling: None,
+            rope: Rope::plain(10_000.0, 16),
             tie_word_embeddings: true,
             max_positions: 512,
             bos: Some(tokenizer::TURN),
             eos: vec![tokenizer::END],
+            traits: Traits::default(),
         };
         Self { config, seed }
     }
@@ -70,6 +72,8 @@ impl SyntheticLlama {
     /// The numbers of a tensor from run `first_run` on, as many as fit `values`.
     fn draw(&self, name: &str, shape: &[usize], first_run: usize, values: &mut [f32]) {
         let (centre, deviation) = match shape {
+            [_] if name.ends_with(".bias") => (0.0, 0.1),
+            [_] if self.config.family.centred_norms => (0.0, 0.05),
             [_] => (1.0, 0.05),
             // A tied head multiplies features of size one: logits stay small in a wide model, too.
             [.., d_in] if name == EMBEDDINGS => (0.0, 32.0 / *d_in as f32),

@@ -8,14 +8,14 @@ use candle_core::quantized::GgmlDType;
 use proptest::prelude::*;
 
 use super::super::synthetic::KnownModel;
-use super::super::{Group, LinearId, Norm, Projection, RopeScaling, expected};
+use super::super::{Group, LinearId, Norm, RopeScaling, expected};
 use super::*;
 
 /// A fused matrix straight from its definition: transposed projections side by side.
 fn fused(synthetic: &SyntheticLlama, id: LinearId) -> Vec<f32> {
     let shape = synthetic.config.shape(id.group);
     let mut columns: Vec<Vec<f32>> = Vec::new();
-    for projection in id.group.projections() {
+    for projection in synthetic.config.projections(id.group) {
         let shape = projection.shape(&synthetic.config);
         let name = format!("model.layers.{}.{}.weight", id.layer, projection.name());
         let values = synthetic.tensor(&name, &[shape.d_out, shape.d_in]);
@@ -160,10 +160,10 @@ fn gguf_and_folder_hold_the_same_model() {
     for id in synthetic.config.linears() {
         assert_eq!(a.linear(id).unwrap(), b.linear(id).unwrap(), "{id}");
     }
-    for projection in Projection::ALL {
+    for projection in synthetic.config.family.layer_projections() {
         assert_eq!(a.projection(1, projection).unwrap(), b.projection(1, projection).unwrap(), "{projection:?}");
     }
-    for norm in [Norm::Input(1), Norm::PostAttention(0), Norm::Final] {
+    for norm in [Norm::BeforeAttention(1), Norm::BeforeFeedForward(0), Norm::Final] {
         assert_eq!(a.norm(norm).unwrap(), b.norm(norm).unwrap(), "{norm:?}");
     }
     assert_eq!(a.embeddings().unwrap(), b.embeddings().unwrap());
@@ -198,6 +198,7 @@ fn every_block_format_is_read() {
     synthetic.config.hidden_size = 256;
     synthetic.config.intermediate_size = 256;
     synthetic.config.head_dim = 64;
+    synthetic.config.rope.features = 64;
     synthetic.config.layers = 1;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
@@ -234,11 +235,11 @@ fn every_block_format_is_read() {
 fn rope_factors_come_from_the_tensor() {
     let mut synthetic = SyntheticLlama::tiny(5);
     let factors: Vec<f32> = (1..=8).map(|i| i as f32).collect();
-    synthetic.config.rope_scaling = Some(RopeScaling::Factors(factors));
+    synthetic.config.rope.scaling = Some(RopeScaling::Factors(factors));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     synthetic.write_gguf(&path, GgmlDType::F32).unwrap();
-    assert_eq!(Model::open(&path).unwrap().config().rope_scaling, synthetic.config.rope_scaling);
+    assert_eq!(Model::open(&path).unwrap().config().rope, synthetic.config.rope);
 }
 
 #[test]
@@ -344,9 +345,9 @@ fn a_gguf_that_lies_is_refused() {
     // A file of another architecture, of the same length of name.
     let message = refusal(gguf_with(|bytes| {
         let at = bytes.windows(5).position(|window| window == b"llama").unwrap();
-        put(at, b"gemma", bytes);
+        put(at, b"bloom", bytes);
     }));
-    assert!(message.contains("`gemma`; only `llama` can be served"), "{message}");
+    assert!(message.contains("`bloom`; those that are known are `llama`"), "{message}");
     // Counts, lengths and offsets beyond the file.
     let huge = u64::MAX.to_le_bytes();
     for (what, message) in [

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod config;
+mod families;
 mod files;
+mod folders;
 mod tokenizer;
 
 use tempfile::TempDir;

@@ -6,12 +6,13 @@ mod gguf_header;
 mod safetensors;
 mod stored;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-pub(crate) use self::gguf::{GgufFile, gguf_name};
+pub(crate) use self::gguf::GgufFile;
 pub(crate) use self::gguf_header::Value;
 pub(crate) use self::safetensors::SafetensorsFiles;
 pub(crate) use self::stored::{Rows, Stored, transpose_into};
@@ -46,6 +47,22 @@ impl Weights {
         }
     }
 
+    /// The names in the files of tensors that are not among those `asked` for, in their order, with each one's file.
+    pub(crate) fn others(&self, asked: &HashSet<&str>) -> Vec<(String, PathBuf)> {
+        let owned = |(name, path): (&str, &Path)| (name.to_owned(), path.to_owned());
+        let mut others: Vec<_> = match self {
+            Self::Safetensors(files) => files.others(asked).map(owned).collect(),
+            Self::Gguf(file) => file.others(asked).map(owned).collect(),
+        };
+        others.sort_unstable();
+        others
+    }
+
+    /// Whether norms' scales are stored as they are, whatever the family does in Hugging Face's files.
+    pub(crate) fn whole_norms(&self) -> bool {
+        matches!(self, Self::Gguf(_))
+    }
+
     /// Name of the format, as it goes into the digest.
     pub(crate) fn format(&self) -> &'static str {
         match self {
@@ -53,6 +70,18 @@ impl Weights {
             Self::Gguf(_) => "gguf",
         }
     }
+}
+
+/// How a file begins that Git LFS has left in place of the real one.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// A small file's text.
+pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ModelError::io(path, source))?;
+    if text.as_bytes().starts_with(LFS_POINTER) {
+        return Err(ModelError::LfsPointer { path: path.to_owned() });
+    }
+    Ok(text)
 }
 
 /// A file in memory, by its path.
@@ -68,6 +97,9 @@ impl MappedFile {
         // file while it is mapped, a read beyond its new end raises SIGBUS: a crash, no read of foreign memory.
         // Should it rewrite the file, other bytes are read, which the numeric decoders accept whatever they are.
         let bytes = unsafe { Mmap::map(&file) }.map_err(|source| ModelError::io(path, source))?;
+        if bytes.starts_with(LFS_POINTER) {
+            return Err(ModelError::LfsPointer { path: path.to_owned() });
+        }
         Ok(Self { path: path.to_owned(), bytes })
     }
 

@@ -1,6 +1,6 @@
 //! Weights of a Hugging Face folder: one `model.safetensors`, or shards named by `model.safetensors.index.json`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -8,11 +8,21 @@ use candle_core::quantized::GgmlDType;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::stored::{Rows, Stored};
+use super::stored::{Format, Rows, Scales, Stored};
 use super::{MappedFile, ModelError};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// What a checkpoint of the model without a head leaves off its names.
+const PREFIX: &str = "model.";
+/// What stands behind the name of a tensor in 8-bit floats in the name of its scales. Values are multiplied by either.
+const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
+/// Weights of other tools, which are not read.
+const OTHERS: [(&str, &str); 3] = [
+    ("pytorch_model.bin", "convert it to safetensors, or fetch the model's safetensors release"),
+    ("pytorch_model.bin.index.json", "convert it to safetensors, or fetch the model's safetensors release"),
+    ("adapter_model.safetensors", "this is an adapter: give the folder of the model that it was trained on"),
+];
 
 /// The mapped files and where each tensor lies in them.
 pub(crate) struct SafetensorsFiles {
@@ -30,34 +40,51 @@ struct Entry {
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: HashMap<String, String>,
+    weight_map: BTreeMap<String, String>,
 }
 
 impl SafetensorsFiles {
     /// Maps the files of a folder and checks their headers: every tensor lies within its file and has as many bytes
-    /// as its shape says.
-    pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
+    /// as its shape says. Where a folder has both a single file and an index, the file is read and `notes` say so.
+    pub(crate) fn open(folder: &Path, notes: &mut Vec<String>) -> Result<Self, ModelError> {
         let mut opened = Self { folder: folder.to_owned(), files: Vec::new(), tensors: HashMap::new() };
-        let index = folder.join(INDEX);
-        if index.is_file() {
-            let text = std::fs::read_to_string(&index).map_err(|source| ModelError::io(&index, source))?;
-            let parsed: Index =
-                serde_json::from_str(&text).map_err(|error| ModelError::corrupt(&index, error.to_string()))?;
-            let shards: BTreeSet<&str> = parsed.weight_map.values().map(String::as_str).collect();
-            for shard in shards {
-                if Path::new(shard).file_name().is_none_or(|name| name != shard) {
-                    return Err(ModelError::corrupt(&index, format!("`{shard}` is not the name of a file beside it")));
-                }
-                opened.add(&folder.join(shard))?;
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        if single.exists() {
+            if index.exists() {
+                notes.push(format!("{SINGLE} lies beside {INDEX}: the single file is read, as Hugging Face does"));
             }
+            opened.add(&single)?;
             return Ok(opened);
         }
-        let single = folder.join(SINGLE);
-        if !single.is_file() {
-            let what = format!("the folder has neither {SINGLE} nor {INDEX}");
+        if !index.is_file() {
+            let other = OTHERS.iter().find(|(name, _)| folder.join(name).exists());
+            let other = other.map(|(name, remedy)| format!(", only {name} ({remedy})")).unwrap_or_default();
+            let what = format!("the folder has neither {SINGLE} nor {INDEX}{other}");
             return Err(ModelError::NotAModel { path: folder.to_owned(), what });
         }
-        opened.add(&single)?;
+        let text = super::read_text(&index)?;
+        let parsed: Index =
+            serde_json::from_str(&text).map_err(|error| ModelError::corrupt(&index, error.to_string()))?;
+        let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
+        for (tensor, shard) in &parsed.weight_map {
+            shards.entry(shard).or_insert(tensor);
+        }
+        for (&shard, &tensor) in &shards {
+            if Path::new(shard).file_name().is_none_or(|name| name != shard) {
+                return Err(ModelError::corrupt(&index, format!("`{shard}` is not the name of a file beside it")));
+            }
+            let path = folder.join(shard);
+            if !path.exists() {
+                let (shard, of) = (shard.to_owned(), shards.len());
+                return Err(ModelError::MissingShard { index, shard, of, tensor: tensor.to_owned() });
+            }
+            opened.add(&path)?;
+        }
+        let stale = parsed.weight_map.keys().find(|&name| !opened.tensors.contains_key(name));
+        if let Some(name) = stale {
+            let shard = &parsed.weight_map[name];
+            return Err(ModelError::corrupt(&index, format!("it says that `{name}` is in {shard}, where it is not")));
+        }
         Ok(opened)
     }
 
@@ -77,25 +104,61 @@ impl SafetensorsFiles {
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.entry(name).is_some()
+    }
+
+    /// The names in the files of tensors that are not among those `asked` for, nor scales of one, with each one's file.
+    pub(crate) fn others<'a>(&'a self, asked: &'a HashSet<&str>) -> impl Iterator<Item = (&'a str, &'a Path)> {
+        let known = |name: &str| asked.contains(name) || asked.contains(format!("{PREFIX}{name}").as_str());
+        // Beside an 8-bit matrix lie its own scales, and those of activations that are 8-bit floats elsewhere.
+        let scales = move |name: &str| {
+            let (of, part) = name.rsplit_once('.').unwrap_or(("", name));
+            part.contains("_scale") && known(&format!("{of}.weight"))
+        };
+        let others = self.tensors.iter().filter(move |(name, _)| !known(name) && !scales(name));
+        others.map(|(name, entry)| (name.as_str(), self.files[entry.file].path.as_path()))
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        let bare = || name.strip_prefix(PREFIX).and_then(|bare| self.tensors.get(bare));
+        self.tensors.get(name).or_else(bare)
     }
 
     pub(crate) fn tensor(&self, name: &str) -> Result<Stored<'_>, ModelError> {
         let entry = self
-            .tensors
-            .get(name)
+            .entry(name)
             .ok_or_else(|| ModelError::MissingTensor { path: self.folder.clone(), name: name.to_owned() })?;
         let file = &self.files[entry.file];
-        let dtype = match entry.dtype {
-            Dtype::F32 => GgmlDType::F32,
-            Dtype::F16 => GgmlDType::F16,
-            Dtype::BF16 => GgmlDType::BF16,
+        let format = match entry.dtype {
+            Dtype::F32 => Format::Ggml(GgmlDType::F32),
+            Dtype::F16 => Format::Ggml(GgmlDType::F16),
+            Dtype::BF16 => Format::Ggml(GgmlDType::BF16),
+            Dtype::F64 => Format::F64,
+            Dtype::F8_E4M3 => Format::F8E4M3,
+            Dtype::F8_E5M2 => Format::F8E5M2,
             other => {
                 let dtype = format!("{other:?}");
                 return Err(ModelError::Dtype { path: file.path.clone(), name: name.to_owned(), dtype });
             }
         };
         let bytes = &file.bytes[entry.bytes.clone()];
-        Ok(Stored { file, name: name.to_owned(), shape: &entry.shape, dtype, bytes, rows: Rows::Plain })
+        let scales = match format {
+            Format::F8E4M3 | Format::F8E5M2 => self.scales(name, &entry.shape)?,
+            _ => None,
+        };
+        Ok(Stored { file, name: name.to_owned(), shape: &entry.shape, format, bytes, rows: Rows::Plain, scales })
+    }
+
+    /// The scales beside a tensor in 8-bit floats, if there are any.
+    fn scales(&self, name: &str, shape: &[usize]) -> Result<Option<Scales>, ModelError> {
+        let names = SCALES.map(|end| format!("{name}{end}"));
+        let Some(scales) = names.iter().find(|name| self.has(name)) else { return Ok(None) };
+        let stored = self.tensor(scales)?;
+        let found = stored.shape.to_vec();
+        let fitting = Scales::new(stored.to_f32()?, &found, shape);
+        fitting.map(Some).ok_or_else(|| {
+            let what = format!("the scales `{scales}` are {found:?}, which does not divide {shape:?} into blocks");
+            ModelError::corrupt(&stored.file.path, what)
+        })
     }
 }

@@ -1,0 +1,136 @@
+//! Every family against Hugging Face: tiny models, adapters and expected numbers that `tests/families.py` made.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use protocol::model::Family;
+
+use super::*;
+use crate::adapter;
+
+/// How far a number may be off: absolutely, of logits and of the loss of a token, and relative to the length of a gradient.
+const TOLERANCE: f64 = 1e-4;
+
+/// One of the models.
+struct Case {
+    name: String,
+    model: Arc<Model>,
+    adapters: LoraAdapters,
+    expected: HashMap<String, Tensor>,
+}
+
+impl Case {
+    fn open(folder: &Path) -> Self {
+        let model = Arc::new(Model::open(folder).unwrap());
+        assert_eq!(model.notes(), [""; 0], "{}", folder.display());
+        let adapters = adapter::load(&folder.join("adapter"), model.config()).unwrap();
+        let expected = candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+        Self { name: folder.file_name().unwrap().to_string_lossy().into_owned(), model, adapters, expected }
+    }
+
+    fn numbers(&self, name: &str) -> Vec<f64> {
+        let tensor = self.expected[name].to_dtype(candle_core::DType::F64).unwrap();
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Its sequences, of which every next token is a target.
+    fn batch(&self) -> MicroBatch {
+        let whole = |name| self.numbers(name).into_iter().map(|number| number as u32).collect::<Vec<_>>();
+        let (tokens, lengths) = (whole("tokens"), whole("lengths"));
+        let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();
+        let mut targets: Vec<u32> = tokens[1..].iter().copied().chain([IGNORED]).collect();
+        let mut end = 0;
+        for length in &lengths {
+            end += length;
+            targets[end - 1] = IGNORED;
+        }
+        MicroBatch { lengths, multiple: 1, tokens, targets }
+    }
+
+    fn llama(&self, head: bool) -> Llama {
+        let backend = if head { PlainBackend::with_head(&self.model) } else { PlainBackend::new(&self.model) };
+        Llama::new(self.model.clone(), Arc::new(backend.unwrap())).unwrap()
+    }
+
+    /// Logits of every position, by the model's own forward pass and a product with the whole head.
+    fn logits(&self, llama: &Llama) -> Vec<f64> {
+        let (batch, config) = (self.batch(), self.model.config());
+        let pass = Pass::new(llama, &batch, Some(&self.adapters), None);
+        let normed = llama.forward(&pass, &batch, None, usize::MAX, &mut Vec::new()).unwrap().normed;
+        let head = self.model.head().unwrap();
+        let logit = |state: &[f32], row: &[f32]| {
+            let product: f64 = state.iter().zip(row).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+            config.traits.logit_cap.map_or(product, |cap| cap * (product / cap).tanh())
+        };
+        let states = normed.chunks_exact(config.hidden_size);
+        let rows = || head.chunks_exact(config.hidden_size);
+        states.flat_map(|state| rows().map(move |row| logit(state, row))).collect()
+    }
+
+    /// The gradient of each of the adapter's matrices, by PEFT's name.
+    fn gradients(&self, gradients: Vec<Vec<f32>>) -> Vec<(String, Vec<f32>)> {
+        let (rank, mut named) = (self.adapters.config().rank, Vec::new());
+        for ((linear, group), pair) in self.adapters.groups().zip(gradients.chunks_exact(2)) {
+            let d_in = self.model.config().shape(linear.group).d_in;
+            for (index, slot) in group.slots.iter().enumerate() {
+                let key = |side: &str| {
+                    let name = slot.projection.name();
+                    format!("base_model.model.model.layers.{}.{name}.lora_{side}.weight", linear.layer)
+                };
+                named.push((key("A"), pair[0][index * rank * d_in..][..rank * d_in].to_vec()));
+                named.push((key("B"), pair[1][slot.column * rank..][..slot.d_out * rank].to_vec()));
+            }
+        }
+        named
+    }
+}
+
+fn folders() -> Vec<PathBuf> {
+    let all = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/families")).unwrap();
+    let mut folders: Vec<PathBuf> = all.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+    folders.sort();
+    folders
+}
+
+#[test]
+fn every_family_computes_what_hugging_face_computes() {
+    let mut families = std::collections::BTreeSet::new();
+    for folder in folders() {
+        let case = Case::open(&folder);
+        families.insert(case.model.config().family.model_type);
+        let (llama, batch) = (case.llama(false), case.batch());
+        let targets = batch.targets.iter().filter(|&&target| target != IGNORED).count() as f64;
+
+        let off = |found: &[f64], expected: &[f64]| {
+            assert_eq!(found.len(), expected.len());
+            found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+        };
+        let of_logits = off(&case.logits(&llama), &case.numbers("logits"));
+        assert!(of_logits < TOLERANCE, "{}: logits off by {of_logits}", case.name);
+
+        let draw = Draw { seed: 0, step: 0, micro_batch: 0 };
+        let (loss, gradients) = llama.gradient(&batch, &case.adapters, draw).unwrap();
+        let of_loss = (loss - case.numbers("loss")[0]).abs() / targets;
+        assert!(of_loss < TOLERANCE, "{}: loss of a token off by {of_loss}", case.name);
+
+        let (mut worst, gradients) = (0.0f64, case.gradients(gradients));
+        assert_eq!(gradients.len(), case.expected.len() - 4, "{}", case.name);
+        for (key, gradient) in &gradients {
+            let expected = case.numbers(key);
+            assert_eq!(gradient.len(), expected.len(), "{}: {key}", case.name);
+            let differences = gradient.iter().zip(&expected).map(|(&a, b)| (f64::from(a) - b).powi(2));
+            let length = expected.iter().map(|b| b * b).sum::<f64>().sqrt();
+            let off = differences.sum::<f64>().sqrt() / length;
+            assert!(off < TOLERANCE && length > 1e-3, "{}: gradient of {key} off by {off} of {length}", case.name);
+            worst = worst.max(off);
+        }
+        println!("{:14} logits {of_logits:.1e}, loss {of_loss:.1e}, gradients {worst:.1e}", case.name);
+
+        // The head as workers serve it.
+        let served = case.llama(true).gradient(&batch, &case.adapters, draw).unwrap().0;
+        assert!((served / loss - 1.0).abs() < 1e-5, "{}: {served} by a served head for {loss}", case.name);
+    }
+    let known = Family::ALL.iter().map(|family| family.model_type).collect();
+    assert_eq!(families, known, "each family has a model to hold it against");
+}

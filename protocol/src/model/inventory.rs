@@ -1,0 +1,66 @@
+//! What lies in a model's files beside what its configuration asks for: a head of its own where the embeddings should be
+//! the head, biases that nobody adds, tensors that nobody uses. Each is settled as Hugging Face settles it, and said.
+
+use std::collections::HashSet;
+
+use super::weights::Weights;
+use super::{EMBEDDINGS, HEAD, LlamaConfig, ModelError, Projection, expected};
+
+/// What old checkpoints carry along although it follows from their configuration.
+const KNOWN: [&str; 2] = ["rotary_emb.inv_freq", "attn.masked_bias"];
+
+/// Unties the head where a checkpoint has one that differs from the embeddings although its configuration ties them.
+pub(super) fn settle_head(
+    config: &mut LlamaConfig,
+    weights: &Weights,
+    notes: &mut Vec<String>,
+) -> Result<(), ModelError> {
+    if !config.tie_word_embeddings || !weights.has(HEAD) || !weights.has(EMBEDDINGS) {
+        return Ok(());
+    }
+    let (head, embeddings) = (weights.tensor(HEAD)?, weights.tensor(EMBEDDINGS)?);
+    if head.format != embeddings.format || head.bytes != embeddings.bytes {
+        config.tie_word_embeddings = false;
+        notes.push(format!(
+            "{}: tie_word_embeddings is true, but `{HEAD}` is there and differs from `{EMBEDDINGS}`: it is the head, as with \
+             Hugging Face",
+            head.file.path.display()
+        ));
+    }
+    head.release();
+    embeddings.release();
+    Ok(())
+}
+
+/// Names what nobody asked for in one line.
+///
+/// # Errors
+/// When there is a bias among it that is not zero: the model was trained with it.
+pub(super) fn others(config: &LlamaConfig, weights: &Weights) -> Result<Vec<String>, ModelError> {
+    let expected = expected(config);
+    let asked: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let mut others = weights.others(&asked);
+    others.retain(|(name, _)| name != HEAD && !KNOWN.iter().any(|known| name.contains(known)));
+    for (name, path) in &others {
+        let of_projection = name.rsplit_once('.').filter(|(_, part)| *part == "bias").is_some_and(|(of, _)| {
+            name.starts_with("model.layers.")
+                && Projection::ALL.iter().any(|projection| of.ends_with(projection.name()))
+        });
+        if of_projection && weights.tensor(name)?.to_f32()?.iter().any(|&value| value != 0.0) {
+            let setting = if name.contains(".mlp.") { "mlp_bias" } else { "attention_bias" };
+            let remedy = match config.family.has_setting(setting) {
+                true => format!("set \"{setting}\": true in config.json, or take the tensor out"),
+                false => {
+                    format!("models of the family `{}` have none: is model_type right?", config.family.model_type)
+                }
+            };
+            return Err(ModelError::Bias { path: path.clone(), name: name.clone(), remedy });
+        }
+    }
+    let Some((name, path)) = others.first() else { return Ok(Vec::new()) };
+    let more = match others.len() {
+        1 => String::new(),
+        count => format!(" and {} other tensors", count - 1),
+    };
+    Ok(vec![format!("{}: `{name}`{more} belong to nothing in the configuration and are not used", path.display())])
+}
