@@ -18,6 +18,9 @@ import os
 import shutil
 import sys
 
+# Nothing is looked up: PEFT would ask for the configuration of a model of the same name.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
@@ -96,6 +99,13 @@ def make(name, index):
     model.peft_config["default"].base_model_name_or_path = name
     model.save_pretrained(os.path.join(folder, "adapter"))
     os.remove(os.path.join(folder, "adapter", "README.md"))
+    # PEFT writes a set: in another order each time.
+    described = os.path.join(folder, "adapter", "adapter_config.json")
+    with open(described, encoding="utf-8") as file:
+        adapter = json.load(file)
+    adapter["target_modules"].sort()
+    with open(described, "w", encoding="utf-8") as file:
+        json.dump(adapter, file, indent=2)
 
     tokens = torch.randint(3, COMMON["vocab_size"], (sum(LENGTHS),), generator=generator)
     logits, loss = [], 0.0
