@@ -48,9 +48,9 @@ impl LoraAdapters {
     /// When the model has not the layers that are to be adapted, and when candle cannot make the tensors.
     pub fn new(model: &LlamaConfig, config: &LoraConfig, seed: u64) -> Result<Self> {
         let adapted = config.layers.of(model.layers).map_err(candle_core::Error::wrap)?;
-        config.modules_of(model).map_err(candle_core::Error::wrap)?;
+        let modules = config.modules_of(model).map_err(candle_core::Error::wrap)?;
         let groups = model.linears().filter(|linear| adapted.contains(&linear.layer)).map(|linear| {
-            let slots = slots(model, config, linear.group);
+            let slots = slots(model, &modules, linear.group);
             if slots.is_empty() {
                 return Ok(None);
             }
@@ -96,12 +96,15 @@ impl LoraAdapters {
         layers
     }
 
-    /// The projections that have adapters, in the order of the configuration.
+    /// The projections that have adapters, those that the configuration names first, in its order.
     pub(crate) fn modules(&self) -> Vec<Projection> {
-        let adapted = |projection: &&Projection| {
-            self.groups.values().any(|group| group.slots.iter().any(|slot| slot.projection == **projection))
-        };
-        self.config.target_modules.iter().filter(adapted).copied().collect()
+        let slots = self.groups.values().flat_map(|group| group.slots.iter());
+        let mut modules: Vec<Projection> = slots.map(|slot| slot.projection).collect();
+        modules.sort_unstable();
+        modules.dedup();
+        let named = &self.config.target_modules;
+        modules.sort_by_key(|module| named.iter().position(|name| name == module).unwrap_or(named.len()));
+        modules
     }
 
     /// Every adapted group in the order of [`Self::parameters`].
@@ -170,12 +173,12 @@ impl LoraAdapters {
 }
 
 /// The adapted projections of a group and where their outputs lie.
-fn slots(model: &LlamaConfig, config: &LoraConfig, group: Group) -> Vec<Slot> {
+fn slots(model: &LlamaConfig, modules: &[Projection], group: Group) -> Vec<Slot> {
     let (mut offset, mut column) = (0, 0);
     let mut slots = Vec::new();
     for &projection in model.projections(group) {
         let d_out = projection.shape(model).d_out;
-        if config.target_modules.contains(&projection) {
+        if modules.contains(&projection) {
             slots.push(Slot { projection, offset, d_out, column });
             column += d_out;
         }

@@ -29,7 +29,7 @@ pub struct LoraConfig {
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, dropout: 0.0, target_modules: Projection::ALL.to_vec(), layers: Layers::All }
+        Self { rank: 8, alpha: 16.0, dropout: 0.0, target_modules: Projection::SEPARATE.to_vec(), layers: Layers::All }
     }
 }
 
@@ -51,21 +51,24 @@ impl LoraConfig {
         Ok(self.layers.of(model.layers)?.len() * self.modules_of(model)?.iter().map(pair).sum::<usize>())
     }
 
-    /// The projections of a model that get an adapter. Naming every projection that there is means all that the model has.
+    /// The projections of a model that get an adapter, in the order of the forward pass. Naming all that a layer has where
+    /// each is on its own means all of a layer whose family has some of them as one, too.
     ///
     /// # Errors
     /// When one is named that the model has not.
     pub fn modules_of(&self, model: &LlamaConfig) -> Result<Vec<Projection>, InvalidSetting> {
         let of_model: Vec<Projection> = model.family.layer_projections().collect();
-        let every = Projection::ALL.iter().all(|projection| self.target_modules.contains(projection));
-        let unknown = self.target_modules.iter().find(|projection| !of_model.contains(projection));
-        if let (Some(unknown), false) = (unknown, every) {
+        let named = |projection: &Projection| self.target_modules.contains(projection);
+        if self.target_modules.len() == Projection::SEPARATE.len() && Projection::SEPARATE.iter().all(named) {
+            return Ok(of_model);
+        }
+        if let Some(unknown) = self.target_modules.iter().find(|projection| !of_model.contains(projection)) {
             let names: Vec<&str> = of_model.iter().map(|projection| projection.module()).collect();
             let (unknown, family) = (unknown.module(), model.family.model_type);
             let why = format!("names {unknown}, but layers of the family `{family}` have {}", names.join(", "));
             return Err(InvalidSetting { field: "lora.target_modules", why });
         }
-        Ok(of_model.into_iter().filter(|projection| self.target_modules.contains(projection)).collect())
+        Ok(of_model.into_iter().filter(named).collect())
     }
 
     /// Checks every field; whether a model has the layers is known with the model alone ([`Layers::of`]).

@@ -87,6 +87,14 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
     start.check(out)?;
     let model = Model::open(path)?;
     model.notes().iter().for_each(|note| tracing::warn!("{note}"));
+    let (longest, positions) = (config.data.max_tokens, model.config().max_positions);
+    if longest > positions {
+        tracing::warn!(
+            "{} was made for texts of {positions} tokens: what comes after in longer ones is at positions that it never saw \
+             (data.max_tokens is {longest})",
+            path.display()
+        );
+    }
     let tokenizer = model.tokenizer()?;
     let examples = Dataset::load(data, &config.data, &tokenizer)?;
     report_cuts(&examples, data, config.data.max_tokens);

@@ -2,8 +2,10 @@
 //! the head, biases that nobody adds, tensors that nobody uses. Each is settled as Hugging Face settles it, and said.
 
 use std::collections::HashSet;
+use std::io::Read;
+use std::path::Path;
 
-use super::weights::Weights;
+use super::weights::{self, Weights};
 use super::{EMBEDDINGS, HEAD, LlamaConfig, ModelError, Projection, expected};
 
 /// What old checkpoints carry along although it follows from their configuration.
@@ -63,4 +65,24 @@ pub(super) fn others(config: &LlamaConfig, weights: &Weights) -> Result<Vec<Stri
         count => format!(" and {} other tensors", count - 1),
     };
     Ok(vec![format!("{}: `{name}`{more} belong to nothing in the configuration and are not used", path.display())])
+}
+
+/// Says what a folder has in place of a `tokenizer.json`, if that is missing or only a pointer to one.
+///
+/// # Errors
+/// Names the file and what to do.
+pub(super) fn check_tokenizer(folder: &Path) -> Result<(), ModelError> {
+    let (path, other) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
+    if !path.exists() && other.exists() {
+        let what = "it is the only tokenizer in the folder, in the format of SentencePiece, which is not read; fetch the \
+                    model's tokenizer.json, or write one by AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of \
+                    Hugging Face's transformers";
+        return Err(ModelError::tokenizer(&other, what));
+    }
+    let mut start = [0; 64];
+    match std::fs::File::open(&path).and_then(|mut file| file.read(&mut start)) {
+        Ok(read) if weights::is_lfs_pointer(&start[..read]) => Err(ModelError::LfsPointer { path }),
+        // Whoever reads it says why it cannot be read.
+        _ => Ok(()),
+    }
 }

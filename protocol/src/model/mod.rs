@@ -72,7 +72,9 @@ pub enum Projection {
 }
 
 impl Projection {
-    /// The projections that a layer of any family may have.
+    /// Those of a layer whose family has each on its own, in the order of the forward pass.
+    pub const SEPARATE: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
+    /// Those that a layer of any family may have.
     pub const ALL: [Self; 9] =
         [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down, Self::Qkv, Self::GateUp];
 
@@ -353,7 +355,10 @@ impl Model {
     /// [`ModelError::Tokenizer`] when there is none, or none that is known.
     pub fn tokenizer(&self) -> Result<TextTokenizer, ModelError> {
         match &self.weights {
-            Weights::Safetensors(_) => TextTokenizer::from_folder(&self.path, &self.config),
+            Weights::Safetensors(_) => {
+                inventory::check_tokenizer(&self.path)?;
+                TextTokenizer::from_folder(&self.path, &self.config)
+            }
             Weights::Gguf(file) => tokenizer::from_gguf(file, &self.config),
         }
     }

@@ -134,3 +134,27 @@ fn every_family_computes_what_hugging_face_computes() {
     let known = Family::ALL.iter().map(|family| family.model_type).collect();
     assert_eq!(families, known, "each family has a model to hold it against");
 }
+
+#[test]
+fn projections_are_named_as_their_family_has_them() {
+    let fused = folders().into_iter().find(|folder| folder.ends_with("phi3")).unwrap();
+    let model = Model::open(fused).unwrap();
+    let modules = |target_modules: Vec<Projection>| {
+        let config = LoraConfig { target_modules, ..LoraConfig::default() };
+        config.modules_of(model.config()).map_err(|error| error.to_string())
+    };
+    let of_phi = vec![Projection::Qkv, Projection::O, Projection::GateUp, Projection::Down];
+    assert_eq!(modules(LoraConfig::default().target_modules), Ok(of_phi.clone()), "the default is all of them");
+    assert_eq!(modules(vec![Projection::GateUp, Projection::Qkv]), Ok(vec![Projection::Qkv, Projection::GateUp]));
+    let error = modules(vec![Projection::O, Projection::Q]).unwrap_err();
+    assert!(error.contains("names q_proj, but layers of the family `phi3` have qkv_proj, o_proj"), "{error}");
+    let adapters = LoraAdapters::new(model.config(), &LoraConfig::default(), 1).unwrap();
+    assert_eq!(adapters.values(), LoraConfig::default().values(model.config()).unwrap());
+
+    let folder = tempfile::tempdir().unwrap();
+    adapter::save(folder.path(), &adapters, "base").unwrap();
+    let read = adapter::load(folder.path(), model.config()).unwrap();
+    assert_eq!(read.config().target_modules, [Projection::O, Projection::Down, Projection::Qkv, Projection::GateUp]);
+    let error = adapter::load(folder.path(), TinyModel::new().config()).err().unwrap().to_string();
+    assert!(error.contains("names qkv_proj"), "{error}");
+}

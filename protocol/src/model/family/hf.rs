@@ -14,7 +14,7 @@ use crate::model::error::ModelError;
 /// Dropout that Hugging Face applies in training, of what the owner computes; it is left out here.
 const DROPOUTS: [&str; 3] = ["attention_dropout", "resid_pdrop", "embd_pdrop"];
 /// Packings of weights that are read.
-const FP8: [&str; 2] = ["fp8", "compressed-tensors"];
+const FP8: [&str; 3] = ["fp8", "fbgemm_fp8", "compressed-tensors"];
 
 impl LlamaConfig {
     /// Reads the text of a Hugging Face `config.json`; `path` is for messages. Where two statements contradict each other,
@@ -164,49 +164,37 @@ fn window(
     layers: usize,
     unrotated: &LayerSet,
 ) -> Result<Option<Window>, ModelError> {
-    let asked = || Ok::<_, ModelError>(settings.flag("use_sliding_window")? == Some(true));
+    let flag = settings.flag("use_sliding_window")? == Some(true);
     let given = settings.count("sliding_window")?;
-    let or = |default: Option<usize>| if settings.is_null("sliding_window") { None } else { given.or(default) };
+    let or = |default| if settings.is_null("sliding_window") { None } else { given.or(default) };
+    let kinds = settings.list("layer_types")?;
     let (keys, usual) = match family.windows {
         WindowRule::Never => return Ok(None),
         WindowRule::Every { default } => return Ok(or(default).map(|keys| Window { keys, layers: LayerSet::Every })),
-        WindowRule::FromLayer => {
-            let first = settings.count("max_window_layers")?.unwrap_or(28);
-            (or(Some(4096)).filter(|_| asked().unwrap_or(false)), LayerSet::of(layers, |layer| layer >= first))
+        WindowRule::FromLayer { default, first } => {
+            let first = settings.count("max_window_layers")?.unwrap_or(first);
+            (or(Some(default)).filter(|_| flag), LayerSet::of(layers, |layer| flag && layer >= first))
         }
-        WindowRule::Unrotated => (given.filter(|_| asked().unwrap_or(false)), unrotated.clone()),
-        WindowRule::AllBut { each } => {
-            let fixed = family.defaults.local_rope_theta.is_none();
-            let pattern = match settings.count("sliding_window_pattern")? {
-                Some(pattern) if !fixed => pattern,
-                _ => settings.count("_sliding_window_pattern")?.filter(|_| !fixed).unwrap_or(each),
-            };
-            if pattern == 0 {
+        WindowRule::Unrotated => {
+            let usual = if flag && given.is_some() { unrotated.clone() } else { LayerSet::default() };
+            (given, usual)
+        }
+        WindowRule::AllBut { default, each, setting } => {
+            let each = setting.map(|name| settings.count(name)).transpose()?.flatten().unwrap_or(each);
+            if each == 0 {
                 return Err(settings.fail("sliding_window_pattern is 0; it must be at least 1"));
             }
-            (or(Some(4096)), LayerSet::of(layers, |layer| !(layer + 1).is_multiple_of(pattern)))
+            (or(Some(default)), LayerSet::of(layers, |layer| !(layer + 1).is_multiple_of(each)))
         }
     };
-    asked()?;
-    let chosen = match settings.list("layer_types")? {
+    let chosen = match kinds {
         None => usual,
         Some(kinds) => layers_by_kind(settings, kinds, layers)?,
     };
-    if chosen == LayerSet::default() {
-        return Ok(None);
-    }
     match keys {
+        _ if chosen == LayerSet::default() => Ok(None),
         Some(keys) => Ok(Some(Window { keys, layers: chosen })),
-        // Without the flag the family's own rule gives no layer a window.
-        None if settings.get("layer_types").is_none() && !matches!(family.windows, WindowRule::AllBut { .. }) => {
-            Ok(None)
-        }
-        // SmolLM3 goes by the flag alone.
-        None if family.windows == WindowRule::Unrotated => Ok(None),
-        None => {
-            Err(settings
-                .fail("layer_types or the family gives layers a sliding window, but there is no sliding_window"))
-        }
+        None => Err(settings.fail("some layers have a sliding window (layer_types), but there is no sliding_window")),
     }
 }
 

@@ -75,7 +75,7 @@ const QWEN2: Family = Family {
     model_type: "qwen2",
     class: "Qwen2ForCausalLM",
     biases: BiasRules { qkv: BiasRule::Always, ..NO_BIASES },
-    windows: WindowRule::FromLayer,
+    windows: WindowRule::FromLayer { default: 4096, first: 28 },
     defaults: Defaults { max_positions: 32_768, ..DEFAULTS },
     gguf: GgufLayout { architecture: "qwen2", interleaved: false, ..LLAMA.gguf },
     ..LLAMA
@@ -141,7 +141,7 @@ const GEMMA2: Family = Family {
     centred_norms: true,
     scaled_embeddings: true,
     biases: ATTENTION_FLAG,
-    windows: WindowRule::AllBut { each: 2 },
+    windows: WindowRule::AllBut { default: 4096, each: 2, setting: None },
     activation: "hidden_activation",
     defaults: Defaults {
         head_dim: Some(256),
@@ -162,7 +162,7 @@ const GEMMA3: Family = Family {
     model_type: "gemma3_text",
     class: "Gemma3ForCausalLM",
     qk_norm: Some(QkNorm::PerHead),
-    windows: WindowRule::AllBut { each: 6 },
+    windows: WindowRule::AllBut { default: 4096, each: 6, setting: Some("sliding_window_pattern") },
     defaults: Defaults {
         rope_theta: 1_000_000.0,
         local_rope_theta: Some(10_000.0),

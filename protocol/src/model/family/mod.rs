@@ -89,19 +89,19 @@ pub(crate) struct BiasRules {
 }
 
 /// How a family's configuration says which layers have a window; where `layer_types` names the kind of each layer, all but
-/// the first two rules follow it.
+/// the first two rules follow it. `default` is the window where the setting is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WindowRule {
     /// None has.
     Never,
-    /// Every layer, if there is a `sliding_window`; the value if the setting is left out.
+    /// Every layer, if there is a `sliding_window`.
     Every { default: Option<usize> },
-    /// If `use_sliding_window`, those from `max_window_layers` on.
-    FromLayer,
+    /// If `use_sliding_window`, those from `max_window_layers` on, or from `first`.
+    FromLayer { default: usize, first: usize },
     /// If `use_sliding_window`, those without rotary positions.
     Unrotated,
-    /// All but each so-manieth, which `sliding_window_pattern` may say.
-    AllBut { each: usize },
+    /// All but each so-manieth, which `setting` may say.
+    AllBut { default: usize, each: usize, setting: Option<&'static str> },
 }
 
 /// Values of settings that a configuration leaves out, as Hugging Face has them.

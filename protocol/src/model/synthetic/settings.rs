@@ -61,7 +61,8 @@ pub(super) fn of(config: &LlamaConfig, stored_as: StoredAs) -> Json {
         }
     }
     if let Some(scalar) = traits.query_scalar {
-        set("query_pre_attn_scalar", scalar.into());
+        // Hugging Face takes nothing but a whole number.
+        set("query_pre_attn_scalar", if scalar.fract() == 0.0 { (scalar as u64).into() } else { scalar.into() });
     }
     if let Json::Object(settings) = &mut settings {
         settings.append(&mut more);

@@ -61,9 +61,16 @@ fn a_single_file_is_read_in_place_of_a_stale_index() {
     let message = refusal(Model::open(folder.path()));
     assert!(message.contains("`model.norm.weight` and others are in model-00001-of-00002.safetensors"), "{message}");
     assert!(message.contains("fetch that file too"), "{message}");
-    write(&folder.path().join("model-00001-of-00002.safetensors"), &tensors(&tiny())[2..]);
+    let shard = folder.path().join("model-00001-of-00002.safetensors");
+    let (index_path, with_another) =
+        (folder.path().join("model.safetensors.index.json"), index.replace("norm", "other"));
+    fs::write(&index_path, with_another).unwrap();
+    write(&shard, &tensors(&tiny()));
+    let notes = Model::open(folder.path()).unwrap().notes().to_vec();
+    assert!(notes.len() == 1 && notes[0].contains("it says that `model.other.weight` is in"), "{notes:?}");
+    write(&shard, &tensors(&tiny())[2..]);
     let message = refusal(Model::open(folder.path()));
-    assert!(message.contains("it says that `model.norm.weight` is in"), "{message}");
+    assert!(message.contains("the tensor `model.embed_tokens.weight` is missing"), "{message}");
     fs::remove_file(folder.path().join("model.safetensors.index.json")).unwrap();
     fs::write(folder.path().join("pytorch_model.bin"), "PK").unwrap();
     let message = refusal(Model::open(folder.path()));
@@ -231,6 +238,17 @@ fn a_pointer_of_git_lfs_is_no_file() {
     let gguf = folder.path().join("model.gguf");
     fs::write(&gguf, pointer).unwrap();
     assert!(refusal(Model::open(&gguf)).contains("git lfs pull"));
+}
+
+#[test]
+fn a_folder_with_another_tokenizer_says_so() {
+    let (folder, model) = super::folder(&tiny(), StoredAs::F32);
+    assert!(model.tokenizer().is_ok());
+    fs::write(folder.path().join("tokenizer.json"), "version https://git-lfs.github.com/spec/v1\n").unwrap();
+    assert!(model.tokenizer().err().unwrap().to_string().contains("git lfs pull"));
+    fs::rename(folder.path().join("tokenizer.json"), folder.path().join("tokenizer.model")).unwrap();
+    let message = model.tokenizer().err().unwrap().to_string();
+    assert!(message.contains("tokenizer.model") && message.contains("fetch the model's tokenizer.json"), "{message}");
 }
 
 #[test]

@@ -75,10 +75,15 @@ impl Weights {
 /// How a file begins that Git LFS has left in place of the real one.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
+/// Whether a file is only a pointer to the real one.
+pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(LFS_POINTER)
+}
+
 /// A small file's text.
 pub(crate) fn read_text(path: &Path) -> Result<String, ModelError> {
     let text = std::fs::read_to_string(path).map_err(|source| ModelError::io(path, source))?;
-    if text.as_bytes().starts_with(LFS_POINTER) {
+    if is_lfs_pointer(text.as_bytes()) {
         return Err(ModelError::LfsPointer { path: path.to_owned() });
     }
     Ok(text)
@@ -97,7 +102,7 @@ impl MappedFile {
         // file while it is mapped, a read beyond its new end raises SIGBUS: a crash, no read of foreign memory.
         // Should it rewrite the file, other bytes are read, which the numeric decoders accept whatever they are.
         let bytes = unsafe { Mmap::map(&file) }.map_err(|source| ModelError::io(path, source))?;
-        if bytes.starts_with(LFS_POINTER) {
+        if is_lfs_pointer(&bytes) {
             return Err(ModelError::LfsPointer { path: path.to_owned() });
         }
         Ok(Self { path: path.to_owned(), bytes })
