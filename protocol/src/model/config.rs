@@ -153,6 +153,15 @@ impl LlamaConfig {
     }
 }
 
+/// The number of layers, if it is a possible one: whatever is made for each of them is made after this.
+pub(crate) fn possible_layers(path: &Path, layers: usize) -> Result<usize, ModelError> {
+    if layers == 0 || layers > MAX_LAYERS {
+        let what = format!("num_hidden_layers is {layers}; it must be from 1 to {MAX_LAYERS}");
+        return Err(ModelError::config(path, what));
+    }
+    Ok(layers)
+}
+
 /// Head size when it is not given: the hidden features divided among the query heads.
 pub(crate) fn divided_heads(path: &Path, hidden_size: usize, heads: usize) -> Result<usize, ModelError> {
     match hidden_size.checked_rem(heads) {

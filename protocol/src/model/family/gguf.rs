@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::rope::{LongRopeScaling, Rope, RopeScaling, YarnRopeScaling};
 use super::traits::{Biases, LayerSet, Traits, Window};
-use super::{Family, WindowRule, names};
-use crate::model::config::{LlamaConfig, divided_heads};
+use super::{BiasRule, Family, WindowRule, names};
+use crate::model::config::{LlamaConfig, divided_heads, possible_layers};
 use crate::model::error::ModelError;
 use crate::model::weights::Value;
 
@@ -135,7 +135,7 @@ impl LlamaConfig {
                 "{architecture}.rope.dimension_count is {features} where a head has {head_dim} features"
             ));
         }
-        let layers = metadata.need("block_count")?;
+        let layers = possible_layers(path, metadata.need("block_count")?)?;
         let tokens = all.get("tokenizer.ggml.tokens").and_then(Value::array).map(<[_]>::len);
         let embedded = (source.shape)("token_embd.weight").and_then(|shape| shape.first().copied());
         let vocabulary = embedded.or(tokens).or(metadata.count("vocab_size"));
@@ -162,7 +162,7 @@ impl LlamaConfig {
             eos: token("tokenizer.ggml.eos_token_id").into_iter().collect(),
             traits: Traits {
                 biases: Biases {
-                    qkv: has("attn_q") || has("attn_qkv"),
+                    qkv: family.biases.qkv == BiasRule::Always || has("attn_q") || has("attn_qkv"),
                     o: has("attn_output"),
                     mlp: has("ffn_up") || has("ffn_down"),
                 },

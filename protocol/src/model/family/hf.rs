@@ -8,7 +8,7 @@ use super::rope_json::RopeReader;
 use super::settings::Settings;
 use super::traits::{Activation, Biases, LayerSet, Traits, Window};
 use super::{BiasRule, Cap, Family, WindowRule, names};
-use crate::model::config::{LlamaConfig, divided_heads};
+use crate::model::config::{LlamaConfig, divided_heads, possible_layers};
 use crate::model::error::ModelError;
 
 /// Dropout that Hugging Face applies in training, of what the owner computes; it is left out here.
@@ -41,7 +41,7 @@ impl LlamaConfig {
             }
         }
         let defaults = family.defaults;
-        let layers = settings.need_count("num_hidden_layers")?;
+        let layers = possible_layers(path, settings.need_count("num_hidden_layers")?)?;
         let (hidden_size, heads) = (settings.need_count("hidden_size")?, settings.need_count("num_attention_heads")?);
         let head_dim = match settings.count("head_dim")?.or(defaults.head_dim) {
             Some(head_dim) => head_dim,

@@ -89,6 +89,7 @@ fn what_cannot_be_served_is_refused_by_name() {
         ("hidden_size", json!(1u64 << 40), "hidden_size"),
         ("intermediate_size", json!(40_000), "overflow"),
         ("num_hidden_layers", json!(1_000_000), "num_hidden_layers"),
+        ("num_hidden_layers", json!(1u64 << 60), "num_hidden_layers is 1152921504606846976"),
         ("vocab_size", Json::Null, "vocab_size is missing"),
         ("vocab_size", json!(1000), "outside the vocabulary"),
         ("rope_theta", json!(-1.0), "rope_theta"),
