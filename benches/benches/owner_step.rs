@@ -64,7 +64,7 @@ fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     println!("resident before the model is read: {}", memory());
     let training = TrainingConfig {
-        steps: STEPS,
+        steps: Some(STEPS),
         micro_batch: 1,
         accumulation: SEQUENCES,
         in_flight,

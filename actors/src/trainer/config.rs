@@ -3,7 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 use super::Schedule;
+use super::schedule::Timing;
 use crate::lora::LoraConfig;
+
+/// Steps of a run that is told neither steps nor epochs.
+const DEFAULT_STEPS: usize = 100;
+/// Steps in which such a learning rate climbs that is told nothing of them.
+const DEFAULT_WARMUP: usize = 5;
+/// The longest run, in steps and in passes over the data.
+const MOST_STEPS: usize = 100_000_000;
+const MOST_EPOCHS: f64 = 1e6;
 
 /// Micro-batches at once: more would only wait for one another.
 const MOST_IN_FLIGHT: usize = 64;
@@ -22,8 +31,10 @@ pub struct InvalidSetting {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingConfig {
-    /// Optimiser steps.
-    pub steps: usize,
+    /// Optimiser steps; 100 where neither they nor epochs are given.
+    pub steps: Option<usize>,
+    /// Passes over the examples that are trained on, in place of steps: rounded up to whole steps.
+    pub epochs: Option<f64>,
     /// Sequences that go through the model together; what one remote product carries.
     pub micro_batch: usize,
     /// Micro-batches summed into one optimiser step: a step sees `micro_batch × accumulation` sequences.
@@ -33,10 +44,15 @@ pub struct TrainingConfig {
     pub in_flight: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps during which the learning rate climbs from nothing to its peak; a shorter run ends before.
-    pub warmup_steps: usize,
+    /// Steps during which the learning rate climbs from nothing to its peak; a shorter run ends before. 5 where neither they
+    /// nor their share are given, and none if the learning rate is constant.
+    pub warmup_steps: Option<usize>,
+    /// The same as a share of all steps, rounded up.
+    pub warmup_ratio: Option<f64>,
     /// How the learning rate goes down afterwards.
     pub schedule: Schedule,
+    /// Half cosines of a schedule that restarts; 1 where nothing is given.
+    pub schedule_cycles: Option<u32>,
     /// AdamW's decoupled weight decay.
     pub weight_decay: f64,
     /// AdamW's decay rates of the first and second moment.
@@ -61,13 +77,16 @@ pub struct TrainingConfig {
 impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
-            steps: 100,
+            steps: None,
+            epochs: None,
             micro_batch: 2,
             accumulation: 2,
             in_flight: 0,
             learning_rate: 2e-4,
-            warmup_steps: 5,
+            warmup_steps: None,
+            warmup_ratio: None,
             schedule: Schedule::Cosine,
+            schedule_cycles: None,
             weight_decay: 0.01,
             betas: (0.9, 0.999),
             epsilon: 1e-8,
@@ -87,9 +106,44 @@ impl TrainingConfig {
         self.micro_batch.saturating_mul(self.accumulation)
     }
 
+    /// Optimiser steps; epochs are none before they are [`Self::resolved`].
+    pub fn steps(&self) -> usize {
+        self.steps.unwrap_or(DEFAULT_STEPS)
+    }
+
+    /// Steps during which the learning rate climbs.
+    pub fn warmup_steps(&self) -> usize {
+        match (self.warmup_steps, self.warmup_ratio) {
+            (Some(steps), _) => steps,
+            (None, Some(ratio)) => (ratio * self.steps() as f64).ceil() as usize,
+            (None, None) if self.schedule == Schedule::Constant => 0,
+            (None, None) => DEFAULT_WARMUP.min(self.steps()),
+        }
+    }
+
+    /// The same settings with what follows from the number of examples to train on said in steps: so a run is the same
+    /// whichever way it was told its length.
+    ///
+    /// # Errors
+    /// When the epochs are more steps than a run can have.
+    pub fn resolved(&self, examples: usize) -> Result<Self, InvalidSetting> {
+        let steps = match self.epochs {
+            Some(epochs) => (epochs * examples as f64 / self.batch() as f64).ceil().max(1.0),
+            None => self.steps() as f64,
+        };
+        if steps > MOST_STEPS as f64 {
+            let why = format!("are {steps} steps of {examples} examples, and a run has at most {MOST_STEPS}");
+            return Err(InvalidSetting { field: "epochs", why });
+        }
+        let sized = Self { steps: Some(steps as usize), epochs: None, ..self.clone() };
+        Ok(Self { warmup_steps: Some(sized.warmup_steps()), warmup_ratio: None, ..sized })
+    }
+
     /// Learning rate of a step, counted from 0.
     pub fn learning_rate_at(&self, step: usize) -> f64 {
-        self.learning_rate * self.schedule.factor(step, self.warmup_steps, self.steps)
+        let timing =
+            Timing { warmup: self.warmup_steps(), steps: self.steps(), cycles: self.schedule_cycles.unwrap_or(1) };
+        self.learning_rate * self.schedule.factor(step, timing)
     }
 
     /// Checks every field.
@@ -99,7 +153,7 @@ impl TrainingConfig {
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         let fail = |field, why: String| Err(InvalidSetting { field, why });
         for (field, value, limit) in [
-            ("steps", self.steps, 100_000_000),
+            ("steps", self.steps(), MOST_STEPS),
             ("micro_batch", self.micro_batch, 4096),
             ("accumulation", self.accumulation, 65_536),
         ] {
@@ -107,6 +161,7 @@ impl TrainingConfig {
                 return fail(field, format!("is {value}, and must be from 1 to {limit}"));
             }
         }
+        self.validate_length()?;
         if self.in_flight > MOST_IN_FLIGHT {
             let why = format!("is {}, and must be at most {MOST_IN_FLIGHT}; 0 leaves it to the owner", self.in_flight);
             return fail("in_flight", why);
@@ -127,6 +182,44 @@ impl TrainingConfig {
             }
         }
         self.lora.validate()
+    }
+
+    /// Steps and epochs, the warm-up and the schedule.
+    fn validate_length(&self) -> Result<(), InvalidSetting> {
+        let fail = |field, why: String| Err(InvalidSetting { field, why });
+        if let Some(epochs) = self.epochs {
+            if !(epochs > 0.0 && epochs <= MOST_EPOCHS) {
+                return fail("epochs", format!("is {epochs}, and must be more than 0 and at most {MOST_EPOCHS}"));
+            }
+            if let Some(steps) = self.steps {
+                return fail("epochs", format!("is {epochs} beside steps = {steps}: either says how long the run is"));
+            }
+        }
+        if let Some(ratio) = self.warmup_ratio {
+            if !(0.0..=1.0).contains(&ratio) {
+                return fail("warmup_ratio", format!("is {ratio}, and must be from 0 to 1"));
+            }
+            if let Some(steps) = self.warmup_steps {
+                let why = format!("is {ratio} beside warmup_steps = {steps}: either says how long the warm-up is");
+                return fail("warmup_ratio", why);
+            }
+        }
+        let (steps, share) = (self.warmup_steps.unwrap_or(0) > 0, self.warmup_ratio.unwrap_or(0.0) > 0.0);
+        if self.schedule == Schedule::Constant && (steps || share) {
+            let field = if steps { "warmup_steps" } else { "warmup_ratio" };
+            return fail(
+                field,
+                "is set, but a constant schedule has no warm-up: write schedule = \"constant_with_warmup\"".into(),
+            );
+        }
+        match self.schedule_cycles {
+            Some(0) => fail("schedule_cycles", "is 0, and must be at least 1".into()),
+            Some(cycles) if self.schedule != Schedule::CosineWithRestarts => {
+                let why = format!("is {cycles}, but only schedule = \"cosine_with_restarts\" has cycles");
+                fail("schedule_cycles", why)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -158,10 +251,42 @@ mod tests {
     }
 
     #[test]
+    fn epochs_and_shares_become_steps() {
+        let config = TrainingConfig { micro_batch: 2, accumulation: 3, ..TrainingConfig::default() };
+        let resolved = |config: &TrainingConfig, examples| {
+            let resolved = config.resolved(examples).unwrap();
+            assert_eq!((resolved.epochs, resolved.warmup_ratio), (None, None));
+            assert_eq!(resolved.resolved(1).unwrap(), resolved, "nothing is left to follow from the examples");
+            (resolved.steps(), resolved.warmup_steps())
+        };
+        let epochs = |epochs| TrainingConfig { epochs: Some(epochs), ..config.clone() };
+        assert_eq!(resolved(&config, 7), (100, 5));
+        assert_eq!(resolved(&epochs(1.0), 60), (10, 5));
+        assert_eq!(resolved(&epochs(2.5), 61), (26, 5));
+        assert_eq!(resolved(&epochs(0.01), 60), (1, 1));
+        assert_eq!(resolved(&TrainingConfig { warmup_ratio: Some(0.25), ..epochs(1.0) }, 60), (10, 3));
+        assert_eq!(resolved(&TrainingConfig { warmup_steps: Some(0), ..epochs(1.0) }, 60), (10, 0));
+        let constant = TrainingConfig { schedule: Schedule::Constant, ..epochs(1.0) };
+        assert_eq!(resolved(&constant, 60), (10, 0));
+        let error = epochs(1e6).resolved(1 << 40).unwrap_err();
+        assert!(error.to_string().starts_with("epochs are"), "{error}");
+    }
+
+    #[test]
     fn the_field_that_cannot_be_is_named() {
         type Spoil = fn(&mut TrainingConfig);
-        let spoiled: [(&str, Spoil); 10] = [
-            ("steps", |c| c.steps = 0),
+        let spoiled: [(&str, Spoil); 20] = [
+            ("steps", |c| c.steps = Some(0)),
+            ("epochs", |c| c.epochs = Some(0.0)),
+            ("epochs", |c| c.epochs = Some(f64::NAN)),
+            ("epochs", |c| (c.steps, c.epochs) = (Some(100), Some(1.0))),
+            ("warmup_ratio", |c| c.warmup_ratio = Some(1.1)),
+            ("warmup_ratio", |c| (c.warmup_steps, c.warmup_ratio) = (Some(0), Some(0.1))),
+            ("warmup_ratio", |c| (c.schedule, c.warmup_ratio) = (Schedule::Constant, Some(0.1))),
+            ("warmup_steps", |c| (c.schedule, c.warmup_steps) = (Schedule::Constant, Some(1))),
+            ("schedule_cycles", |c| c.schedule_cycles = Some(2)),
+            ("schedule_cycles", |c| (c.schedule, c.schedule_cycles) = (Schedule::CosineWithRestarts, Some(0))),
+            ("betas", |c| c.betas.0 = -0.1),
             ("micro_batch", |c| c.micro_batch = 0),
             ("in_flight", |c| c.in_flight = 1000),
             ("learning_rate", |c| c.learning_rate = f64::NAN),

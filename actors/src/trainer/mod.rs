@@ -42,7 +42,7 @@ pub use self::aggregator::{AggregatorError, BeginStep, GradientAggregator, TakeS
 pub use self::config::{InvalidSetting, TrainingConfig};
 pub use self::events::{EvaluationReport, StepReport, TrainEvent};
 pub use self::saver::{CheckpointTarget, Saver, TrainState};
-pub use self::schedule::Schedule;
+pub use self::schedule::{Schedule, Timing};
 
 /// Events that may wait for whoever reads them; then training waits too.
 const EVENTS: usize = 64;
@@ -229,6 +229,10 @@ impl Trainer {
         data: TrainingData,
     ) -> Result<TrainHandle, TrainError> {
         config.training.validate()?;
+        if let Some(epochs) = config.training.epochs {
+            let why = format!("is {epochs}, and has to be turned into steps of the examples first");
+            return Err(InvalidSetting { field: "epochs", why }.into());
+        }
         let (sender, events) = mpsc::channel(EVENTS);
         let (end, ended) = oneshot::channel();
         let stop = StopHandle(Arc::new(AtomicBool::new(false)));

@@ -54,7 +54,7 @@ impl Run {
         } else {
             result?;
         }
-        let stopped = state.steps < self.config.training.steps;
+        let stopped = state.steps < self.config.training.steps();
         self.tell(TrainEvent::Finished { steps: state.steps, stopped });
         // An evaluation of earlier adapters says nothing about the ones that are saved.
         let evaluation_after = if stopped { None } else { state.evaluation(state.steps) };
@@ -67,7 +67,7 @@ impl Run {
         let mut steps = self.saver.state().steps;
         loop {
             self.evaluate_if_due(steps)?;
-            if steps >= training.steps || self.stopping() {
+            if steps >= training.steps() || self.stopping() {
                 return Ok(());
             }
             let micro_batches: Vec<MicroBatch> =
@@ -126,7 +126,7 @@ impl Run {
 
     /// Evaluates after `steps` steps, if that is wanted and was not done before the run was interrupted.
     fn evaluate_if_due(&self, steps: usize) -> Result<(), TrainError> {
-        let (last, every) = (self.config.training.steps, self.config.training.eval_every);
+        let (last, every) = (self.config.training.steps(), self.config.training.eval_every);
         let due = steps == 0 || steps == last || (every > 0 && steps.is_multiple_of(every));
         let known = self.saver.state().evaluation(steps).is_some();
         if due

@@ -67,7 +67,7 @@ fn data(batch: usize) -> TrainingData {
 
 fn config(steps: usize) -> TrainingConfig {
     TrainingConfig {
-        steps,
+        steps: Some(steps),
         micro_batch: 1,
         accumulation: 4,
         in_flight: 1,
@@ -205,8 +205,9 @@ async fn data_that_ends_and_settings_that_cannot_be_are_errors() {
     let few = TrainingData { train: sequences(1, 6), evaluation: Vec::new() };
     let error = launch(&tiny, backend.clone(), config(5), few).join().await.err().unwrap();
     assert!(matches!(error, TrainError::DataEnded { step: 2 }), "{error}");
-    let error =
-        TrainableModel::new(tiny.model.clone(), backend, &TrainingConfig { steps: 0, ..config(1) }).err().unwrap();
+    let error = TrainableModel::new(tiny.model.clone(), backend, &TrainingConfig { steps: Some(0), ..config(1) })
+        .err()
+        .unwrap();
     assert!(error.to_string().starts_with("steps is 0"), "{error}");
     let lora = LoraConfig { layers: Layers::Top(3), ..LoraConfig::default() };
     let backend = Arc::new(PlainBackend::new(&tiny.model).unwrap());

@@ -35,7 +35,8 @@ impl LinearBackend for Recorder {
 pub(crate) fn rows_of_a_step(model: &Arc<Model>, data: &Path) -> anyhow::Result<Rows> {
     let options = DataOptions { max_tokens: LENGTH, ..DataOptions::default() };
     let examples = Dataset::load(data, &options, &model.tokenizer()?)?;
-    let training = TrainingConfig { steps: 1, micro_batch: SEQUENCES, accumulation: 1, ..TrainingConfig::default() };
+    let training =
+        TrainingConfig { steps: Some(1), micro_batch: SEQUENCES, accumulation: 1, ..TrainingConfig::default() };
     let data = TrainingData { train: Box::new(Batches::new(&examples, SEQUENCES, 1, 0)), evaluation: Vec::new() };
     let recorder = Arc::new(Recorder { plain: PlainBackend::new(model)?, rows: Mutex::default() });
     let config = TrainerConfig { training: training.clone(), adapter: None, checkpoints: None, resume: None };

@@ -157,11 +157,11 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
     config.data.held_out = HeldOut::Count(0);
     // Every sequence is full: a step has the tokens that were asked for.
     config.data.pad_to = 1;
-    config.training.steps = options.steps + 1;
+    config.training.steps = Some(options.steps + 1);
     config.training.micro_batch = sequences / micro_batches;
     config.training.accumulation = micro_batches;
     config.training.in_flight = micro_batches;
-    config.training.warmup_steps = 0;
+    config.training.warmup_steps = Some(0);
     config.validate()?;
     Ok(config)
 }
@@ -280,7 +280,7 @@ mod tests {
     fn sequences_are_divided_among_micro_batches() {
         let config = configuration(&options()).unwrap();
         assert_eq!((config.training.micro_batch, config.training.accumulation), (2, 2));
-        assert_eq!((config.training.in_flight, config.training.steps), (2, 4));
+        assert_eq!((config.training.in_flight, config.training.steps()), (2, 4));
         let refused = |change: fn(&mut StepOptions)| {
             let mut options = options();
             change(&mut options);

@@ -134,6 +134,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", help_heading = "Owner and demo")]
     pub steps: Option<usize>,
 
+    /// Passes over the data, in place of steps
+    #[arg(long, value_name = "N", conflicts_with = "steps", help_heading = "Owner and demo")]
+    pub epochs: Option<f64>,
+
     /// Where base products are computed: by workers on ciphertexts, or here with f32 weights (the reference)
     #[arg(long, value_enum, help_heading = "Owner and demo")]
     pub backend: Option<BackendChoice>,
@@ -257,9 +261,12 @@ impl Arguments {
         set(&mut config.owner.workers, &self.workers);
         config.owner.allowed.extend(self.worker.iter().cloned());
         if let Some(steps) = self.steps {
-            config.training.steps = steps;
+            (config.training.steps, config.training.epochs) = (Some(steps), None);
             // A run made shorter by the flag warms up no longer than it lasts.
-            config.training.warmup_steps = config.training.warmup_steps.min(steps);
+            config.training.warmup_steps = config.training.warmup_steps.map(|warmup| warmup.min(steps));
+        }
+        if self.epochs.is_some() {
+            (config.training.steps, config.training.epochs) = (None, self.epochs);
         }
         set(&mut config.training.seed, &self.seed);
         set_some(&mut config.training.data_seed, &self.seed);
@@ -379,11 +386,14 @@ mod tests {
             "/ip4/127.0.0.1/tcp/1",
         ];
         let mut config = Config::default();
-        config.training.steps = 99;
-        config.training.warmup_steps = 20;
+        (config.training.epochs, config.training.warmup_steps) = (Some(99.0), Some(20));
         Arguments::try_parse_from(line).unwrap().apply(&mut config);
-        assert_eq!(config.training.steps, 7);
+        assert_eq!((config.training.steps, config.training.warmup_steps()), (Some(7), 7));
         config.validate().unwrap();
+        parsed("node --role owner --epochs 1.5").unwrap().apply(&mut config);
+        assert_eq!((config.training.steps, config.training.epochs), (None, Some(1.5)));
+        config.validate().unwrap();
+        assert!(parsed("node --role owner --epochs 1.5 --steps 3").is_err());
         assert_eq!(config.owner.workers, 2);
         assert!(!config.network.mdns);
         assert_eq!(config.network.peers, ["/ip4/127.0.0.1/tcp/1"]);

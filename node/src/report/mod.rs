@@ -1,8 +1,11 @@
 //! What a training run leaves behind for its owner besides the adapter: `report.json`, `loss.svg`, and the figures
-//! about this process that go into them.
+//! about this process that go into them; and while it lasts `metrics.jsonl` and TensorBoard's event files.
 //!
-//! Both files appear whole or not at all, so that a run that is killed while it writes leaves the last good ones.
+//! The first two appear whole or not at all, so that a run that is killed while it writes leaves the last good ones.
 
+mod curves;
+mod events;
+mod metrics;
 mod parts;
 mod plot;
 mod process;
@@ -15,6 +18,9 @@ use anyhow::Context;
 use protocol::he::ParameterSet;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use curves::Curves;
+pub use events::{EVENTS_FOLDER, remove_events};
+pub use metrics::METRICS_FILE;
 pub use parts::{PARTS_VARIABLE, Parts, Sampler};
 pub use plot::loss_svg;
 pub use process::{available_memory_bytes, cpu_seconds, cpu_seconds_of, peak_rss_bytes, peak_rss_bytes_of};
@@ -71,6 +77,15 @@ pub struct StepReport {
     pub seconds: f64,
     /// Tokens that went through the model, scored or not.
     pub tokens: u64,
+    /// Tokens that were scored; `None` in reports of earlier versions, as are the next two.
+    #[serde(default)]
+    pub loss_tokens: Option<u64>,
+    /// Its learning rate.
+    #[serde(default)]
+    pub learning_rate: Option<f64>,
+    /// Norm of the mean gradient over all that is trained, before it was clipped.
+    #[serde(default)]
+    pub gradient_norm: Option<f64>,
     /// Bytes sent to workers.
     pub bytes_up: u64,
     /// Bytes received from workers.

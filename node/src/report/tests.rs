@@ -10,6 +10,9 @@ fn report() -> Report {
         loss: 3.0 / f64::from(step),
         seconds: 4.5,
         tokens: 1024,
+        loss_tokens: Some(700),
+        learning_rate: Some(1e-4),
+        gradient_norm: (step > 1).then_some(0.5),
         bytes_up: 7_000_000_000,
         bytes_down: 5,
         owner_parts: None,
@@ -51,7 +54,8 @@ fn json_has_the_documented_fields() {
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(
         json["steps"][1],
-        serde_json::json!({"step": 2, "loss": 1.5, "seconds": 4.5, "tokens": 1024, "bytes_up": 7_000_000_000_u64,
+        serde_json::json!({"step": 2, "loss": 1.5, "seconds": 4.5, "tokens": 1024, "loss_tokens": 700, "learning_rate": 1e-4,
+                           "gradient_norm": 0.5, "bytes_up": 7_000_000_000_u64,
                            "bytes_down": 5, "owner_cpu_seconds": 0.25})
     );
     assert_eq!(json["parameter_sets"], serde_json::json!(["p24", "p32"]));
@@ -71,6 +75,89 @@ fn json_has_the_documented_fields() {
         assert!(json["time"][format!("{activity}_seconds")].is_number(), "{activity}");
     }
     assert_eq!(Report::read(out.path()).unwrap(), report());
+}
+
+fn lines(out: &std::path::Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(out.join(METRICS_FILE)).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn metrics_have_a_line_as_soon_as_there_is_something_to_tell() {
+    let out = tempfile::tempdir().unwrap();
+    let all = report();
+    let mut run = Report { steps: Vec::new(), ..report() };
+    // What a process that was killed has left: steps that the checkpoint has not, and half a line.
+    std::fs::write(out.path().join(METRICS_FILE), "{\"step\": 1}\n{\"step\": 2}\n{\"st").unwrap();
+    let mut curves = Curves::new(out.path(), &run);
+    curves.follow(&run);
+    assert_eq!(lines(out.path()), [serde_json::json!({"step": 0, "eval_loss": 3.1})]);
+    for (count, step) in all.steps.iter().enumerate() {
+        run.steps.push(step.clone());
+        if count == 1 {
+            run.evaluations.push(EvaluationReport { step: 2, loss: 2.5 });
+        }
+        curves.follow(&run);
+    }
+    let written = lines(out.path());
+    let steps: Vec<_> = written.iter().map(|line| (line["step"].as_u64().unwrap(), line["loss"].is_null())).collect();
+    assert_eq!(steps, [(0, true), (1, false), (2, false), (2, true), (3, false)]);
+    assert_eq!(written[4], serde_json::to_value(&run.steps[2]).unwrap());
+
+    // The next process writes the same anew, and a disk that was full for a while leaves nothing out.
+    drop(curves);
+    let mut curves = Curves::new(out.path(), &run);
+    std::fs::remove_file(out.path().join(METRICS_FILE)).unwrap();
+    std::fs::create_dir(out.path().join(METRICS_FILE)).unwrap();
+    curves.follow(&run);
+    std::fs::remove_dir(out.path().join(METRICS_FILE)).unwrap();
+    run.evaluations.push(EvaluationReport { step: 3, loss: f64::NAN });
+    curves.follow(&run);
+    assert_eq!(lines(out.path())[..5], written);
+    assert!(lines(out.path())[5]["eval_loss"].is_null() && lines(out.path()).len() == 6);
+}
+
+/// The records of an event file, their lengths believed.
+fn records(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut rest = bytes;
+    let mut records = Vec::new();
+    while !rest.is_empty() {
+        let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+        records.push(rest[12..12 + length].to_vec());
+        rest = &rest[16 + length..];
+    }
+    records
+}
+
+#[test]
+fn each_process_has_an_event_file_that_begins_where_the_last_one_counts_no_more() {
+    let out = tempfile::tempdir().unwrap();
+    let files = || {
+        let mut files: Vec<_> =
+            std::fs::read_dir(out.path().join(EVENTS_FOLDER)).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        files
+    };
+    let mut run = report();
+    Curves::new(out.path(), &run).follow(&run);
+    let first = records(&std::fs::read(&files()[0]).unwrap());
+    assert_eq!(first.len(), 2 + 1 + 3, "version, start, the evaluation and three steps");
+    assert!(first[0].ends_with(b"brain.Event:2"));
+    assert!(
+        first[2].windows(9).any(|part| part == b"eval/loss") && !first[3].windows(9).any(|part| part == b"eval/loss")
+    );
+
+    let mut next = Curves::new(out.path(), &run);
+    next.follow(&run);
+    assert_eq!(files().len(), 1, "there is nothing new");
+    run.steps.push(StepReport { step: 4, ..run.steps[2].clone() });
+    next.follow(&run);
+    let second = records(&std::fs::read(&files()[1]).unwrap());
+    assert_eq!(second.len(), 3);
+    // Field 2, the step, is 4: from there on the earlier file is forgotten.
+    assert_eq!(second[1][9..], [2 << 3, 4, 7 << 3 | 2, 2, 1 << 3, 1]);
+    remove_events(out.path()).unwrap();
+    assert!(files().is_empty());
 }
 
 #[test]

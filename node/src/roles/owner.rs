@@ -31,6 +31,8 @@ use crate::{output, protect};
 
 /// What an owner begins with: all that can be wrong with it is found before a worker is asked for anything.
 struct Inputs {
+    /// The configuration, with what follows from the data said in steps.
+    config: Arc<Config>,
     model: Arc<Model>,
     digest: ModelDigest,
     training: Dataset,
@@ -49,13 +51,15 @@ struct Inputs {
 pub async fn run(config: Config, start: Start) -> anyhow::Result<()> {
     protect::shut_memory();
     let config = Arc::new(config);
-    let mut progress = Progress::new(config.training.steps);
+    let mut progress = Progress::new();
     let mut stop = StopSignals::listen()?;
     let prepared = tokio::select! {
         prepared = prepare(&config, &start, &progress) => prepared,
         () = stop.next() => Err(anyhow!("stopped before the training began")),
     };
     let (inputs, cluster) = prepared.inspect_err(|_| start::forget_owner(&config.owner.out))?;
+    let config = Arc::clone(&inputs.config);
+    progress.begin(config.training.steps());
     let trained = train(&config, inputs, &start, cluster.as_ref(), &mut progress, &mut stop).await;
     progress.finish();
     if let Some(cluster) = cluster {
@@ -83,8 +87,8 @@ async fn prepare(
 
 /// Reads and checks model, data and the checkpoint to go on from. Blocks.
 fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
-    let (path, data, out) = (config.model()?, config.data()?, &config.owner.out);
-    start.check(out)?;
+    let (path, data) = (config.model()?, config.data()?);
+    start.check(&config.owner.out)?;
     let model = Model::open(path)?;
     model.notes().iter().for_each(|note| tracing::warn!("{note}"));
     let (longest, positions) = (config.data.max_tokens, model.config().max_positions);
@@ -99,18 +103,21 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
     let examples = Dataset::load(data, &config.data, &tokenizer)?;
     report_cuts(&examples, data, config.data.max_tokens);
     let (training, held_out) = examples.split(config.data.held_out, config.training.seed)?;
+    let mut config = config.clone();
+    config.training = config.training.resolved(training.examples().len()).context("[training]")?;
+    let config = Arc::new(config);
     let digest = model.digest()?;
-    let resume = start.checkpoint(out, config.training.lora.values(model.config())?)?;
+    let resume = start.checkpoint(&config.owner.out, config.training.lora.values(model.config())?)?;
     let data_seed = match (config.training.data_seed, &resume) {
         (Some(seed), _) => seed,
         (None, Some(found)) => found.checkpoint.state.position.seed,
         (None, None) => fresh_seed().context("no randomness from the operating system")?,
     };
-    let identity = start::identity(config, data_seed, digest, training.digest(), held_out.digest())?;
+    let identity = start::identity(&config, data_seed, digest, training.digest(), held_out.digest())?;
     if let Some(found) = &resume {
         start::refuse_other(found, &identity)?;
     }
-    Ok(Inputs { model: Arc::new(model), digest, training, held_out, data_seed, identity, resume })
+    Ok(Inputs { config, model: Arc::new(model), digest, training, held_out, data_seed, identity, resume })
 }
 
 /// Says which examples were not used as they are.
@@ -164,6 +171,7 @@ async fn train(
         None if matches!(start, Start::Resume(_)) => progress.note("there is no checkpoint yet: the run begins"),
         None => {}
     }
+    results.begin();
     let checkpoints = CheckpointTarget {
         store: start::store(out, config.checkpoint.keep),
         config: config.checkpoint,
@@ -182,7 +190,7 @@ async fn train(
     let data = training_data(config, &inputs);
     output::print(format_args!(
         "training {} steps, {} examples",
-        config.training.steps,
+        config.training.steps(),
         inputs.training.examples().len()
     ));
     let outcome = follow(Trainer::launch(settings, model, data)?, &mut results, progress, stop).await;
@@ -276,7 +284,7 @@ async fn follow(
             event = run.events.recv() => match event {
                 Some(TrainEvent::EvaluationStarted { .. }) => progress.status("evaluating"),
                 Some(TrainEvent::Evaluation(evaluation)) => {
-                    results.evaluation(evaluation.step, evaluation.loss);
+                    results.evaluation(&evaluation);
                     progress.evaluation(evaluation.step, evaluation.loss);
                 }
                 Some(TrainEvent::Step(step)) => {

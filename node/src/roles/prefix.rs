@@ -53,7 +53,7 @@ impl Plan {
         };
         let layers = config.training.lora.layers.of(texts.model.layers)?;
         let layer = layers.first().copied().unwrap_or(0).into();
-        let taken = config.training.steps.saturating_mul(config.training.batch());
+        let taken = config.training.steps().saturating_mul(config.training.batch());
         let training = taken > texts.training.examples().len();
         let evaluated = match config.training.eval_batches {
             0 => usize::MAX,
@@ -167,11 +167,11 @@ mod tests {
         let plan = |config: &Config| Plan::of(config, &texts).unwrap();
         assert_eq!(plan(&config), None, "all layers are adapted");
         config.training.lora.layers = Layers::Top(4);
-        config.training.steps = 5;
+        config.training.steps = Some(5);
         let width = model.hidden_size as u64 * 4;
         let (layer, format) = (model.layers - 4, StateFormat::F32);
         assert_eq!(plan(&config), Some(Plan { layer, format, training: false, bytes: 24 * width }));
-        config.training.steps = 6;
+        config.training.steps = Some(6);
         config.training.eval_batches = 2;
         assert_eq!(plan(&config), Some(Plan { layer, format, training: true, bytes: (150 + 15) * width }));
         config.owner.prefix_cache = PrefixChoice::Bf16;

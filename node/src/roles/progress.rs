@@ -18,16 +18,22 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// A display for a run of so many steps.
-    pub(super) fn new(steps: usize) -> Self {
+    /// A display for a run whose length is not known yet.
+    pub(super) fn new() -> Self {
         let plain = !std::io::stderr().is_terminal();
-        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(steps as u64) };
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let template = "{spinner} step {pos}/{len} [{bar:30}] {elapsed} (about {eta} left)  {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.enable_steady_tick(Duration::from_millis(250));
-        Self { bar, plain, steps, evaluation: None }
+        Self { bar, plain, steps: 0, evaluation: None }
+    }
+
+    /// The run has so many steps.
+    pub(super) fn begin(&mut self, steps: usize) {
+        self.steps = steps;
+        self.bar.set_length(steps as u64);
     }
 
     /// A line that stays.

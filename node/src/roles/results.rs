@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use actors::owner::PhaseTimes;
 use actors::owner::fleet::Presence;
 use actors::owner::scheduler::WorkerRecord;
-use actors::trainer::{StepReport, TrainState};
+use actors::trainer::{self, StepReport, TrainState};
 use anyhow::Context as _;
 use protocol::he::ParameterSet;
 use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::config::BackendChoice;
-use crate::report::{self, EvaluationReport, Parts, Report, Sampler, TimeBreakdown, WorkerReport};
+use crate::report::{self, Curves, EvaluationReport, Parts, Report, Sampler, TimeBreakdown, WorkerReport};
 
 /// Name of the folder for the adapter in the folder for the results.
 pub(super) const ADAPTER: &str = "adapter";
@@ -78,6 +78,8 @@ fn breakdown(phases: PhaseTimes, seconds: f64) -> TimeBreakdown {
 pub(super) struct Results {
     out: PathBuf,
     report: Report,
+    /// What is written while the run lasts; `None` before it begins.
+    curves: Option<Curves>,
     /// Processor seconds of this process when its last step was done.
     cpu_seconds: f64,
     /// What that was spent on, if it is counted.
@@ -93,7 +95,7 @@ impl Results {
         std::fs::create_dir_all(out).with_context(|| format!("the folder {} cannot be created", out.display()))?;
         tempfile::NamedTempFile::new_in(out)
             .with_context(|| format!("the folder {} cannot be written", out.display()))?;
-        Ok(Self { out: out.to_path_buf(), report, cpu_seconds: 0.0, sampler: Sampler::start() })
+        Ok(Self { out: out.to_path_buf(), report, curves: None, cpu_seconds: 0.0, sampler: Sampler::start() })
     }
 
     /// Where the adapter belongs.
@@ -108,6 +110,7 @@ impl Results {
         let parts = self.sampler.as_mut().map(|sampler| sampler.since_last(since));
         self.past_step(step, Some(since), parts);
         self.cpu_seconds = cpu_seconds;
+        self.follow();
     }
 
     fn past_step(&mut self, step: &StepReport, owner_cpu_seconds: Option<f64>, owner_parts: Option<Parts>) {
@@ -116,6 +119,9 @@ impl Results {
             loss: step.loss,
             seconds: step.seconds,
             tokens: step.tokens as u64,
+            loss_tokens: Some(step.loss_tokens as u64),
+            learning_rate: Some(step.learning_rate),
+            gradient_norm: Some(step.gradient_norm),
             bytes_up: step.traffic.up,
             bytes_down: step.traffic.down,
             owner_cpu_seconds,
@@ -123,14 +129,32 @@ impl Results {
         });
     }
 
-    pub(super) fn evaluation(&mut self, step: usize, loss: f64) {
-        self.report.evaluations.push(EvaluationReport { step: number(step), loss });
+    /// Notes an evaluation that was just done.
+    pub(super) fn evaluation(&mut self, evaluation: &trainer::EvaluationReport) {
+        self.past_evaluation(evaluation);
+        self.follow();
+    }
+
+    fn past_evaluation(&mut self, evaluation: &trainer::EvaluationReport) {
+        self.report.evaluations.push(EvaluationReport { step: number(evaluation.step), loss: evaluation.loss });
     }
 
     /// Takes over what an interrupted run had reached.
     pub(super) fn resume(&mut self, state: &TrainState) {
         state.history.iter().for_each(|step| self.past_step(step, None, None));
-        state.evaluations.iter().for_each(|evaluation| self.evaluation(evaluation.step, evaluation.loss));
+        state.evaluations.iter().for_each(|evaluation| self.past_evaluation(evaluation));
+    }
+
+    /// Begins what is written while the run lasts.
+    pub(super) fn begin(&mut self) {
+        self.curves = Some(Curves::new(&self.out, &self.report));
+        self.follow();
+    }
+
+    fn follow(&mut self) {
+        if let Some(curves) = &mut self.curves {
+            curves.follow(&self.report);
+        }
     }
 
     /// Notes what the workers did for a model.

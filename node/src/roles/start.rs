@@ -11,7 +11,7 @@ use indicatif::HumanBytes;
 use super::results::ADAPTER;
 use crate::config::{Config, PrefixChoice};
 use crate::disk;
-use crate::report::{PLOT_FILE, REPORT_FILE};
+use crate::report::{EVENTS_FOLDER, METRICS_FILE, PLOT_FILE, REPORT_FILE, remove_events};
 use crate::swarm::{self, IdentityLock};
 
 /// Name of the folder for the checkpoints in the folder for the results.
@@ -20,8 +20,8 @@ const CHECKPOINTS: &str = "checkpoints";
 const OWNER_KEY: &str = "owner.key";
 /// What a checkpoint and a report take beside tensors, at least.
 const SPARED_BYTES: u64 = 4 << 20;
-/// What a step takes in a checkpoint and in a report, at most.
-const STEP_BYTES: (u64, u64) = (96, 256);
+/// What a step takes in a checkpoint, and in report, metrics and events together, at most.
+const STEP_BYTES: (u64, u64) = (128, 1024);
 
 /// How a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,7 +113,8 @@ impl Start {
             return Ok(());
         }
         store(out, 1).clear()?;
-        let files = [out.join(REPORT_FILE), out.join(PLOT_FILE)];
+        remove_events(out).with_context(|| format!("{} cannot be emptied", out.join(EVENTS_FOLDER).display()))?;
+        let files = [REPORT_FILE, PLOT_FILE, METRICS_FILE].map(|name| out.join(name));
         let adapter = fs::read_dir(out.join(ADAPTER)).into_iter().flatten().flatten().map(|entry| entry.path());
         for path in files.into_iter().chain(adapter).filter(|path| path.exists()) {
             fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))?;
@@ -217,7 +218,7 @@ pub(super) fn check_disk(config: &Config, trained: usize) -> anyhow::Result<()> 
 /// Checkpoints that stay and the one that is being written, the adapter beside an older one, the report.
 fn bytes_needed(config: &Config, trained: usize) -> u64 {
     let tensor = |values: usize| (values as u64).saturating_mul(4);
-    let text = |step: u64| step.saturating_mul(config.training.steps as u64).saturating_add(SPARED_BYTES);
+    let text = |step: u64| step.saturating_mul(config.training.steps() as u64).saturating_add(SPARED_BYTES);
     let checkpoint = tensor(snapshot_values(trained)).saturating_add(text(STEP_BYTES.0));
     let checkpoints = checkpoint.saturating_mul(config.checkpoint.keep as u64 + 1);
     checkpoints.saturating_add(tensor(2 * trained)).saturating_add(text(STEP_BYTES.1))

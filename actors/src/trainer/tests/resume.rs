@@ -18,7 +18,7 @@ pub(super) fn texts() -> Dataset {
 
 pub(super) fn training(steps: usize) -> TrainingConfig {
     TrainingConfig {
-        steps,
+        steps: Some(steps),
         micro_batch: 2,
         accumulation: 3,
         in_flight: 2,
