@@ -4,13 +4,13 @@ use protocol::model::Projection;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::lora::{Layers, LoraConfig};
+use crate::lora::{Initialisation, Layers, LoraConfig, Patterns, read_targets};
 
 /// The fields that PEFT's `LoraConfig` writes for a plain LoRA of a causal language model, in its order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct PeftConfig {
     #[serde(default)]
-    alpha_pattern: Map<String, Value>,
+    alpha_pattern: Patterns<f32>,
     #[serde(default)]
     auto_mapping: Option<Value>,
     #[serde(default)]
@@ -22,7 +22,7 @@ pub(super) struct PeftConfig {
     #[serde(default)]
     inference_mode: bool,
     #[serde(default)]
-    init_lora_weights: Value,
+    init_lora_weights: Initialisation,
     #[serde(default)]
     layer_replication: Option<Value>,
     #[serde(default)]
@@ -43,9 +43,10 @@ pub(super) struct PeftConfig {
     peft_type: String,
     r: usize,
     #[serde(default)]
-    rank_pattern: Map<String, Value>,
+    rank_pattern: Patterns<usize>,
     #[serde(default)]
     revision: Option<String>,
+    #[serde(deserialize_with = "read_targets")]
     target_modules: Vec<Projection>,
     #[serde(default)]
     task_type: Option<String>,
@@ -53,7 +54,13 @@ pub(super) struct PeftConfig {
     use_dora: bool,
     #[serde(default)]
     use_rslora: bool,
+    /// Fields of later versions and of methods that are not known here.
+    #[serde(flatten, skip_serializing)]
+    rest: Map<String, Value>,
 }
+
+/// Fields that change nothing unless another one is set, which is refused.
+const IDLE: [&str; 2] = ["peft_version", "qalora_group_size"];
 
 /// What PEFT calls the list of a Llama's layers.
 const LAYERS: &str = "layers";
@@ -91,13 +98,13 @@ impl PeftConfig {
         // PEFT's own type is an integer; a whole number is written as one.
         let whole = lora.alpha.fract() == 0.0 && lora.alpha.abs() < 1e9;
         Self {
-            alpha_pattern: Map::new(),
+            alpha_pattern: lora.alpha_pattern.clone(),
             auto_mapping: None,
             base_model_name_or_path: Some(base_model.into()),
             bias: none(),
             fan_in_fan_out: false,
             inference_mode: true,
-            init_lora_weights: Value::Bool(true),
+            init_lora_weights: lora.init_lora_weights,
             layer_replication: None,
             layers_pattern: adapted.is_some().then(|| OneOrMore::One(LAYERS.into())),
             layers_to_transform: adapted.map(OneOrMore::More),
@@ -109,12 +116,13 @@ impl PeftConfig {
             modules_to_save: None,
             peft_type: "LORA".into(),
             r: lora.rank,
-            rank_pattern: Map::new(),
+            rank_pattern: lora.rank_pattern.clone(),
             revision: None,
             target_modules: modules,
             task_type: Some("CAUSAL_LM".into()),
             use_dora: false,
-            use_rslora: false,
+            use_rslora: lora.use_rslora,
+            rest: Map::new(),
         }
     }
 
@@ -124,15 +132,19 @@ impl PeftConfig {
             ("peft_type", self.peft_type != "LORA"),
             ("bias", self.bias != "none"),
             ("use_dora", self.use_dora),
-            ("use_rslora", self.use_rslora),
             ("fan_in_fan_out", self.fan_in_fan_out),
-            ("alpha_pattern", !self.alpha_pattern.is_empty()),
-            ("rank_pattern", !self.rank_pattern.is_empty()),
             ("layer_replication", self.layer_replication.is_some()),
             ("layers_pattern", !OneOrMore::list(&self.layers_pattern).iter().all(|name| name == LAYERS)),
             ("modules_to_save", self.modules_to_save.is_some()),
         ];
-        if let Some((field, _)) = unknown.into_iter().find(|(_, unknown)| *unknown) {
+        let set = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Object(fields) => !fields.is_empty(),
+            _ => true,
+        };
+        let rest =
+            self.rest.iter().map(|(field, value)| (field.as_str(), set(value) && !IDLE.contains(&field.as_str())));
+        if let Some((field, _)) = unknown.into_iter().chain(rest).find(|(_, unknown)| *unknown) {
             return Err(format!("{field} asks for something that only PEFT itself supports"));
         }
         let alpha = self.lora_alpha.as_f64().ok_or("lora_alpha is not a number")? as f32;
@@ -141,8 +153,18 @@ impl PeftConfig {
             [] => Layers::All,
             these => Layers::These(these.iter().copied().collect()),
         };
-        let (rank, dropout, target_modules) = (self.r, self.lora_dropout, self.target_modules);
-        let lora = LoraConfig { rank, alpha, dropout, target_modules, layers };
+        let lora = LoraConfig {
+            rank: self.r,
+            alpha,
+            dropout: self.lora_dropout,
+            target_modules: self.target_modules,
+            layers,
+            rank_pattern: self.rank_pattern,
+            alpha_pattern: self.alpha_pattern,
+            use_rslora: self.use_rslora,
+            init_lora_weights: self.init_lora_weights,
+            ..LoraConfig::default()
+        };
         lora.validate().map_err(|invalid| invalid.to_string())?;
         Ok(lora)
     }

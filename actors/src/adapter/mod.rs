@@ -15,7 +15,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use self::config::PeftConfig;
 use crate::files::{FileError, Readers, create_folder, read_bounded, write_atomically};
-use crate::lora::LoraAdapters;
+use crate::lora::{LoraAdapters, Slot};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -89,8 +89,7 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
     let content = |what: String| AdapterError::Content { path: path.clone(), what };
     let config: PeftConfig = serde_json::from_slice(&bytes).map_err(|error| content(error.to_string()))?;
     let config = config.into_lora().map_err(content)?;
-    config.layers.of(model.layers).map_err(|invalid| content(invalid.to_string()))?;
-    config.modules_of(model).map_err(|invalid| content(invalid.to_string()))?;
+    config.values(model).map_err(|invalid| content(invalid.to_string()))?;
     let adapters = LoraAdapters::new(model, &config, 0)?;
 
     let path = folder.join(WEIGHTS);
@@ -99,7 +98,7 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
     let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
         .map_err(|error| content(format!("not a safetensors file: {error}")))?;
     drop(bytes);
-    adapters.replace(|layer, projection| {
+    adapters.replace(|layer, &Slot { projection, rank, .. }| {
         let mut take = |side, expected: (usize, usize)| -> Result<Tensor, AdapterError> {
             let name = key(layer, projection, side);
             let tensor = tensors.remove(&name).ok_or_else(|| content(format!("{name} is missing")))?;
@@ -113,7 +112,7 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
             Ok(tensor)
         };
         let shape = projection.shape(model);
-        Ok::<_, AdapterError>((take("A", (config.rank, shape.d_in))?, take("B", (shape.d_out, config.rank))?))
+        Ok::<_, AdapterError>((take("A", (rank, shape.d_in))?, take("B", (shape.d_out, rank))?))
     })?;
     match tensors.into_keys().next() {
         Some(name) => Err(content(format!("{name} belongs to no adapter that {CONFIG} describes"))),

@@ -72,6 +72,25 @@ fn files_are_what_peft_reads() {
 }
 
 #[test]
+fn ranks_and_factors_of_their_own_come_back() {
+    let tiny = TinyModel::new();
+    let folder = tempfile::tempdir().unwrap();
+    let config: LoraConfig = serde_json::from_str(
+        r#"{"rank": 3, "alpha": 6.5, "use_rslora": true, "init_lora_weights": "gaussian",
+            "rank_pattern": {"layers.0.self_attn.q_proj": 5, "down_proj": 1}, "alpha_pattern": {"mlp.up_proj": 4.0}}"#,
+    )
+    .unwrap();
+    let adapters = trained(tiny.config(), &config);
+    save(folder.path(), &adapters, "base").unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join(CONFIG)).unwrap()).unwrap();
+    assert_eq!(json["rank_pattern"], serde_json::json!({"layers.0.self_attn.q_proj": 5, "down_proj": 1}));
+    assert_eq!((&json["use_rslora"], &json["alpha_pattern"]["mlp.up_proj"]), (&true.into(), &4.0.into()));
+    let read = load(folder.path(), tiny.config()).unwrap();
+    assert_eq!(read.config(), &config);
+    assert_eq!(values(&read), values(&adapters));
+}
+
+#[test]
 fn adapters_of_some_layers_say_so_as_peft_does_and_come_back() {
     let tiny = TinyModel::new();
     let folder = tempfile::tempdir().unwrap();
@@ -110,7 +129,7 @@ fn a_pair_is_the_projection_it_is_named_after() {
     let bytes = std::fs::read(folder.path().join(WEIGHTS)).unwrap();
     let pairs = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
     let all = LoraAdapters::new(tiny.config(), &LoraConfig { rank: 2, ..LoraConfig::default() }, 9).unwrap();
-    all.replace(|layer, projection| {
+    all.replace(|layer, &Slot { projection, .. }| {
         let shape = projection.shape(tiny.config());
         let found = |side| pairs.get(&key(layer, projection, side)).cloned();
         let zero = |rows, columns| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap();
@@ -132,6 +151,10 @@ fn what_cannot_be_used_is_named() {
     let write = || save(folder.path(), &trained(tiny.config(), &LoraConfig::default()), "base").unwrap();
 
     for (field, value, message) in [
+        ("init_lora_weights", serde_json::json!("pissa"), "workers serve those as they were published"),
+        ("trainable_token_indices", serde_json::json!([1]), "trainable_token_indices"),
+        ("use_qalora", serde_json::json!(true), "use_qalora"),
+        ("rank_pattern", serde_json::json!({"w1": 3}), "names no adapted projection"),
         ("use_dora", serde_json::json!(true), "use_dora"),
         ("peft_type", serde_json::json!("IA3"), "peft_type"),
         ("r", serde_json::json!(0), "lora.rank"),

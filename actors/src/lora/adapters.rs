@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
-use protocol::ids::{Group, LinearId};
+use protocol::ids::LinearId;
 use protocol::model::LlamaConfig;
-use rand::Rng;
+use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use super::{LoraConfig, Projection};
+use super::config::Size;
+use super::{Initialisation, LoraConfig, Projection};
 
 /// Where one projection's adapter lies in its group's tensors and in the group's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slot {
     /// Which projection.
     pub projection: Projection,
@@ -21,15 +22,21 @@ pub struct Slot {
     pub offset: usize,
     /// Its output features.
     pub d_out: usize,
-    /// Output features of the slots before it: its part of `B` begins at `column · rank`.
-    pub column: usize,
+    /// Inner dimension of its adapter.
+    pub rank: usize,
+    /// Factor of its adapter's output.
+    pub scaling: f32,
+    /// The first of its rows of `A`, which are as many as the rank.
+    pub row: usize,
+    /// Where its part of `B` begins, which has `d_out·rank` values.
+    pub up: usize,
 }
 
 /// The adapters of one fused group.
 pub struct GroupAdapter {
     /// Which projections, in the order of the group.
     pub slots: Arc<[Slot]>,
-    /// Down projections, one below the other: `slots·rank × d_in`.
+    /// Down projections, one below the other: as many rows as the ranks together, `× d_in`.
     pub a: Var,
     /// Up projections one after the other, each `d_out × rank` row-major, as one vector.
     pub b: Var,
@@ -42,29 +49,34 @@ pub struct LoraAdapters {
 }
 
 impl LoraAdapters {
-    /// New adapters that change nothing yet: `A` uniform in `±1/√d_in` as PEFT draws it (Kaiming with `a = √5`), `B` zero.
+    /// New adapters that change nothing yet: `A` uniform in `±1/√d_in` as PEFT draws it (Kaiming with `a = √5`), or normal,
+    /// `B` zero.
     ///
     /// # Errors
     /// When the model has not the layers that are to be adapted, and when candle cannot make the tensors.
     pub fn new(model: &LlamaConfig, config: &LoraConfig, seed: u64) -> Result<Self> {
-        let adapted = config.layers.of(model.layers).map_err(candle_core::Error::wrap)?;
-        let modules = config.modules_of(model).map_err(candle_core::Error::wrap)?;
-        let groups = model.linears().filter(|linear| adapted.contains(&linear.layer)).map(|linear| {
-            let slots = slots(model, &modules, linear.group);
+        let sizes = config.sizes(model).map_err(candle_core::Error::wrap)?;
+        let groups = model.linears().map(|linear| {
+            let slots = slots(model, &sizes, linear);
             if slots.is_empty() {
                 return Ok(None);
             }
             let d_in = model.shape(linear.group).d_in;
             let bound = (d_in as f32).sqrt().recip();
-            let mut a = Vec::with_capacity(slots.len() * config.rank * d_in);
+            let rows: usize = slots.iter().map(|slot| slot.rank).sum();
+            let mut a = Vec::with_capacity(rows * d_in);
             for slot in &slots {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 random.set_stream(u64::from(linear.layer) << 8 | slot.projection as u64);
-                a.extend((0..config.rank * d_in).map(|_| random.random_range(-bound..bound)));
+                let mut draw = || match config.init_lora_weights {
+                    Initialisation::Uniform => random.random_range(-bound..bound),
+                    Initialisation::Gaussian => normal(&mut random) / slot.rank as f32,
+                };
+                a.extend((0..slot.rank * d_in).map(|_| draw()));
             }
-            let b: usize = slots.iter().map(|slot| slot.d_out * config.rank).sum();
+            let b: usize = slots.iter().map(|slot| slot.d_out * slot.rank).sum();
             let adapter = GroupAdapter {
-                a: Var::from_vec(a, (slots.len() * config.rank, d_in), &Device::Cpu)?,
+                a: Var::from_vec(a, (rows, d_in), &Device::Cpu)?,
                 b: Var::from_vec(vec![0f32; b], b, &Device::Cpu)?,
                 slots: slots.into(),
             };
@@ -117,6 +129,11 @@ impl LoraAdapters {
         self.groups.values().flat_map(|group| [group.a.clone(), group.b.clone()]).collect()
     }
 
+    /// The learning rate of each of [`Self::parameters`] as a multiple of the run's.
+    pub fn rates(&self) -> Vec<f64> {
+        self.groups.values().flat_map(|_| [1.0, self.config.lora_plus_ratio]).collect()
+    }
+
     /// Number of trained values.
     pub fn values(&self) -> usize {
         self.groups.values().map(|group| group.a.elem_count() + group.b.elem_count()).sum()
@@ -131,10 +148,10 @@ impl LoraAdapters {
         mut visit: impl FnMut(u16, Projection, &Tensor, &Tensor) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         for (linear, group) in &self.groups {
-            for (index, slot) in group.slots.iter().enumerate() {
-                let rank = self.config.rank;
-                let a = group.a.narrow(0, index * rank, rank)?;
-                let b = group.b.narrow(0, slot.column * rank, slot.d_out * rank)?.reshape((slot.d_out, rank))?;
+            for slot in group.slots.iter() {
+                let rank = slot.rank;
+                let a = group.a.narrow(0, slot.row, rank)?;
+                let b = group.b.narrow(0, slot.up, slot.d_out * rank)?.reshape((slot.d_out, rank))?;
                 visit(linear.layer, slot.projection, &a.detach(), &b.detach())?;
             }
         }
@@ -147,13 +164,13 @@ impl LoraAdapters {
     /// What `read` returns, and when a shape is another. Nothing is replaced then.
     pub fn replace<E: From<candle_core::Error>>(
         &self,
-        mut read: impl FnMut(u16, Projection) -> std::result::Result<(Tensor, Tensor), E>,
+        mut read: impl FnMut(u16, &Slot) -> std::result::Result<(Tensor, Tensor), E>,
     ) -> std::result::Result<(), E> {
         let mut replacements = Vec::with_capacity(self.groups.len());
         for (linear, group) in &self.groups {
             let (mut a, mut b) = (Vec::new(), Vec::new());
             for slot in group.slots.iter() {
-                let (down, up) = read(linear.layer, slot.projection)?;
+                let (down, up) = read(linear.layer, slot)?;
                 a.push(down);
                 b.push(up.flatten_all()?);
             }
@@ -173,16 +190,93 @@ impl LoraAdapters {
 }
 
 /// The adapted projections of a group and where their outputs lie.
-fn slots(model: &LlamaConfig, modules: &[Projection], group: Group) -> Vec<Slot> {
-    let (mut offset, mut column) = (0, 0);
+fn slots(model: &LlamaConfig, sizes: &BTreeMap<(u16, Projection), Size>, linear: LinearId) -> Vec<Slot> {
+    let (mut offset, mut row, mut up) = (0, 0, 0);
     let mut slots = Vec::new();
-    for &projection in model.projections(group) {
+    for &projection in model.projections(linear.group) {
         let d_out = projection.shape(model).d_out;
-        if modules.contains(&projection) {
-            slots.push(Slot { projection, offset, d_out, column });
-            column += d_out;
+        if let Some(&Size { rank, scaling }) = sizes.get(&(linear.layer, projection)) {
+            slots.push(Slot { projection, offset, d_out, rank, scaling, row, up });
+            row += rank;
+            up += d_out * rank;
         }
         offset += d_out;
     }
     slots
+}
+
+/// A normal number of mean 0 and variance 1 (Box and Muller).
+fn normal(random: &mut ChaCha8Rng) -> f32 {
+    // More than 0, so that its logarithm is finite.
+    let (radius, angle) = (1.0 - random.random::<f64>(), random.random::<f64>());
+    ((-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use protocol::ids::Group;
+
+    use super::*;
+    use crate::testing::TinyModel;
+
+    #[test]
+    fn gaussian_adapters_spread_by_their_rank_and_change_nothing() {
+        let tiny = TinyModel::new();
+        let config = LoraConfig { rank: 4, init_lora_weights: Initialisation::Gaussian, ..LoraConfig::default() };
+        let adapters = LoraAdapters::new(tiny.config(), &config, 1).unwrap();
+        let (mut sum, mut count) = (0.0, 0.0);
+        adapters
+            .for_each(|_, _, a, b| {
+                let values = a.flatten_all()?.to_vec1::<f32>()?;
+                sum += values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+                count += values.len() as f64;
+                assert_eq!(b.abs()?.sum_all()?.to_scalar::<f32>()?, 0.0);
+                Ok::<_, candle_core::Error>(())
+            })
+            .unwrap();
+        let deviation = (sum / count).sqrt();
+        assert!((deviation * 4.0 - 1.0).abs() < 0.05, "{deviation}");
+    }
+
+    #[test]
+    fn patterns_give_modules_their_own_rank_and_factor() {
+        let tiny = TinyModel::new();
+        let config: LoraConfig = serde_json::from_str(
+            r#"{"rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj", "down_proj"],
+                "rank_pattern": {"v_proj": 2, "layers.1.mlp.down_proj": 9}, "alpha_pattern": {"layers.1.*": 27.0}}"#,
+        )
+        .unwrap();
+        let adapters = LoraAdapters::new(tiny.config(), &config, 1).unwrap();
+        assert_eq!(adapters.values(), config.values(tiny.config()).unwrap());
+        let mut seen = Vec::new();
+        adapters
+            .for_each(|layer, projection, a, b| {
+                assert_eq!(a.dim(0)?, b.dim(1)?);
+                let group = Group::Qkv;
+                let linear = LinearId { layer, group };
+                let slot = adapters.group(linear).unwrap().slots.iter().find(|slot| slot.projection == projection);
+                seen.push((layer, projection, a.dim(0)?, slot.map(|slot| slot.scaling)));
+                Ok::<_, candle_core::Error>(())
+            })
+            .unwrap();
+        assert_eq!(
+            seen,
+            [
+                (0, Projection::Q, 4, Some(2.0)),
+                (0, Projection::V, 2, Some(4.0)),
+                (0, Projection::Down, 4, None),
+                (1, Projection::Q, 4, Some(27.0 / 4.0)),
+                (1, Projection::V, 2, Some(27.0 / 2.0)),
+                (1, Projection::Down, 9, None),
+            ]
+        );
+        let rs = LoraConfig { use_rslora: true, ..config.clone() };
+        let size = rs.sizes(tiny.config()).unwrap()[&(1, Projection::Down)];
+        assert_eq!(size, Size { rank: 9, scaling: 9.0 });
+        let idle = LoraConfig { rank_pattern: [("k_proj".to_owned(), 3)].into_iter().collect(), ..config };
+        let error = idle.values(tiny.config()).unwrap_err().to_string();
+        assert!(error.contains("lora.rank_pattern has `k_proj`, which names no adapted projection"), "{error}");
+    }
 }

@@ -1,14 +1,18 @@
 //! What an adapter looks like, as the user chooses it.
 
+use std::collections::BTreeMap;
+
 use protocol::ids::LinearShape;
 use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{Layers, Projection};
+use super::{Initialisation, Layers, Patterns, Projection, targets};
 use crate::trainer::InvalidSetting;
 
 /// Largest rank accepted: an adapter of more has nothing low about its rank.
 const MAX_RANK: usize = 1024;
+/// How much faster `B` may learn than `A`, and how much slower.
+const MOST_RATIO: f64 = 1e4;
 
 /// Size and place of the adapters.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,34 +25,91 @@ pub struct LoraConfig {
     /// Share of the adapter's input features dropped while training, at least 0 and less than 1.
     pub dropout: f32,
     /// Projections that get an adapter.
+    #[serde(deserialize_with = "targets::read")]
     pub target_modules: Vec<Projection>,
     /// Layers in which they do. Checkpoints of runs that adapt all have no such field.
     #[serde(skip_serializing_if = "Layers::is_all")]
     pub layers: Layers,
+    /// Other ranks for the modules that these patterns name.
+    pub rank_pattern: Patterns<usize>,
+    /// The same for alpha.
+    pub alpha_pattern: Patterns<f32>,
+    /// Multiply by `alpha / √rank` instead (rsLoRA, Kalajdzievski, 2023).
+    pub use_rslora: bool,
+    /// Learn magnitude and direction of the weights' columns apart (DoRA); refused.
+    pub use_dora: bool,
+    /// The learning rate of `B` as a multiple of that of `A` (LoRA+, Hayou et al., 2024).
+    pub lora_plus_ratio: f64,
+    /// How new adapters begin.
+    pub init_lora_weights: Initialisation,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 8, alpha: 16.0, dropout: 0.0, target_modules: Projection::SEPARATE.to_vec(), layers: Layers::All }
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            target_modules: Projection::SEPARATE.to_vec(),
+            layers: Layers::All,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            use_rslora: false,
+            use_dora: false,
+            lora_plus_ratio: 1.0,
+            init_lora_weights: Initialisation::Uniform,
+        }
     }
 }
 
+/// What one projection's adapter looks like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Size {
+    /// Inner dimension of `B·A`.
+    pub(crate) rank: usize,
+    /// The factor of its output.
+    pub(crate) scaling: f32,
+}
+
 impl LoraConfig {
-    /// The factor of the adapter's output, `alpha / rank`.
-    pub fn scaling(&self) -> f32 {
-        self.alpha / self.rank as f32
+    /// Every adapted projection of a model, by layer.
+    ///
+    /// # Errors
+    /// When the model has not the layers that are to be adapted, and when a pattern names none of their projections.
+    pub(crate) fn sizes(&self, model: &LlamaConfig) -> Result<BTreeMap<(u16, Projection), Size>, InvalidSetting> {
+        let rank_failed = |why| InvalidSetting { field: "lora.rank_pattern", why };
+        let alpha_failed = |why| InvalidSetting { field: "lora.alpha_pattern", why };
+        let mut ranks = self.rank_pattern.matcher().map_err(rank_failed)?;
+        let mut alphas = self.alpha_pattern.matcher().map_err(alpha_failed)?;
+        let modules = self.modules_of(model)?;
+        let mut sizes = BTreeMap::new();
+        for layer in self.layers.of(model.layers)? {
+            for &projection in &modules {
+                let name = format!("model.layers.{layer}.{}", projection.name());
+                let rank = ranks.find(&name).map_err(rank_failed)?.unwrap_or(self.rank);
+                let alpha = alphas.find(&name).map_err(alpha_failed)?.unwrap_or(self.alpha);
+                let scaling = alpha / if self.use_rslora { (rank as f32).sqrt() } else { rank as f32 };
+                sizes.insert((layer, projection), Size { rank, scaling });
+            }
+        }
+        let idle = |pattern: &str| format!("has `{pattern}`, which names no adapted projection of the model");
+        match (ranks.idle(), alphas.idle()) {
+            (Some(pattern), _) => Err(rank_failed(idle(pattern))),
+            (_, Some(pattern)) => Err(alpha_failed(idle(pattern))),
+            _ => Ok(sizes),
+        }
     }
 
     /// Values that are trained with it in a model.
     ///
     /// # Errors
-    /// When the model has not the layers that are to be adapted.
+    /// When the model has not what is to be adapted.
     pub fn values(&self, model: &LlamaConfig) -> Result<usize, InvalidSetting> {
-        let pair = |projection: &Projection| {
+        let pair = |(&(_, projection), size): (&(u16, Projection), &Size)| {
             let LinearShape { d_in, d_out } = projection.shape(model);
-            self.rank * (d_in + d_out)
+            size.rank * (d_in + d_out)
         };
-        Ok(self.layers.of(model.layers)?.len() * self.modules_of(model)?.iter().map(pair).sum::<usize>())
+        Ok(self.sizes(model)?.iter().map(pair).sum())
     }
 
     /// The projections of a model that get an adapter, in the order of the forward pass. Naming all that a layer has where
@@ -77,11 +138,35 @@ impl LoraConfig {
     /// Names the first field that cannot be, and why.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         let fail = |field, why: String| Err(InvalidSetting { field, why });
-        if self.rank == 0 || self.rank > MAX_RANK {
-            return fail("lora.rank", format!("is {}, and must be from 1 to {MAX_RANK}", self.rank));
+        let ranks = [("lora.rank", self.rank)].into_iter();
+        for (field, rank) in ranks.chain(self.rank_pattern.values().map(|rank| ("lora.rank_pattern", rank))) {
+            if rank == 0 || rank > MAX_RANK {
+                return fail(field, format!("is {rank}, and must be from 1 to {MAX_RANK}"));
+            }
         }
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return fail("lora.alpha", format!("is {}, and must be more than 0", self.alpha));
+        let alphas = [("lora.alpha", self.alpha)].into_iter();
+        for (field, alpha) in alphas.chain(self.alpha_pattern.values().map(|alpha| ("lora.alpha_pattern", alpha))) {
+            if !(alpha.is_finite() && alpha > 0.0) {
+                return fail(field, format!("is {alpha}, and must be more than 0"));
+            }
+        }
+        for (field, error) in [
+            ("lora.rank_pattern", self.rank_pattern.matcher().err()),
+            ("lora.alpha_pattern", self.alpha_pattern.matcher().err()),
+        ] {
+            if let Some(why) = error {
+                return fail(field, why);
+            }
+        }
+        let ratio = self.lora_plus_ratio;
+        if !(ratio >= 1.0 / MOST_RATIO && ratio <= MOST_RATIO) {
+            let why = format!("is {ratio}, and must be more than 0 and at most {MOST_RATIO}; 1 is plain LoRA");
+            return fail("lora.lora_plus_ratio", why);
+        }
+        if self.use_dora {
+            let why = "is true, which is not supported: its column norms ask for every weight of the model in the clear \
+                       in every step";
+            return fail("lora.use_dora", why.into());
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return fail("lora.dropout", format!("is {}, and must be at least 0 and less than 1", self.dropout));

@@ -1,18 +1,23 @@
 //! Low-rank adapters (Hu et al., 2021): the part of the model that is trained, which never leaves its owner.
 //!
-//! A projection's output gains `(alpha / rank) · dropout(x)·Aᵀ·Bᵀ`. The base product comes from workers; this
+//! A projection's output gains `(alpha / rank) · dropout(x)·Aᵀ·Bᵀ`, or `(alpha / √rank)` times that. The base product comes from workers; this
 //! one is small and the owner computes it in the clear.
 
 mod adapters;
 mod config;
 mod dropout;
 mod layers;
+mod patterns;
+mod targets;
 mod values;
 
 pub use adapters::{GroupAdapter, LoraAdapters, Slot};
 pub use config::LoraConfig;
 pub use layers::Layers;
+pub use patterns::Patterns;
 pub use protocol::model::Projection;
+pub use targets::Initialisation;
 
 pub(crate) use dropout::{Draw, Dropout};
+pub(crate) use targets::read as read_targets;
 pub(crate) use values::Values;

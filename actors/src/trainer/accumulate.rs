@@ -59,6 +59,8 @@ pub fn snapshot_values(trained: usize) -> usize {
 /// Parameters, optimiser and the step under way.
 pub(super) struct Accumulation {
     parameters: Vec<Var>,
+    /// For each the learning rate as a multiple of the step's.
+    rates: Vec<f64>,
     optimiser: AdamW,
     max_gradient_norm: f64,
     learning_rate: f64,
@@ -92,10 +94,10 @@ impl Sum {
 }
 
 impl Accumulation {
-    pub(super) fn new(parameters: Vec<Var>, optimiser: AdamWConfig, max_gradient_norm: f64) -> Self {
+    pub(super) fn new(parameters: Vec<Var>, rates: Vec<f64>, optimiser: AdamWConfig, max_gradient_norm: f64) -> Self {
         let optimiser = AdamW::new(optimiser, parameters.iter().map(|var| var.elem_count()));
         let (waiting, sum) = (Vec::new(), Sum::default());
-        Self { parameters, optimiser, max_gradient_norm, learning_rate: 0.0, waiting, added: 0, sum }
+        Self { parameters, rates, optimiser, max_gradient_norm, learning_rate: 0.0, waiting, added: 0, sum }
     }
 
     /// Begins a step of so many micro-batches; what an unfinished one had gathered is forgotten.
@@ -178,9 +180,10 @@ impl Accumulation {
             _ => 1.0,
         };
         self.optimiser.begin_step();
-        for (index, (var, gradient)) in self.parameters.iter().zip(&sum).enumerate() {
+        for (index, ((var, rate), gradient)) in self.parameters.iter().zip(&self.rates).zip(&sum).enumerate() {
+            let rate = self.learning_rate * rate;
             let mut values = var.flatten_all()?.to_vec1::<f32>()?;
-            self.optimiser.update(index, &mut values, gradient, self.learning_rate, mean * clip);
+            self.optimiser.update(index, &mut values, gradient, rate, mean * clip);
             var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
         }
         Ok(StepSummary { loss: loss * mean, loss_tokens, gradient_norm })
@@ -199,7 +202,7 @@ mod tests {
 
     fn accumulation(limit: f64) -> (Accumulation, Var) {
         let var = Var::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
-        (Accumulation::new(vec![var.clone()], PLAIN, limit), var)
+        (Accumulation::new(vec![var.clone()], vec![1.0], PLAIN, limit), var)
     }
 
     fn gradient(index: usize, values: [f32; 3], loss_tokens: usize) -> MicroBatchGradient {
@@ -235,6 +238,20 @@ mod tests {
         assert!((step.finish().unwrap().gradient_norm - 5.0).abs() < 1e-6);
         let first = &step.optimiser.state().1[0].first;
         assert!((first[0] - 0.1 * 0.3).abs() < 1e-6 && (first[2] - 0.1 * 0.4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn each_parameter_has_its_own_rate() {
+        let vars = [1f32, 1.0].map(|value| Var::new(&[value], &Device::Cpu).unwrap());
+        let mut step = Accumulation::new(vars.to_vec(), vec![1.0, 16.0], PLAIN, 0.0);
+        step.begin(1, 1e-3);
+        let gradients = vec![vec![2.0], vec![2.0]];
+        assert!(step.add(MicroBatchGradient { index: 0, loss: 1.0, loss_tokens: 1, gradients }).unwrap());
+        step.finish().unwrap();
+        // Adam's first step is the rate itself.
+        for (var, rate) in vars.iter().zip([1e-3, 16e-3]) {
+            assert!((var.to_vec1::<f32>().unwrap()[0] - (1.0 - rate)).abs() < 1e-6);
+        }
     }
 
     #[test]

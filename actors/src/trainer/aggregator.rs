@@ -4,13 +4,13 @@
 //! ciphertexts ([`crate::worker::aggregator`]).
 
 use actix::{Actor, ActorFutureExt, AtomicResponse, Context, Handler, Message, WrapFuture};
-use candle_core::Var;
 
 use super::accumulate::{Accumulation, MicroBatchGradient, Snapshot, StepSummary};
 use super::adamw::AdamWConfig;
 use super::config::TrainingConfig;
 use crate::checkpoint::Checkpoint;
 use crate::heavy::on_rayon;
+use crate::lora::LoraAdapters;
 
 /// Messages that may wait: every micro-batch in flight sends one and waits for its answer.
 const MAILBOX: usize = 64;
@@ -60,11 +60,12 @@ pub struct GradientAggregator {
 }
 
 impl GradientAggregator {
-    /// For these parameters, which it alone changes.
-    pub fn new(parameters: Vec<Var>, config: &TrainingConfig) -> Self {
+    /// For the parameters of these adapters, which it alone changes.
+    pub fn new(adapters: &LoraAdapters, config: &TrainingConfig) -> Self {
         let TrainingConfig { betas, epsilon, weight_decay, max_gradient_norm, .. } = *config;
         let optimiser = AdamWConfig { betas, epsilon, weight_decay };
-        Self { state: Some(Accumulation::new(parameters, optimiser, max_gradient_norm)) }
+        let (parameters, rates) = (adapters.parameters(), adapters.rates());
+        Self { state: Some(Accumulation::new(parameters, rates, optimiser, max_gradient_norm)) }
     }
 }
 
@@ -74,12 +75,12 @@ impl GradientAggregator {
     /// # Errors
     /// When it is of other parameters. These are as they were then.
     pub fn restored<S>(
-        parameters: Vec<Var>,
+        adapters: &LoraAdapters,
         config: &TrainingConfig,
         steps: u64,
         from: &mut Checkpoint<S>,
     ) -> Result<Self, AggregatorError> {
-        let mut new = Self::new(parameters, config);
+        let mut new = Self::new(adapters, config);
         new.state.as_mut().ok_or(AggregatorError::Stopped)?.restore(steps, from)?;
         Ok(new)
     }

@@ -138,8 +138,7 @@ impl TrainableModel {
         config: &TrainingConfig,
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        config.lora.layers.of(model.config().layers)?;
-        config.lora.modules_of(model.config())?;
+        config.lora.values(model.config())?;
         let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
         Ok(Self { llama: Llama::new(model, backend)?, adapters })
     }
@@ -237,15 +236,14 @@ impl Trainer {
         let (end, ended) = oneshot::channel();
         let stop = StopHandle(Arc::new(AtomicBool::new(false)));
         let TrainingData { mut train, evaluation } = data;
-        let parameters = model.adapters.parameters();
         let (aggregator, state) = match config.resume.take() {
             Some(mut checkpoint) => {
                 let steps = checkpoint.state.steps as u64;
                 train.seek(checkpoint.state.position);
-                let restored = GradientAggregator::restored(parameters, &config.training, steps, &mut checkpoint)?;
+                let restored = GradientAggregator::restored(&model.adapters, &config.training, steps, &mut checkpoint)?;
                 (restored, checkpoint.state)
             }
-            None => (GradientAggregator::new(parameters, &config.training), TrainState::new(train.position())),
+            None => (GradientAggregator::new(&model.adapters, &config.training), TrainState::new(train.position())),
         };
         let aggregator = aggregator.start();
         let saver = Arc::new(Saver::new(config.checkpoints.take(), aggregator.clone(), state));

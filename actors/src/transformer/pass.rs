@@ -156,8 +156,6 @@ impl<'a> Pass<'a> {
         });
         Ok(Some(Adapter {
             slots: &group.slots,
-            rank: config.rank,
-            scaling: config.scaling(),
             shape: self.llama.config().shape(linear.group),
             a: Values::of(&group.a)?,
             b: Values::of(&group.b)?,

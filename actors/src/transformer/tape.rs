@@ -32,7 +32,7 @@ pub(super) struct Added {
     pub(super) of_feed_forward: Buffer,
 }
 
-/// Of each group's adapters, `tokens × slots·rank`; empty where a group has none.
+/// Of each group's adapters, `tokens ×` the slots' ranks together; empty where a group has none.
 #[derive(Default)]
 pub(super) struct Lows {
     pub(super) qkv: Buffer,

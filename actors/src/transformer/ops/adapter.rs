@@ -22,13 +22,9 @@ const FEATURES: usize = 192;
 pub(crate) struct Adapter<'a> {
     /// Where each projection's output lies, in the order of the parameters' rows.
     pub(crate) slots: &'a [Slot],
-    /// Rank of every one.
-    pub(crate) rank: usize,
-    /// Factor of their outputs.
-    pub(crate) scaling: f32,
     /// Dimensions of the group's matrix.
     pub(crate) shape: LinearShape,
-    /// The slots' down projections one below the other, `slots·rank × d_in`.
+    /// The slots' down projections one below the other, as many rows as their ranks together `× d_in`.
     pub(crate) a: Values<'a>,
     /// The slots' up projections one after the other, `d_out × rank` each.
     pub(crate) b: Values<'a>,
@@ -43,17 +39,17 @@ pub(crate) struct AdapterGradient {
 }
 
 impl Adapter<'_> {
-    /// Values of a row between the down and the up projections: `slots · rank`.
+    /// Values of a row between the down and the up projections: the slots' ranks together.
     pub(crate) fn width(&self) -> usize {
-        self.slots.len() * self.rank
+        self.slots.last().map_or(0, |slot| slot.row + slot.rank)
     }
 
     /// Slots that see the same input, as parts of the rows between the projections, and what drops their features.
     fn inputs(&self) -> impl Iterator<Item = (Range<usize>, Option<&Dropout>)> {
         let width = self.width();
         let shared = self.dropout.is_none().then_some((0..width, None));
-        let each = self.dropout.iter().flatten().enumerate();
-        shared.into_iter().chain(each.map(|(slot, dropout)| (slot * self.rank..(slot + 1) * self.rank, Some(dropout))))
+        let each = self.slots.iter().zip(self.dropout.iter().flatten());
+        shared.into_iter().chain(each.map(|(slot, dropout)| (slot.row..slot.row + slot.rank, Some(dropout))))
     }
 
     fn down(&self, part: &Range<usize>) -> Matrix<'_> {
@@ -62,7 +58,7 @@ impl Adapter<'_> {
     }
 
     fn up(&self, slot: &Slot) -> Matrix<'_> {
-        Matrix::new(&self.b[slot.column * self.rank..], slot.d_out, self.rank)
+        Matrix::new(&self.b[slot.up..], slot.d_out, slot.rank)
     }
 
     /// The rows' values between the projections: `low = dropout(x)·Aᵀ`. `first` is the number of the first row.
@@ -81,10 +77,10 @@ impl Adapter<'_> {
     pub(crate) fn up_rows(&self, low: &[f32], y: &mut [f32]) {
         let (d_out, width) = (self.shape.d_out, self.width());
         let rows = y.len() / d_out;
-        for (slot, first) in self.slots.iter().zip((0..).step_by(self.rank)) {
-            let low = Matrix::strided(&low[first..], rows, self.rank, width);
+        for slot in self.slots {
+            let low = Matrix::strided(&low[slot.row..], rows, slot.rank, width);
             let out = MatrixMut::strided(&mut y[slot.offset..], rows, slot.d_out, d_out);
-            multiply(out, Before::Kept, self.scaling, low, self.up(slot).transposed(), Threads::One);
+            multiply(out, Before::Kept, slot.scaling, low, self.up(slot).transposed(), Threads::One);
         }
     }
 
@@ -93,10 +89,10 @@ impl Adapter<'_> {
     pub(crate) fn backward_rows(&self, first: usize, dy: &[f32], dlow: &mut [f32], dx: Option<&mut [f32]>) {
         let (LinearShape { d_in, d_out }, width) = (self.shape, self.width());
         let rows = dy.len() / d_out;
-        for (slot, first) in self.slots.iter().zip((0..).step_by(self.rank)) {
+        for slot in self.slots {
             let dy = Matrix::strided(&dy[slot.offset..], rows, slot.d_out, d_out);
-            let out = MatrixMut::strided(&mut dlow[first..], rows, self.rank, width);
-            multiply(out, Before::Replaced, self.scaling, dy, self.up(slot), Threads::One);
+            let out = MatrixMut::strided(&mut dlow[slot.row..], rows, slot.rank, width);
+            multiply(out, Before::Replaced, slot.scaling, dy, self.up(slot), Threads::One);
         }
         let Some(dx) = dx else { return };
         for (part, dropout) in self.inputs() {
@@ -163,25 +159,26 @@ impl Adapter<'_> {
 
     /// `dB = scaling · dyᵀ·low` of each slot.
     fn gradient_of_b(&self, low: &[f32], dy: &[f32]) -> Vec<f32> {
-        let (d_out, rank, width) = (self.shape.d_out, self.rank, self.width());
+        let (d_out, width) = (self.shape.d_out, self.width());
         let tokens = dy.len() / d_out;
         let mut gradient = vec![0.0; self.b.len()];
         let mut tasks = Vec::new();
         let mut rest = gradient.as_mut_slice();
-        for (index, slot) in self.slots.iter().enumerate() {
-            let (of_slot, others) = std::mem::take(&mut rest).split_at_mut(slot.d_out * rank);
+        for slot in self.slots {
+            let (of_slot, others) = std::mem::take(&mut rest).split_at_mut(slot.d_out * slot.rank);
             rest = others;
-            let parts = of_slot.chunks_mut(FEATURES * rank).zip((0..).step_by(FEATURES));
-            tasks.extend(parts.map(|(out, first)| (index, slot.offset + first, out)));
+            let parts = of_slot.chunks_mut(FEATURES * slot.rank).zip((0..).step_by(FEATURES));
+            tasks.extend(parts.map(|(out, first)| (slot, slot.offset + first, out)));
         }
-        tasks.into_par_iter().for_each(|(index, first, out)| {
+        tasks.into_par_iter().for_each(|(slot, first, out)| {
+            let rank = slot.rank;
             let features = out.len() / rank;
             let dy = Matrix::strided(&dy[first..], tokens, features, d_out);
-            let low = Matrix::strided(&low[index * rank..], tokens, rank, width);
+            let low = Matrix::strided(&low[slot.row..], tokens, rank, width);
             // By rows of the rank: a row of `dy` is read once and whole, and what comes out is small.
             let mut turned = Buffer::scratch(out.len());
             let to = MatrixMut::new(&mut turned, rank, features);
-            multiply(to, Before::Replaced, self.scaling, low.transposed(), dy, Threads::One);
+            multiply(to, Before::Replaced, slot.scaling, low.transposed(), dy, Threads::One);
             for (feature, out) in out.chunks_exact_mut(rank).enumerate() {
                 out.iter_mut().zip(turned[feature..].iter().step_by(features)).for_each(|(to, from)| *to = *from);
             }

@@ -238,33 +238,32 @@ fn loss_in_blocks_of_any_size_and_without_targets() {
 #[test]
 fn adapters_on_two_of_three_slices() {
     let shape = LinearShape { d_in: 210, d_out: 214 };
-    let (tokens, rank) = (ROWS + 6, 3);
+    let tokens = ROWS + 6;
     let slots = [
-        Slot { projection: Projection::Q, offset: 0, d_out: 200, column: 0 },
-        Slot { projection: Projection::V, offset: 210, d_out: 4, column: 200 },
+        Slot { projection: Projection::Q, offset: 0, d_out: 200, rank: 3, scaling: 0.7, row: 0, up: 0 },
+        Slot { projection: Projection::V, offset: 210, d_out: 4, rank: 5, scaling: 1.3, row: 3, up: 600 },
     ];
-    let (x, a, b) = (random(8, &[tokens, 210]), random(9, &[2 * rank, 210]), random(10, &[204 * rank]));
+    let (x, a, b) = (random(8, &[tokens, 210]), random(9, &[3 + 5, 210]), random(10, &[200 * 3 + 4 * 5]));
     let (base, dy) = (random(7, &[tokens, 214]), random(11, &[tokens, 214]));
     for rate in [0.0, 0.4] {
         let draw = Draw { seed: 1, step: 1, micro_batch: 0 };
         let dropout = |slot: u8| Dropout::new(rate, draw, 0, slot);
         let adapter = Adapter {
             slots: &slots,
-            rank,
-            scaling: 0.7,
             shape,
             a: Values::of(&a).unwrap(),
             b: Values::of(&b).unwrap(),
             dropout: (rate > 0.0).then(|| vec![dropout(0), dropout(1)]),
         };
-        let part = |slot: usize, first: usize, d_out: usize| {
-            let factors = Tensor::from_vec(dropout(slot as u8).of_tokens(tokens, 210), (tokens, 210), &Device::Cpu)?;
-            let up = b.narrow(0, first * rank, d_out * rank)?.reshape((d_out, rank))?;
-            let down = a.narrow(0, slot * rank, rank)?;
-            (x.as_tensor() * factors)?.matmul(&down.t()?)?.matmul(&up.t()?)? * 0.7
+        let part = |number: usize| {
+            let Slot { d_out, rank, scaling, row, up, .. } = slots[number];
+            let factors = Tensor::from_vec(dropout(number as u8).of_tokens(tokens, 210), (tokens, 210), &Device::Cpu)?;
+            let up = b.narrow(0, up, d_out * rank)?.reshape((d_out, rank))?;
+            let down = a.narrow(0, row, rank)?;
+            (x.as_tensor() * factors)?.matmul(&down.t()?)?.matmul(&up.t()?)? * f64::from(scaling)
         };
         let untouched = Tensor::zeros((tokens, 10), DType::F32, &Device::Cpu).unwrap();
-        let parts = Tensor::cat(&[part(0, 0, 200).unwrap(), untouched, part(1, 200, 4).unwrap()], 1).unwrap();
+        let parts = Tensor::cat(&[part(0).unwrap(), untouched, part(1).unwrap()], 1).unwrap();
         let reference = (base.as_tensor() + parts).unwrap();
 
         let (x_values, dy_values, width) = (values(&x), values(&dy), adapter.width());

@@ -70,16 +70,17 @@ impl Case {
 
     /// The gradient of each of the adapter's matrices, by PEFT's name.
     fn gradients(&self, gradients: Vec<Vec<f32>>) -> Vec<(String, Vec<f32>)> {
-        let (rank, mut named) = (self.adapters.config().rank, Vec::new());
+        let mut named = Vec::new();
         for ((linear, group), pair) in self.adapters.groups().zip(gradients.chunks_exact(2)) {
             let d_in = self.model.config().shape(linear.group).d_in;
-            for (index, slot) in group.slots.iter().enumerate() {
+            for slot in group.slots.iter() {
+                let rank = slot.rank;
                 let key = |side: &str| {
                     let name = slot.projection.name();
                     format!("base_model.model.model.layers.{}.{name}.lora_{side}.weight", linear.layer)
                 };
-                named.push((key("A"), pair[0][index * rank * d_in..][..rank * d_in].to_vec()));
-                named.push((key("B"), pair[1][slot.column * rank..][..slot.d_out * rank].to_vec()));
+                named.push((key("A"), pair[0][slot.row * d_in..][..rank * d_in].to_vec()));
+                named.push((key("B"), pair[1][slot.up..][..slot.d_out * rank].to_vec()));
             }
         }
         named
