@@ -76,6 +76,7 @@ fn measure(model: &Arc<Model>, in_flight: usize) -> anyhow::Result<()> {
         lengths: vec![LENGTH],
         multiple: 1,
         tokens: (0..LENGTH as u32).map(|i| (i * 7919 + n * 104_729) % vocabulary).collect(),
+        numbers: Vec::new(),
         targets: (1..=LENGTH as u32).map(|i| (i * 7919 + n * 104_729) % vocabulary).collect(),
     };
     let data = TrainingData { train: Box::new(Endless { next: 0, sequence }), evaluation: vec![sequence(1 << 20)] };

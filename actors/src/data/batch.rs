@@ -25,6 +25,9 @@ pub struct MicroBatch {
     pub tokens: Vec<u32>,
     /// For each input the token that comes next (already shifted), or [`IGNORED`].
     pub targets: Vec<u32>,
+    /// Which units of their data set the sequences are: one number a sequence, or one a pair of them; empty where they are
+    /// of none.
+    pub numbers: Vec<usize>,
 }
 
 impl MicroBatch {
@@ -32,7 +35,8 @@ impl MicroBatch {
     /// multiple of `multiple ≥ 1`.
     pub fn new<'a>(sequences: impl IntoIterator<Item = (&'a [u32], Vec<u32>)>, padding: u32, multiple: usize) -> Self {
         let multiple = multiple.max(1);
-        let mut batch = Self { lengths: Vec::new(), multiple, tokens: Vec::new(), targets: Vec::new() };
+        let mut batch =
+            Self { lengths: Vec::new(), multiple, tokens: Vec::new(), targets: Vec::new(), numbers: Vec::new() };
         for (tokens, targets) in sequences {
             batch.lengths.push(tokens.len());
             batch.tokens.extend(tokens);
@@ -44,14 +48,15 @@ impl MicroBatch {
         batch
     }
 
-    /// Examples one after the other.
-    pub(super) fn of(examples: &[&Example], padding: u32, multiple: usize) -> Self {
+    /// Examples one after the other, which are these units of their data set.
+    pub(super) fn of(examples: &[&Example], numbers: Vec<usize>, padding: u32, multiple: usize) -> Self {
         let sequence = |example: &&'_ Example| {
             let next = example.tokens.iter().zip(&example.learnt).skip(1);
             let targets = next.map(|(&token, &learnt)| if learnt { token } else { IGNORED });
             targets.chain([IGNORED]).take(example.tokens.len()).collect()
         };
-        Self::new(examples.iter().map(|example| (&example.tokens[..], sequence(example))), padding, multiple)
+        let sequences = examples.iter().map(|example| (&example.tokens[..], sequence(example)));
+        Self { numbers, ..Self::new(sequences, padding, multiple) }
     }
 
     /// The sequences of these numbers alone, made up to the same multiple.

@@ -37,6 +37,8 @@ pub trait BatchSource: Send {
 #[derive(Clone, Debug)]
 pub struct Batches {
     examples: Arc<Vec<Example>>,
+    /// Examples that are dealt together.
+    unit: usize,
     padding: u32,
     batch: usize,
     pad_to: usize,
@@ -45,17 +47,17 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` sequences, whose tokens together are made up
-    /// to a multiple of `pad_to`.
+    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` examples, or pairs of them, whose tokens
+    /// together are made up to a multiple of `pad_to`.
     ///
     /// # Panics
     /// When the data set or the batch is empty.
     pub fn new(dataset: &Dataset, batch: usize, pad_to: usize, seed: u64) -> Self {
         let examples = dataset.shared();
         assert!(!examples.is_empty() && batch > 0, "there is something to deal");
-        let order = shuffled(examples.len(), seed, 0);
+        let order = shuffled(dataset.units(), seed, 0);
         let position = Position { seed, ..Position::default() };
-        Self { examples, padding: dataset.padding(), batch, pad_to, position, order }
+        Self { examples, unit: dataset.unit(), padding: dataset.padding(), batch, pad_to, position, order }
     }
 
     fn take(&mut self) -> usize {
@@ -70,8 +72,9 @@ impl Batches {
     /// The next micro-batch.
     pub fn deal(&mut self) -> MicroBatch {
         let chosen: Vec<usize> = (0..self.batch).map(|_| self.take()).collect();
-        let examples: Vec<&Example> = chosen.into_iter().map(|index| &self.examples[index]).collect();
-        MicroBatch::of(&examples, self.padding, self.pad_to)
+        let examples = |&number: &usize| &self.examples[number * self.unit..(number + 1) * self.unit];
+        let examples: Vec<&Example> = chosen.iter().flat_map(examples).collect();
+        MicroBatch::of(&examples, chosen, self.padding, self.pad_to)
     }
 }
 
@@ -86,7 +89,7 @@ impl BatchSource for Batches {
 
     fn seek(&mut self, position: Position) {
         self.position = position;
-        self.order = shuffled(self.examples.len(), position.seed, position.epoch);
+        self.order = shuffled(self.examples.len() / self.unit, position.seed, position.epoch);
     }
 }
 

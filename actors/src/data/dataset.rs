@@ -14,6 +14,8 @@ use super::{DataError, DataOptions, Example, HeldOut, MicroBatch, PromptFormat};
 #[derive(Clone, Debug)]
 pub struct Dataset {
     examples: Arc<Vec<Example>>,
+    /// Examples that belong together, one behind the other: 1, or 2 of a pair.
+    unit: usize,
     padding: u32,
     /// Examples that were cut to the longest length allowed.
     pub truncated: usize,
@@ -71,12 +73,28 @@ impl Dataset {
             };
             return Err(DataError::Nothing { path: path.to_owned(), what });
         }
-        Ok(Self { examples: Arc::new(examples), padding: tokenizer.eos().unwrap_or(0), truncated, left_out })
+        Ok(Self { examples: Arc::new(examples), unit: 1, padding: tokenizer.eos().unwrap_or(0), truncated, left_out })
     }
 
     /// A data set of examples made elsewhere; micro-batches are made up with the token `padding`.
     pub fn from_examples(examples: Vec<Example>, padding: u32) -> Self {
-        Self { examples: Arc::new(examples), padding, truncated: 0, left_out: Vec::new() }
+        Self { examples: Arc::new(examples), unit: 1, padding, truncated: 0, left_out: Vec::new() }
+    }
+
+    /// A data set of pairs, each a preferred example and one that is not.
+    pub fn from_pairs(pairs: Vec<(Example, Example)>, padding: u32) -> Self {
+        let examples = pairs.into_iter().flat_map(|(chosen, rejected)| [chosen, rejected]).collect();
+        Self { unit: 2, ..Self::from_examples(examples, padding) }
+    }
+
+    /// Examples that belong together: 1, or 2 of a pair.
+    pub fn unit(&self) -> usize {
+        self.unit
+    }
+
+    /// Examples, or pairs of them.
+    pub fn units(&self) -> usize {
+        self.examples.len() / self.unit
     }
 
     /// The examples.
@@ -107,13 +125,13 @@ impl Dataset {
         self.padding
     }
 
-    /// Sets examples aside: `(to train on, held out)`, both in the order of the file. The choice depends on the seed
-    /// and the number of examples alone.
+    /// Sets examples aside, or pairs: `(to train on, held out)`, both in the order of the file. The choice depends on the
+    /// seed and their number alone.
     ///
     /// # Errors
     /// [`DataError::Options`] when nothing would be left to train on, or the fraction is not one.
     pub fn split(&self, held_out: HeldOut, seed: u64) -> Result<(Self, Self), DataError> {
-        let total = self.examples.len();
+        let total = self.units();
         let count = match held_out {
             HeldOut::Count(count) => count,
             HeldOut::Fraction(0.0) => 0,
@@ -129,18 +147,21 @@ impl Dataset {
         let mut aside = vec![false; total];
         shuffled(total, seed, SPLIT).into_iter().take(count).for_each(|index| aside[index] = true);
         let part = |wanted: bool| {
-            let chosen = self.examples.iter().zip(&aside).filter(|&(_, &aside)| aside == wanted);
-            Self::from_examples(chosen.map(|(example, _)| example.clone()).collect(), self.padding)
+            let chosen = self.examples.chunks(self.unit).zip(&aside).filter(|&(_, &aside)| aside == wanted);
+            let examples = chosen.flat_map(|(examples, _)| examples.to_vec()).collect();
+            Self { unit: self.unit, ..Self::from_examples(examples, self.padding) }
         };
         Ok((part(false), part(true)))
     }
 
-    /// All examples once, in order, `batch` at a time and made up as those of [`super::Batches`]; the last micro-batch may
+    /// All examples once, in order, `batch` or pairs, at a time and made up as those of [`super::Batches`]; the last micro-batch may
     /// have fewer sequences.
     pub fn in_order(&self, batch: usize, pad_to: usize) -> impl Iterator<Item = MicroBatch> + '_ {
-        self.examples.chunks(batch.max(1)).map(move |examples| {
+        let batch = batch.max(1);
+        self.examples.chunks(batch * self.unit).enumerate().map(move |(index, examples)| {
+            let numbers = (0..examples.len() / self.unit).map(|number| index * batch + number).collect();
             let examples: Vec<&Example> = examples.iter().collect();
-            MicroBatch::of(&examples, self.padding, pad_to)
+            MicroBatch::of(&examples, numbers, self.padding, pad_to)
         })
     }
 }

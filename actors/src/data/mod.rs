@@ -3,6 +3,7 @@
 //! 1. `lines` understands a line: plain text, a prompt with its completion, or a conversation;
 //! 2. `example` turns it into tokens, and says which of them the model is to learn;
 //! 3. `dataset` loads a file of them and sets some aside for evaluation;
+//!    `pairs` loads one of answers to choose from;
 //! 4. `batches` deals them out in a seeded order that a resumed run takes up where it was left.
 
 mod batch;
@@ -10,6 +11,7 @@ mod batches;
 mod dataset;
 mod example;
 mod lines;
+mod pairs;
 #[cfg(test)]
 mod tests;
 

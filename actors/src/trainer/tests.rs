@@ -23,7 +23,8 @@ fn micro_batch(first: u32, batch: usize) -> MicroBatch {
     let (length, vocabulary) = (8, 40);
     let sequence = |first: u32| std::iter::successors(Some(first % vocabulary), |t| Some((2 * t + 2) % vocabulary));
     let lengths = vec![length; batch];
-    let mut micro_batch = MicroBatch { lengths, multiple: 1, tokens: Vec::new(), targets: Vec::new() };
+    let mut micro_batch = MicroBatch::new([], 0, 1);
+    micro_batch.lengths = lengths;
     for s in 0..batch as u32 {
         micro_batch.tokens.extend(sequence(first + s).take(length));
         // Sequences carry loss on different numbers of tokens, so that averages must be weighted.

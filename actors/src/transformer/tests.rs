@@ -24,7 +24,7 @@ fn batch() -> MicroBatch {
     for position in [0, 6, 11, 12, 13] {
         targets[position] = IGNORED;
     }
-    MicroBatch { lengths: vec![7, 5], multiple: 7, tokens, targets }
+    MicroBatch { lengths: vec![7, 5], multiple: 7, tokens, targets, numbers: Vec::new() }
 }
 
 fn adapters(model: &TinyModel, config: &LoraConfig) -> LoraAdapters {

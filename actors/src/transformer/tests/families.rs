@@ -45,7 +45,8 @@ impl Case {
             end += length;
             targets[end - 1] = IGNORED;
         }
-        MicroBatch { lengths, multiple: 1, tokens, targets }
+        let numbers = (0..lengths.len()).collect();
+        MicroBatch { lengths, multiple: 1, tokens, targets, numbers }
     }
 
     fn llama(&self, head: bool) -> Llama {
