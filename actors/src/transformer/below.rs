@@ -22,7 +22,8 @@ pub struct Prefix {
 impl Prefix {
     /// What there is for these adapters: they must be in no layer below.
     pub(super) fn of<'a>(prefix: &'a Option<Self>, adapters: Option<&LoraAdapters>) -> Option<&'a Self> {
-        let lowest = adapters?.lowest()?.layer.into();
+        // Without adapters every layer is the same for a text each time.
+        let lowest = adapters.and_then(LoraAdapters::lowest).map_or(usize::MAX, |lowest| lowest.layer.into());
         prefix.as_ref().filter(|prefix| prefix.cache.layer() <= lowest)
     }
 }

@@ -10,6 +10,7 @@ mod below;
 mod gemm;
 mod head;
 mod layer;
+mod noise;
 mod ops;
 mod pass;
 mod served_head;
@@ -57,6 +58,11 @@ pub enum LlamaError {
     /// The adapters' parameters cannot be read.
     #[error(transparent)]
     Parameters(#[from] candle_core::Error),
+}
+
+/// The losses of a micro-batch's tokens, added up for each sequence.
+fn by_sequence(batch: &MicroBatch, losses: &[f64]) -> Vec<f64> {
+    batch.sequences().map(|rows| losses[rows].iter().sum()).collect()
 }
 
 /// A model, of Llama or another family, whose base products are somewhere else.
@@ -117,12 +123,24 @@ impl Llama {
     /// # Errors
     /// When the batch does not fit the model or a base product fails.
     pub fn evaluate(&self, batch: &MicroBatch, adapters: Option<&LoraAdapters>) -> Result<f64, LlamaError> {
+        Ok(self.costs(batch, adapters, true)?.into_iter().sum())
+    }
+
+    /// The same for each sequence, in their order. `kept` says whether what leaves the layers below the adapters may be
+    /// stored for another time.
+    pub(crate) fn costs(
+        &self,
+        batch: &MicroBatch,
+        adapters: Option<&LoraAdapters>,
+        kept: bool,
+    ) -> Result<Vec<f64>, LlamaError> {
         self.check(batch)?;
         let pass = Pass::new(self, batch, adapters, None);
         // Nothing is kept: each layer's values are dropped as soon as they were used.
-        let prefix = Prefix::of(&self.prefix, adapters).map(|prefix| (&*prefix.cache, true));
-        let Hidden { normed, .. } = self.forward(&pass, batch, prefix, usize::MAX, &mut Vec::new())?;
-        Ok(self.loss(batch, false, &normed)?.0)
+        let prefix = Prefix::of(&self.prefix, adapters).map(|prefix| (&*prefix.cache, kept || prefix.training));
+        let stream = self.embedded(batch, 0.0, None)?;
+        let Hidden { normed, .. } = self.forward(&pass, stream, batch, prefix, usize::MAX, &mut Vec::new())?;
+        Ok(by_sequence(batch, &self.loss(batch, false, &normed)?.0))
     }
 
     /// Sum of the cross entropies of a micro-batch's targets in nats, and its gradient for every parameter of the
@@ -133,18 +151,45 @@ impl Llama {
         adapters: &LoraAdapters,
         draw: Draw,
     ) -> Result<(f64, Vec<Vec<f32>>), LlamaError> {
+        let (costs, gradients) = self.weighted_gradient(batch, adapters, draw, 0.0, |_| None)?;
+        Ok((costs.iter().sum(), gradients))
+    }
+
+    /// The cross entropies of each sequence's targets in nats, and the gradient of their sum, each times its weight, for
+    /// every parameter of the adapters, in their order. `weigh` makes the weights of the cross entropies; `None` is 1 for
+    /// each. The adapters' inputs are dropped at random from `draw`, and the embeddings are blurred by noise of the size
+    /// that `noise` gives (see [`noise`]).
+    pub(crate) fn weighted_gradient(
+        &self,
+        batch: &MicroBatch,
+        adapters: &LoraAdapters,
+        draw: Draw,
+        noise: f32,
+        weigh: impl FnOnce(&[f64]) -> Option<Vec<f64>>,
+    ) -> Result<(Vec<f64>, Vec<Vec<f32>>), LlamaError> {
         self.check(batch)?;
         let Some(lowest) = adapters.lowest() else {
-            return Ok((self.evaluate(batch, None)?, Vec::new()));
+            return Ok((self.costs(batch, None, true)?, Vec::new()));
         };
         let pass = Pass::new(self, batch, Some(adapters), Some(draw));
         let mut tape = Vec::new();
-        let prefix = Prefix::of(&self.prefix, Some(adapters)).map(|prefix| (&*prefix.cache, prefix.training));
-        let Hidden { stream, normed } = self.forward(&pass, batch, prefix, lowest.layer.into(), &mut tape)?;
-        let (loss, gradient) = self.loss(batch, true, &normed)?;
+        // What was blurred is another text each time.
+        let prefix = Prefix::of(&self.prefix, Some(adapters)).filter(|_| noise == 0.0);
+        let prefix = prefix.map(|prefix| (&*prefix.cache, prefix.training));
+        let embedded = self.embedded(batch, noise, Some(draw))?;
+        let Hidden { stream, normed } = self.forward(&pass, embedded, batch, prefix, lowest.layer.into(), &mut tape)?;
+        let (losses, gradient) = self.loss(batch, true, &normed)?;
         drop(normed);
+        let costs = by_sequence(batch, &losses);
+        let weights = weigh(&costs);
         let mut found = match gradient {
-            Some(gradient) => {
+            Some(mut gradient) => {
+                if let Some(weights) = weights {
+                    for (rows, weight) in batch.sequences().zip(weights) {
+                        let features = self.config().hidden_size;
+                        vector::scale(&mut gradient[rows.start * features..rows.end * features], weight as f32);
+                    }
+                }
                 let _span = tracing::debug_span!(target: WORK, "backward").entered();
                 Backward::new(&pass, lowest).run(&stream, gradient, tape)?
             }
@@ -158,14 +203,24 @@ impl Llama {
             };
             gradients.extend([a, b]);
         }
-        Ok((loss, gradients))
+        Ok((costs, gradients))
     }
 
-    /// Embeddings and layers, the lowest of them by way of a cache if there is one, in which what is computed is stored or
-    /// not; see [`Pass::forward`].
+    /// The embeddings of a micro-batch's tokens, with noise of this size from `draw`.
+    fn embedded(&self, batch: &MicroBatch, noise: f32, draw: Option<Draw>) -> Result<Buffer, LlamaError> {
+        let mut embedded = self.embed(&batch.tokens)?;
+        if let Some(draw) = draw.filter(|_| noise > 0.0) {
+            noise::add(noise, draw, batch, self.config().hidden_size, &mut embedded);
+        }
+        Ok(embedded)
+    }
+
+    /// From the embeddings through the layers, the lowest of them by way of a cache if there is one, in which what is
+    /// computed is stored or not; see [`Pass::forward`].
     fn forward(
         &self,
         pass: &Pass<'_>,
+        embedded: Buffer,
         batch: &MicroBatch,
         prefix: Option<(&PrefixCache, bool)>,
         keep_from: usize,
@@ -174,7 +229,7 @@ impl Llama {
         let _span = tracing::debug_span!(target: WORK, "forward").entered();
         let (stream, first) = match prefix {
             Some((cache, store)) => (self.entering(batch, cache, store)?, cache.layer()),
-            None => (self.embed(&batch.tokens)?, 0),
+            None => (embedded, 0),
         };
         pass.forward(stream, first..self.config().layers, keep_from, tape)
     }
@@ -185,7 +240,7 @@ impl Llama {
         batch: &MicroBatch,
         differentiable: bool,
         normed: &Buffer,
-    ) -> Result<(f64, Option<Buffer>), LlamaError> {
+    ) -> Result<(Vec<f64>, Option<Buffer>), LlamaError> {
         let _span = tracing::debug_span!(target: WORK, "loss").entered();
         let (head, features, targets) = (self.model.as_ref(), self.config().hidden_size, &batch.targets[..]);
         let cap = self.config().traits.logit_cap.map(|cap| cap as f32);

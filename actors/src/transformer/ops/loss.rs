@@ -64,7 +64,7 @@ pub(crate) trait HeadSlices {
     fn slices(&self, batch: HeadBatch<'_>) -> Result<Vec<Slice>, Self::Error>;
 }
 
-/// From `tokens × features` hidden states to the sum of the cross entropies at positions with a target.
+/// From `tokens × features` hidden states to the cross entropies at positions with a target.
 pub(crate) struct HeadLoss<'a, H, S> {
     pub(crate) head: &'a H,
     pub(crate) slices: S,
@@ -91,22 +91,29 @@ pub(crate) struct Slice {
 }
 
 impl<H: HeadRows, S: HeadSlices> HeadLoss<'_, H, S> {
-    /// The loss in nats and, if wanted, its gradient with respect to `hidden`.
+    /// The loss of each token in nats, 0 without a target, and, if wanted, the gradient of their sum with respect to
+    /// `hidden`.
     ///
     /// # Errors
     /// When the head cannot be read or multiplied by.
-    pub(crate) fn compute(&self, hidden: &[f32]) -> Result<(f64, Option<Buffer>), S::Error> {
+    pub(crate) fn compute(&self, hidden: &[f32]) -> Result<(Vec<f64>, Option<Buffer>), S::Error> {
         let lossy: Vec<usize> = (0..self.targets.len()).filter(|&token| self.targets[token] != IGNORED).collect();
         let mut gradient = self.differentiable.then(|| Buffer::zeroed(hidden.len()));
-        let mut loss = 0.0;
+        let mut losses = vec![0.0; self.targets.len()];
         for tokens in lossy.chunks(self.slices.tokens()) {
-            loss += self.tokens(tokens, hidden, gradient.as_deref_mut())?;
+            self.tokens(tokens, hidden, &mut losses, gradient.as_deref_mut())?;
         }
-        Ok((loss, gradient))
+        Ok((losses, gradient))
     }
 
-    /// The loss of some tokens; their rows of the gradient are written.
-    fn tokens(&self, tokens: &[usize], hidden: &[f32], gradient: Option<&mut [f32]>) -> Result<f64, S::Error> {
+    /// Writes the losses of some tokens, and their rows of the gradient.
+    fn tokens(
+        &self,
+        tokens: &[usize],
+        hidden: &[f32],
+        losses: &mut [f64],
+        gradient: Option<&mut [f32]>,
+    ) -> Result<(), S::Error> {
         let features = self.features;
         let rows = tokens.len().next_multiple_of(ROWS);
         let mut states = Buffer::zeroed(rows * features);
@@ -121,17 +128,17 @@ impl<H: HeadRows, S: HeadSlices> HeadLoss<'_, H, S> {
 
         let mut at_target = vec![0.0; tokens.len()];
         slices.iter().flat_map(|slice| &slice.at_target).for_each(|&(row, logit)| at_target[row] = logit);
-        let (mut loss, mut sums) = (0.0, Vec::with_capacity(tokens.len()));
+        let mut sums = Vec::with_capacity(tokens.len());
         for (row, &at_target) in at_target.iter().enumerate() {
             let largest = slices.iter().map(|slice| slice.largest[row]).fold(f32::NEG_INFINITY, f32::max);
             let sum: f32 = slices.iter().map(|slice| (slice.largest[row] - largest).exp() * slice.sums[row]).sum();
-            loss += f64::from(largest - at_target + sum.ln());
+            losses[tokens[row]] = f64::from(largest - at_target + sum.ln());
             sums.push((largest, sum));
         }
         if let Some(gradient) = gradient {
             self.combine(tokens, &slices, &sums, &at_target, gradient)?;
         }
-        Ok(loss)
+        Ok(())
     }
 
     /// Probabilities × head minus the target's row; where logits are bounded, each by the slope of its bound.
