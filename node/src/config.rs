@@ -1,11 +1,11 @@
 //! Configuration: one TOML file for every role, every key with a default, checked as a whole before anything runs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use actors::checkpoint::CheckpointConfig;
-use actors::data::DataOptions;
+use actors::data::{DataOptions, HeldOut};
 use actors::matmul::devices::GpuRequest;
 use actors::trainer::TrainingConfig;
 use actors::transport::PeerName;
@@ -36,6 +36,9 @@ pub struct Config {
     pub training: TrainingConfig,
     /// When an owner saves what it has, so that it can go on from there.
     pub checkpoint: CheckpointConfig,
+    /// The keys of `[training.lora]` that the file has.
+    #[serde(skip)]
+    pub lora_given: BTreeSet<String>,
 }
 
 /// `[network]`
@@ -177,6 +180,8 @@ pub enum PrefixChoice {
 pub struct OwnerConfig {
     /// The text to train on: a JSONL file.
     pub data: Option<PathBuf>,
+    /// Folder of an adapter in PEFT's format to begin with, in place of a new one.
+    pub adapter: Option<PathBuf>,
     /// Folder for the results.
     pub out: PathBuf,
     /// Where base products are computed.
@@ -213,6 +218,7 @@ impl Default for OwnerConfig {
     fn default() -> Self {
         Self {
             data: None,
+            adapter: None,
             out: "velum-out".into(),
             backend: BackendChoice::Encrypted,
             head: HeadChoice::Auto,
@@ -260,7 +266,12 @@ impl Config {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("the configuration {} cannot be read", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("the configuration {} is not valid", path.display()))
+        let mut config: Self =
+            toml::from_str(&text).with_context(|| format!("the configuration {} is not valid", path.display()))?;
+        let table: toml::Table = toml::from_str(&text)?;
+        let lora = table.get("training").and_then(|training| training.get("lora")).and_then(toml::Value::as_table);
+        config.lora_given = lora.into_iter().flat_map(toml::Table::keys).cloned().collect();
+        Ok(config)
     }
 
     /// Checks what all roles share.
@@ -307,6 +318,11 @@ impl Config {
             "checkpoint.keep must be from 1 to 1000; save_every = 0 and save_minutes = 0 make none while all goes well"
         );
         self.training.validate().context("[training]")?;
+        let nothing_held_out = matches!(self.data.held_out, HeldOut::Count(0) | HeldOut::Fraction(0.0));
+        ensure!(
+            !nothing_held_out || (self.training.early_stopping_patience.is_none() && !self.training.loads_best()),
+            "training.early_stopping_patience and training.load_best go by the held-out examples, and data.held_out is 0"
+        );
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Prints the tokens that an owner evaluates on, for `tests/peft_check.py`:
+//! Prints the tokens that an owner evaluates on, for `tests/peft_check.py` and `tests/dpo_check.py`:
 //!
 //!     cargo run --release -p tests --example held_out_tokens -- owner.toml > tokens.json
 //!
@@ -15,8 +15,11 @@ fn main() -> anyhow::Result<()> {
     let path = std::env::args_os().nth(1).map(PathBuf::from).context("which configuration?")?;
     let config = Config::read(&path)?;
     let tokenizer = Model::open(config.model()?)?.tokenizer()?;
-    let (_, held_out) =
-        Dataset::load(config.data()?, &config.data, &tokenizer)?.split(config.data.held_out, config.training.seed)?;
+    let examples = match config.training.objective.of_pairs() {
+        true => Dataset::load_pairs(config.data()?, &config.data, &tokenizer)?,
+        false => Dataset::load(config.data()?, &config.data, &tokenizer)?,
+    };
+    let (_, held_out) = examples.split(config.data.held_out, config.training.seed)?;
     let batches = match config.training.eval_batches {
         0 => usize::MAX,
         most => most,

@@ -30,7 +30,10 @@ fn encrypted_training_over_three_workers_follows_plain_training() {
     assert!(encrypted["steps"][0]["bytes_up"].as_u64().unwrap() > 0);
     assert_eq!(plain["steps"][0]["bytes_up"].as_u64().unwrap(), 0);
 
-    assert_eq!(run.workspace.names_in("encrypted/adapter"), ["adapter_config.json", "adapter_model.safetensors"]);
+    assert_eq!(
+        run.workspace.names_in("encrypted/adapter"),
+        ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    );
     assert!(run.workspace.names_in("encrypted").contains(&"loss.svg".to_owned()));
     for (mut node, _) in workers {
         assert!(node.is_running(), "a worker outlives its owner");
@@ -103,7 +106,10 @@ fn ctrl_c_saves_the_adapter() {
     node.expect_note("step 1/");
     node.interrupt();
     node.finish().succeeded();
-    assert_eq!(run.workspace.names_in("out/adapter"), ["adapter_config.json", "adapter_model.safetensors"]);
+    assert_eq!(
+        run.workspace.names_in("out/adapter"),
+        ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    );
     let steps = run.losses("out").len();
     assert!((1..100_000).contains(&steps), "{steps} steps");
 }

@@ -21,7 +21,7 @@ use super::{CheckpointError, Identity};
 
 const MAGIC: &[u8; 16] = b"velum checkpoint";
 /// Raised whenever a part changes its layout or its meaning.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEAD_FROM: usize = 16 + 4 + 8;
 const HASH_BYTES: usize = 32;
 /// Most bytes of all but the values: a report of ten million steps has less.

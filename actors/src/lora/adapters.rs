@@ -42,6 +42,14 @@ pub struct GroupAdapter {
     pub b: Var,
 }
 
+impl GroupAdapter {
+    /// Whether another one has the same projections and ranks.
+    fn alike(&self, other: &Self) -> bool {
+        let place = |slot: &Slot| (slot.projection, slot.rank);
+        self.slots.iter().map(place).eq(other.slots.iter().map(place))
+    }
+}
+
 /// The adapters of a model.
 pub struct LoraAdapters {
     config: LoraConfig,
@@ -154,6 +162,39 @@ impl LoraAdapters {
                 let b = group.b.narrow(0, slot.up, slot.d_out * rank)?.reshape((slot.d_out, rank))?;
                 visit(linear.layer, slot.projection, &a.detach(), &b.detach())?;
             }
+        }
+        Ok(())
+    }
+
+    /// Names their values, whatever they are used for.
+    ///
+    /// # Errors
+    /// When candle cannot read the tensors.
+    pub fn digest(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new_derive_key("velum adapters 1");
+        for var in self.parameters() {
+            let values = var.flatten_all()?.to_vec1::<f32>()?;
+            hasher.update(&(values.len() as u64).to_le_bytes());
+            for value in values {
+                hasher.update(&value.to_le_bytes());
+            }
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Takes over the values of other adapters.
+    ///
+    /// # Errors
+    /// When they are of other modules or ranks.
+    pub fn set(&self, other: &Self) -> Result<()> {
+        let pairs = || self.groups.iter().zip(&other.groups);
+        let same = pairs().all(|((linear, group), (other, of_other))| linear == other && group.alike(of_other));
+        if !same || self.groups.len() != other.groups.len() {
+            return Err(candle_core::Error::Msg("the adapters are of other modules or ranks".into()).bt());
+        }
+        for ((_, group), (_, other)) in pairs() {
+            group.a.set(&other.a.copy()?)?;
+            group.b.set(&other.b.copy()?)?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::AggregatorError;
 use super::adamw::{AdamW, AdamWConfig, Moments};
+use super::objective::{PreferenceReport, PreferenceSum};
 use crate::checkpoint::{self, Checkpoint};
 use crate::trace;
 
@@ -16,10 +17,14 @@ use crate::trace;
 pub struct MicroBatchGradient {
     /// Its place among the step's micro-batches.
     pub index: usize,
-    /// Sum of its targets' cross entropies in nats.
+    /// Sum of its targets' cross entropies in nats, or of its pairs' losses.
     pub loss: f64,
     /// Targets that carry loss.
     pub loss_tokens: usize,
+    /// What that sum is over: its targets, or its pairs.
+    pub terms: usize,
+    /// What its pairs came to.
+    pub preference: PreferenceSum,
     /// Gradient of that sum for every parameter, row-major, in the order of the parameters.
     pub gradients: Vec<Vec<f32>>,
 }
@@ -27,16 +32,20 @@ pub struct MicroBatchGradient {
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepSummary {
-    /// Mean cross entropy of the step's targets before it, in nats.
+    /// Mean cross entropy of the step's targets before it, in nats, or mean loss of its pairs.
     pub loss: f64,
     /// Targets that carried loss.
     pub loss_tokens: usize,
     /// Norm of the mean gradient over all adapters, before it was clipped.
     pub gradient_norm: f64,
+    /// What its pairs came to; `None` if it had none.
+    pub preference: Option<PreferenceReport>,
 }
 
 /// What a checkpoint keeps of every parameter: its value and its moments.
 const NAMES: [&str; 3] = ["parameter", "first-moment", "second-moment"];
+/// And its value after the best evaluation, where that is wanted.
+const BEST: &str = "best";
 
 fn name(kind: &str, index: usize) -> String {
     format!("{kind}.{index}")
@@ -51,9 +60,9 @@ pub struct Snapshot {
     pub tensors: Vec<checkpoint::Tensor>,
 }
 
-/// Numbers in the tensors of a snapshot, for so many trained values.
+/// Numbers in the tensors of a snapshot, for so many trained values, at most.
 pub fn snapshot_values(trained: usize) -> usize {
-    NAMES.len() * trained
+    (NAMES.len() + 1).saturating_mul(trained)
 }
 
 /// Parameters, optimiser and the step under way.
@@ -61,6 +70,8 @@ pub(super) struct Accumulation {
     parameters: Vec<Var>,
     /// For each the learning rate as a multiple of the step's.
     rates: Vec<f64>,
+    /// Their values after the best evaluation so far, if they are kept.
+    best: Option<Vec<Vec<f32>>>,
     optimiser: AdamW,
     max_gradient_norm: f64,
     learning_rate: f64,
@@ -76,6 +87,8 @@ pub(super) struct Accumulation {
 struct Sum {
     loss: f64,
     loss_tokens: usize,
+    terms: usize,
+    preference: PreferenceSum,
     gradients: Vec<Vec<f32>>,
 }
 
@@ -83,6 +96,8 @@ impl Sum {
     fn add(&mut self, micro_batch: MicroBatchGradient) {
         self.loss += micro_batch.loss;
         self.loss_tokens += micro_batch.loss_tokens;
+        self.terms += micro_batch.terms;
+        self.preference.add(&micro_batch.preference);
         if self.gradients.is_empty() {
             self.gradients = micro_batch.gradients;
             return;
@@ -97,7 +112,7 @@ impl Accumulation {
     pub(super) fn new(parameters: Vec<Var>, rates: Vec<f64>, optimiser: AdamWConfig, max_gradient_norm: f64) -> Self {
         let optimiser = AdamW::new(optimiser, parameters.iter().map(|var| var.elem_count()));
         let (waiting, sum) = (Vec::new(), Sum::default());
-        Self { parameters, rates, optimiser, max_gradient_norm, learning_rate: 0.0, waiting, added: 0, sum }
+        Self { parameters, rates, best: None, optimiser, max_gradient_norm, learning_rate: 0.0, waiting, added: 0, sum }
     }
 
     /// Begins a step of so many micro-batches; what an unfinished one had gathered is forgotten.
@@ -133,7 +148,26 @@ impl Accumulation {
             let named = NAMES.into_iter().zip(values);
             tensors.extend(named.map(|(kind, values)| checkpoint::Tensor { name: name(kind, index), values }));
         }
+        let best = self.best.iter().flatten().enumerate();
+        tensors
+            .extend(best.map(|(index, values)| checkpoint::Tensor { name: name(BEST, index), values: values.clone() }));
         Ok(Snapshot { steps, tensors })
+    }
+
+    /// Keeps the parameters as those of the best evaluation so far.
+    pub(super) fn keep_best(&mut self) -> Result<(), AggregatorError> {
+        let values = self.parameters.iter().map(|var| var.flatten_all()?.to_vec1::<f32>());
+        self.best = Some(values.collect::<candle_core::Result<_>>()?);
+        Ok(())
+    }
+
+    /// Goes back to the parameters of the best evaluation, if they were kept; says whether they were.
+    pub(super) fn return_to_best(&mut self) -> Result<bool, AggregatorError> {
+        let Some(best) = &self.best else { return Ok(false) };
+        for (var, values) in self.parameters.iter().zip(best) {
+            var.set(&Tensor::from_vec(values.clone(), var.shape(), var.device())?)?;
+        }
+        Ok(true)
     }
 
     /// Takes the tensors of [`Self::snapshot`] out of a checkpoint and goes on from them.
@@ -150,6 +184,13 @@ impl Accumulation {
                 Moments { first: first?, second: second? },
             ));
         }
+        let best = self.parameters.iter().enumerate().map(|(index, var)| match from.take(&name(BEST, index)) {
+            Some(values) if values.len() != var.elem_count() => {
+                Err(AggregatorError::Checkpoint { tensor: name(BEST, index), size: var.elem_count() })
+            }
+            values => Ok(values),
+        });
+        self.best = best.collect::<Result<Option<Vec<_>>, _>>()?;
         let mut moments = Vec::with_capacity(restored.len());
         for (var, (value, moment)) in self.parameters.iter().zip(restored) {
             var.set(&value)?;
@@ -163,14 +204,14 @@ impl Accumulation {
     pub(super) fn finish(&mut self) -> Result<StepSummary, AggregatorError> {
         let _optimiser = tracing::debug_span!(target: trace::WORK, "optimiser").entered();
         self.waiting.clear();
-        let Sum { loss, loss_tokens, gradients: sum } = std::mem::take(&mut self.sum);
-        if loss_tokens == 0 {
+        let Sum { loss, loss_tokens, terms, preference, gradients: sum } = std::mem::take(&mut self.sum);
+        if loss_tokens == 0 || terms == 0 {
             return Err(AggregatorError::NothingToLearn);
         }
         let squares = |values: &Vec<f32>| values.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
         // Collected before they are added, so that the order does not depend on the threads.
         let squares: Vec<f64> = sum.par_iter().map(squares).collect();
-        let mean = 1.0 / loss_tokens as f64;
+        let mean = 1.0 / terms as f64;
         let gradient_norm = squares.iter().sum::<f64>().sqrt() * mean;
         if !(gradient_norm.is_finite() && loss.is_finite()) {
             return Err(AggregatorError::NotFinite);
@@ -186,7 +227,7 @@ impl Accumulation {
             self.optimiser.update(index, &mut values, gradient, rate, mean * clip);
             var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
         }
-        Ok(StepSummary { loss: loss * mean, loss_tokens, gradient_norm })
+        Ok(StepSummary { loss: loss * mean, loss_tokens, gradient_norm, preference: preference.report() })
     }
 }
 
@@ -205,8 +246,12 @@ mod tests {
         (Accumulation::new(vec![var.clone()], vec![1.0], PLAIN, limit), var)
     }
 
-    fn gradient(index: usize, values: [f32; 3], loss_tokens: usize) -> MicroBatchGradient {
-        MicroBatchGradient { index, loss: 2.0 * loss_tokens as f64, loss_tokens, gradients: vec![values.into()] }
+    fn of(index: usize, loss: f64, terms: usize, gradients: Vec<Vec<f32>>) -> MicroBatchGradient {
+        MicroBatchGradient { index, loss, loss_tokens: terms, terms, preference: PreferenceSum::default(), gradients }
+    }
+
+    fn gradient(index: usize, values: [f32; 3], terms: usize) -> MicroBatchGradient {
+        of(index, 2.0 * terms as f64, terms, vec![values.into()])
     }
 
     #[test]
@@ -246,7 +291,7 @@ mod tests {
         let mut step = Accumulation::new(vars.to_vec(), vec![1.0, 16.0], PLAIN, 0.0);
         step.begin(1, 1e-3);
         let gradients = vec![vec![2.0], vec![2.0]];
-        assert!(step.add(MicroBatchGradient { index: 0, loss: 1.0, loss_tokens: 1, gradients }).unwrap());
+        assert!(step.add(of(0, 1.0, 1, gradients)).unwrap());
         step.finish().unwrap();
         // Adam's first step is the rate itself.
         for (var, rate) in vars.iter().zip([1e-3, 16e-3]) {
@@ -262,15 +307,11 @@ mod tests {
         assert!(!step.add(gradient(1, [1.0; 3], 1)).unwrap());
         assert!(matches!(step.add(gradient(1, [1.0; 3], 1)), Err(AggregatorError::Unexpected { index: 1 })));
         assert!(matches!(step.add(gradient(2, [1.0; 3], 1)), Err(AggregatorError::Unexpected { index: 2 })));
-        let short = MicroBatchGradient { index: 0, loss: 0.0, loss_tokens: 1, gradients: vec![vec![0.0; 2]] };
-        assert!(matches!(step.add(short), Err(AggregatorError::Shape { index: 0 })));
+        assert!(matches!(step.add(of(0, 0.0, 1, vec![vec![0.0; 2]])), Err(AggregatorError::Shape { index: 0 })));
         assert!(step.add(gradient(0, [f32::NAN; 3], 1)).unwrap());
         assert!(matches!(step.finish(), Err(AggregatorError::NotFinite)));
         step.begin(1, 0.1);
-        assert!(
-            step.add(MicroBatchGradient { index: 0, loss: 0.0, loss_tokens: 0, gradients: vec![vec![0.0; 3]] })
-                .unwrap()
-        );
+        assert!(step.add(of(0, 0.0, 0, vec![vec![0.0; 3]])).unwrap());
         assert!(matches!(step.finish(), Err(AggregatorError::NothingToLearn)));
         assert_eq!(var.to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0], "a refused step changed the parameters");
     }

@@ -146,6 +146,29 @@ impl Handler<MicroBatchGradient> for GradientAggregator {
     }
 }
 
+/// Keeps the parameters as those of the best evaluation so far, or goes back to them: then the answer says whether they
+/// were kept. Both come between two steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "Result<bool, AggregatorError>")]
+pub(super) enum Best {
+    /// They are better than any before.
+    Keep,
+    /// The run is over.
+    Return,
+}
+
+impl Handler<Best> for GradientAggregator {
+    type Result = Result<bool, AggregatorError>;
+
+    fn handle(&mut self, best: Best, _context: &mut Self::Context) -> Self::Result {
+        let state = self.state.as_mut().ok_or(AggregatorError::Stopped)?;
+        match best {
+            Best::Keep => state.keep_best().map(|()| true),
+            Best::Return => state.return_to_best(),
+        }
+    }
+}
+
 /// Copies the parameters and the optimiser. It is answered between two steps, never within one.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Snapshot, AggregatorError>")]

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Schedule;
+use super::objective::{Objective, Preference, Reference};
 use super::schedule::Timing;
 use crate::lora::LoraConfig;
 
@@ -31,6 +32,12 @@ pub struct InvalidSetting {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainingConfig {
+    /// What is minimised.
+    pub objective: Objective,
+    /// How much a preference weighs; 0.1 where nothing is said.
+    pub beta: Option<f64>,
+    /// What DPO compares with; what the run begins with where nothing is said.
+    pub reference: Option<Reference>,
     /// Optimiser steps; 100 where neither they nor epochs are given.
     pub steps: Option<usize>,
     /// Passes over the examples that are trained on, in place of steps: rounded up to whole steps.
@@ -70,6 +77,15 @@ pub struct TrainingConfig {
     pub eval_every: usize,
     /// Most micro-batches of the held-out split that one evaluation takes; 0 takes all.
     pub eval_batches: usize,
+    /// End the run after so many evaluations in a row that are none better than the best before them.
+    pub early_stopping_patience: Option<usize>,
+    /// By how much the loss of an evaluation must be lower to be better.
+    pub early_stopping_threshold: f64,
+    /// Whether a run ends with the adapters of its best evaluation, and not with its last; it does where nothing is said and
+    /// it may be stopped early.
+    pub load_best: Option<bool>,
+    /// Noise on the embeddings of what is trained on, at `alpha / √(tokens · features)` of a sequence; 0 adds none (NEFTune).
+    pub neftune_noise_alpha: f32,
     /// The adapters.
     pub lora: LoraConfig,
 }
@@ -77,6 +93,9 @@ pub struct TrainingConfig {
 impl Default for TrainingConfig {
     fn default() -> Self {
         Self {
+            objective: Objective::Sft,
+            beta: None,
+            reference: None,
             steps: None,
             epochs: None,
             micro_batch: 2,
@@ -95,13 +114,27 @@ impl Default for TrainingConfig {
             data_seed: None,
             eval_every: 0,
             eval_batches: 16,
+            early_stopping_patience: None,
+            early_stopping_threshold: 0.0,
+            load_best: None,
+            neftune_noise_alpha: 0.0,
             lora: LoraConfig::default(),
         }
     }
 }
 
 impl TrainingConfig {
-    /// Sequences of one optimiser step.
+    /// How preferences become a loss; `None` if there are none.
+    pub fn preference(&self) -> Option<Preference> {
+        Preference::new(self.objective, self.beta)
+    }
+
+    /// Whether the run ends with the adapters of its best evaluation.
+    pub fn loads_best(&self) -> bool {
+        self.load_best.unwrap_or(self.early_stopping_patience.is_some())
+    }
+
+    /// Sequences of one optimiser step, or pairs of them.
     pub fn batch(&self) -> usize {
         self.micro_batch.saturating_mul(self.accumulation)
     }
@@ -162,6 +195,8 @@ impl TrainingConfig {
             }
         }
         self.validate_length()?;
+        self.validate_objective()?;
+        self.validate_stopping()?;
         if self.in_flight > MOST_IN_FLIGHT {
             let why = format!("is {}, and must be at most {MOST_IN_FLIGHT}; 0 leaves it to the owner", self.in_flight);
             return fail("in_flight", why);
@@ -182,6 +217,48 @@ impl TrainingConfig {
             }
         }
         self.lora.validate()
+    }
+
+    /// The objective and what it needs.
+    fn validate_objective(&self) -> Result<(), InvalidSetting> {
+        let fail = |field, why: String| Err(InvalidSetting { field, why });
+        if let Some(beta) = self.beta {
+            if !(beta.is_finite() && beta > 0.0) {
+                return fail("beta", format!("is {beta}, and must be more than 0"));
+            }
+            if self.objective == Objective::Sft {
+                return fail("beta", format!("is {beta}, but only the objectives \"dpo\" and \"orpo\" have one"));
+            }
+        }
+        if self.reference.is_some() && self.objective != Objective::Dpo {
+            return fail("reference", "is set, but only the objective \"dpo\" has one".into());
+        }
+        let noise = self.neftune_noise_alpha;
+        if !(noise.is_finite() && noise >= 0.0) {
+            return fail("neftune_noise_alpha", format!("is {noise}, and must be at least 0, which adds none"));
+        }
+        Ok(())
+    }
+
+    /// When a run ends early, and with which of its steps.
+    fn validate_stopping(&self) -> Result<(), InvalidSetting> {
+        let fail = |field, why: String| Err(InvalidSetting { field, why });
+        let threshold = self.early_stopping_threshold;
+        if !(threshold.is_finite() && threshold >= 0.0) {
+            return fail("early_stopping_threshold", format!("is {threshold}, and must be at least 0"));
+        }
+        match self.early_stopping_patience {
+            Some(0) => {
+                fail("early_stopping_patience", "is 0, and must be at least 1; leave it out to stop at the end".into())
+            }
+            Some(_) if self.eval_every == 0 => {
+                fail("early_stopping_patience", "is set, but eval_every is 0: nothing is evaluated on the way".into())
+            }
+            None if threshold > 0.0 => {
+                fail("early_stopping_threshold", "is set without early_stopping_patience".into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Steps and epochs, the warm-up and the schedule.
@@ -275,7 +352,17 @@ mod tests {
     #[test]
     fn the_field_that_cannot_be_is_named() {
         type Spoil = fn(&mut TrainingConfig);
-        let spoiled: [(&str, Spoil); 20] = [
+        let spoiled: [(&str, Spoil); 30] = [
+            ("beta", |c| c.beta = Some(0.1)),
+            ("beta", |c| (c.objective, c.beta) = (Objective::Dpo, Some(0.0))),
+            ("reference", |c| (c.objective, c.reference) = (Objective::Orpo, Some(Reference::Base))),
+            ("neftune_noise_alpha", |c| c.neftune_noise_alpha = -1.0),
+            ("early_stopping_patience", |c| c.early_stopping_patience = Some(2)),
+            ("early_stopping_patience", |c| (c.eval_every, c.early_stopping_patience) = (5, Some(0))),
+            ("early_stopping_threshold", |c| c.early_stopping_threshold = 0.1),
+            ("early_stopping_threshold", |c| c.early_stopping_threshold = f64::NAN),
+            ("lora.lora_plus_ratio", |c| c.lora.lora_plus_ratio = 0.0),
+            ("lora.rank_pattern", |c| c.lora.rank_pattern = [("q_proj".to_owned(), 0)].into_iter().collect()),
             ("steps", |c| c.steps = Some(0)),
             ("epochs", |c| c.epochs = Some(0.0)),
             ("epochs", |c| c.epochs = Some(f64::NAN)),

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::objective::PreferenceReport;
 use crate::transport::Traffic;
 
 /// Progress of a run.
@@ -24,6 +25,8 @@ pub enum TrainEvent {
         steps: usize,
         /// Whether it was stopped before its time.
         stopped: bool,
+        /// The step whose adapters are the result, where that is not the last one.
+        best: Option<usize>,
     },
 }
 
@@ -32,10 +35,12 @@ pub enum TrainEvent {
 pub struct EvaluationReport {
     /// Optimiser steps taken before it.
     pub step: usize,
-    /// Mean cross entropy of its targets in nats.
+    /// Mean cross entropy of its targets in nats, or mean loss of its pairs.
     pub loss: f64,
     /// Wall time it took.
     pub seconds: f64,
+    /// What the pairs of a preference came to.
+    pub preference: Option<PreferenceReport>,
 }
 
 /// One optimiser step.
@@ -43,7 +48,7 @@ pub struct EvaluationReport {
 pub struct StepReport {
     /// Which one, from 1.
     pub step: usize,
-    /// Mean cross entropy of its targets in nats, before the parameters moved.
+    /// Mean cross entropy of its targets in nats, or mean loss of its pairs, before the parameters moved.
     pub loss: f64,
     /// Wall time it took.
     pub seconds: f64,
@@ -57,4 +62,6 @@ pub struct StepReport {
     pub gradient_norm: f64,
     /// Bytes exchanged with workers during it.
     pub traffic: Traffic,
+    /// What the pairs of a preference came to.
+    pub preference: Option<PreferenceReport>,
 }

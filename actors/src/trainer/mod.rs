@@ -12,10 +12,13 @@ mod aggregator;
 mod config;
 mod events;
 mod flight;
+mod objective;
 mod parallel;
 mod run;
 mod saver;
 mod schedule;
+mod scoring;
+mod stopping;
 #[cfg(test)]
 mod tests;
 
@@ -41,7 +44,8 @@ pub use self::adamw::{AdamW, AdamWConfig, Moments};
 pub use self::aggregator::{AggregatorError, BeginStep, GradientAggregator, TakeSnapshot};
 pub use self::config::{InvalidSetting, TrainingConfig};
 pub use self::events::{EvaluationReport, StepReport, TrainEvent};
-pub use self::saver::{CheckpointTarget, Saver, TrainState};
+pub use self::objective::{Costs, Judged, Objective, Preference, PreferenceReport, PreferenceSum, Reference};
+pub use self::saver::{CheckpointTarget, ReferenceCosts, References, Saver, TrainState};
 pub use self::schedule::{Schedule, Timing};
 
 /// Events that may wait for whoever reads them; then training waits too.
@@ -125,6 +129,8 @@ pub struct TrainableModel {
     pub llama: Llama,
     /// Its adapters; only the aggregator changes them.
     pub adapters: LoraAdapters,
+    /// The adapters of DPO's reference; `None` is the model without any.
+    pub reference: Option<LoraAdapters>,
 }
 
 impl TrainableModel {
@@ -140,7 +146,22 @@ impl TrainableModel {
         config.validate()?;
         config.lora.values(model.config())?;
         let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
-        Ok(Self { llama: Llama::new(model, backend)?, adapters })
+        Ok(Self { llama: Llama::new(model, backend)?, adapters, reference: None })
+    }
+
+    /// The same with the values of other adapters of the same modules and ranks, such as those of an earlier run.
+    ///
+    /// # Errors
+    /// When they are of others.
+    pub fn starting_from(self, adapters: &LoraAdapters, config: &TrainingConfig) -> Result<Self, TrainError> {
+        self.adapters.set(adapters)?;
+        let compared = config.objective == Objective::Dpo && config.reference.unwrap_or_default() == Reference::Start;
+        let reference = compared.then(|| {
+            let copy = LoraAdapters::new(self.llama.config(), self.adapters.config(), config.seed)?;
+            copy.set(adapters)?;
+            Ok::<_, TrainError>(copy)
+        });
+        Ok(Self { reference: reference.transpose()?, ..self })
     }
 
     /// The same, which keeps what enters the lowest adapted layer.
@@ -165,8 +186,10 @@ pub struct TrainOutcome {
     pub stopped: bool,
     /// Mean loss of the held-out split before the first step.
     pub evaluation_before: Option<f64>,
-    /// The same after the last step; `None` when the run was stopped.
+    /// The same with the adapters that are the result; `None` when the run was stopped.
     pub evaluation_after: Option<f64>,
+    /// The step whose adapters are the result, where that is not the last one.
+    pub best: Option<usize>,
     /// The model with its trained adapters.
     pub model: Arc<TrainableModel>,
 }

@@ -4,6 +4,7 @@
 //! checkpoint needs both of the same step, also where it is asked for while the next one is under way: then the copy that
 //! the aggregator gives is compared with the note, and whichever is older is asked for again.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,14 +35,35 @@ pub struct TrainState {
     pub history: Vec<StepReport>,
     /// Every evaluation so far.
     pub evaluations: Vec<EvaluationReport>,
+    /// What DPO's reference makes of the pairs that were met so far.
+    pub references: References,
     /// What whoever launched the run wants to find again.
     pub notes: String,
+}
+
+/// Cross entropies by the reference of a pair's two sequences, in nats, by the pair's number in its data set.
+pub type ReferenceCosts = BTreeMap<usize, [f64; 2]>;
+
+/// What the reference makes of each pair: it does not learn, so that this is computed once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct References {
+    /// Of the pairs that are trained on.
+    pub train: ReferenceCosts,
+    /// Of those that are held out.
+    pub evaluation: ReferenceCosts,
 }
 
 impl TrainState {
     /// Of a run that has not begun.
     pub(super) fn new(position: Position) -> Self {
-        Self { steps: 0, position, history: Vec::new(), evaluations: Vec::new(), notes: String::new() }
+        Self {
+            steps: 0,
+            position,
+            history: Vec::new(),
+            evaluations: Vec::new(),
+            references: References::default(),
+            notes: String::new(),
+        }
     }
 
     /// The loss of the held-out split after so many steps, where it is known.
@@ -99,17 +121,21 @@ impl Saver {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a step was taken, and what comes after it.
-    pub(super) fn step_taken(&self, report: StepReport, position: Position) {
+    /// Notes that a step was taken, what the reference made of its pairs, and what comes after it.
+    pub(super) fn step_taken(&self, report: StepReport, references: ReferenceCosts, position: Position) {
         let mut state = self.state();
+        state.references.train.extend(references);
         state.history.push(report);
         (state.steps, state.position) = (report.step, position);
         self.noted.notify_all();
     }
 
     /// Notes an evaluation, which took too long to be made again: it is saved.
-    pub(super) fn evaluated(&self, report: EvaluationReport) {
-        self.state().evaluations.push(report);
+    pub(super) fn evaluated(&self, report: EvaluationReport, references: ReferenceCosts) {
+        let mut state = self.state();
+        state.references.evaluation.extend(references);
+        state.evaluations.push(report);
+        drop(state);
         self.save_or_warn();
     }
 

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod padding;
+mod preference;
 mod prefix;
 mod resume;
+mod stopping;
 
 use std::sync::atomic::AtomicUsize;
 
@@ -125,7 +127,7 @@ async fn learns_and_reports_each_step() {
     assert!(evaluations.eq([0, 10, 20, 25]));
     let started = |event: &&TrainEvent| matches!(event, TrainEvent::EvaluationStarted { micro_batches: 3, .. });
     assert_eq!(events.iter().filter(started).count(), 4);
-    assert_eq!(events.last(), Some(&TrainEvent::Finished { steps: 25, stopped: false }));
+    assert_eq!(events.last(), Some(&TrainEvent::Finished { steps: 25, stopped: false, best: None }));
 }
 
 #[actix::test]

@@ -145,6 +145,7 @@ impl Llama {
 
     /// Sum of the cross entropies of a micro-batch's targets in nats, and its gradient for every parameter of the
     /// adapters, in their order. The adapters' inputs are dropped at random from `draw`.
+    #[cfg(test)]
     pub(crate) fn gradient(
         &self,
         batch: &MicroBatch,

@@ -326,6 +326,7 @@ mod tests {
             bytes_down: if at == 0 { 1_000_000 } else { 8192 },
             owner_cpu_seconds,
             owner_parts: None,
+            rewards: None,
         };
         let report = Report {
             velum_version: String::new(),
@@ -335,6 +336,10 @@ mod tests {
             parameter_sets: Vec::new(),
             seed: 0,
             data_seed: 0,
+            data_digest: None,
+            held_out_digest: None,
+            settings: None,
+            best_step: None,
             eval_loss_before: None,
             eval_loss_after: None,
             evaluations: Vec::new(),

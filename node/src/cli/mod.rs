@@ -126,6 +126,10 @@ pub struct Arguments {
     #[arg(long, value_name = "JSONL", help_heading = "Owner and demo")]
     pub data: Option<PathBuf>,
 
+    /// Begin with this adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), in place of a new one
+    #[arg(long, value_name = "DIR", help_heading = "Owner and demo")]
+    pub adapter: Option<PathBuf>,
+
     /// Folder for the results: adapter/, report.json, loss.svg, checkpoints/
     #[arg(long, value_name = "DIR", help_heading = "Owner and demo")]
     pub out: Option<PathBuf>,
@@ -255,6 +259,7 @@ impl Arguments {
         set(&mut config.worker.split, &self.split);
         config.worker.owners.extend(self.owner.iter().cloned());
         set_some(&mut config.owner.data, &self.data);
+        set_some(&mut config.owner.adapter, &self.adapter);
         set(&mut config.owner.out, &self.out);
         set(&mut config.owner.backend, &self.backend);
         set(&mut config.owner.head, &self.head);

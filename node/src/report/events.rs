@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 
 use super::metrics::Entry;
-use super::{Report, StepReport};
+use super::{Report, Rewards, StepReport};
 
 /// Name of the folder in the output folder.
 pub const EVENTS_FOLDER: &str = "tensorboard";
@@ -112,10 +112,29 @@ fn scalars(entry: Entry<'_>) -> (u32, Vec<(&'static str, f64)>) {
                 ("train/gradient_norm", gradient_norm),
                 ("train/tokens_per_second", speed),
             ];
-            (step.step, values.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect())
+            let mut values: Vec<_> = values.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect();
+            values.extend(TRAIN_REWARDS.into_iter().zip(rewards(step.rewards)));
+            (step.step, values)
         }
-        Entry::Evaluation(evaluation) => (evaluation.step, vec![("eval/loss", evaluation.loss)]),
+        Entry::Evaluation(evaluation) => {
+            let mut values = vec![("eval/loss", evaluation.loss)];
+            values.extend(EVAL_REWARDS.into_iter().zip(rewards(evaluation.rewards)));
+            (evaluation.step, values)
+        }
     }
+}
+
+/// Tags of what pairs came to, in the order of [`rewards`].
+const TRAIN_REWARDS: [&str; 4] =
+    ["train/rewards/chosen", "train/rewards/rejected", "train/rewards/margin", "train/rewards/accuracy"];
+const EVAL_REWARDS: [&str; 4] =
+    ["eval/rewards/chosen", "eval/rewards/rejected", "eval/rewards/margin", "eval/rewards/accuracy"];
+
+fn rewards(rewards: Option<Rewards>) -> Vec<f64> {
+    let Some(Rewards { rewards_chosen, rewards_rejected, rewards_margin, rewards_accuracy }) = rewards else {
+        return Vec::new();
+    };
+    vec![rewards_chosen, rewards_rejected, rewards_margin, rewards_accuracy]
 }
 
 /// A `Summary.Value` of a tag, as it stands in a `Summary`.

@@ -3,6 +3,7 @@
 //!
 //! The first two appear whole or not at all, so that a run that is killed while it writes leaves the last good ones.
 
+mod card;
 mod curves;
 mod events;
 mod metrics;
@@ -14,10 +15,12 @@ use std::ops::Range;
 use std::path::Path;
 
 use actors::files::{Readers, write_atomically};
+use actors::trainer::PreferenceReport;
 use anyhow::Context;
 use protocol::he::ParameterSet;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use card::{CARD_FILE, adapter_card};
 pub use curves::Curves;
 pub use events::{EVENTS_FOLDER, remove_events};
 pub use metrics::METRICS_FILE;
@@ -47,9 +50,21 @@ pub struct Report {
     pub seed: u64,
     /// Seed of the order of the data.
     pub data_seed: u64,
+    /// Digest of the tokens trained on, and of what is learnt of them.
+    #[serde(default)]
+    pub data_digest: Option<String>,
+    /// The same of what is held out; `None` where nothing is.
+    #[serde(default)]
+    pub held_out_digest: Option<String>,
+    /// `[training]`, `[data]` and `[encryption]` as the run followed them.
+    #[serde(default)]
+    pub settings: Option<serde_json::Value>,
+    /// The step of the best evaluation, where its adapters are the result and it is not the last one.
+    #[serde(default)]
+    pub best_step: Option<u32>,
     /// Mean loss per token on the held-out examples before the first step; `None` without held-out examples.
     pub eval_loss_before: Option<f64>,
-    /// The same after the last step.
+    /// The same with the adapters that are the result.
     pub eval_loss_after: Option<f64>,
     /// Every evaluation, the first and the last included.
     pub evaluations: Vec<EvaluationReport>,
@@ -97,6 +112,9 @@ pub struct StepReport {
     /// The same by part of the work, where the owner was told to count it ([`PARTS_VARIABLE`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner_parts: Option<Parts>,
+    /// What its pairs came to, if the run prefers answers.
+    #[serde(flatten)]
+    pub rewards: Option<Rewards>,
 }
 
 /// The loss on the held-out examples after some number of steps.
@@ -107,6 +125,33 @@ pub struct EvaluationReport {
     /// Mean loss per scored token.
     #[serde(deserialize_with = "loss")]
     pub loss: f64,
+    /// What its pairs came to, if the run prefers answers.
+    #[serde(flatten)]
+    pub rewards: Option<Rewards>,
+}
+
+/// What the pairs of a preferred answer and another one came to, on average.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Reward of the preferred answer.
+    pub rewards_chosen: f64,
+    /// Reward of the other one.
+    pub rewards_rejected: f64,
+    /// The difference.
+    pub rewards_margin: f64,
+    /// Share of the pairs whose preferred answer is rewarded more.
+    pub rewards_accuracy: f64,
+}
+
+impl From<PreferenceReport> for Rewards {
+    fn from(report: PreferenceReport) -> Self {
+        Self {
+            rewards_chosen: report.rewards_chosen,
+            rewards_rejected: report.rewards_rejected,
+            rewards_margin: report.margin(),
+            rewards_accuracy: report.accuracy,
+        }
+    }
 }
 
 /// Seconds of the run by activity. With several micro-batches in flight the activities overlap, so that their sum may

@@ -16,6 +16,7 @@ fn report() -> Report {
         bytes_up: 7_000_000_000,
         bytes_down: 5,
         owner_parts: None,
+        rewards: None,
         owner_cpu_seconds: (step > 1).then_some(0.25),
     });
     Report {
@@ -26,9 +27,13 @@ fn report() -> Report {
         parameter_sets: vec![ParameterSet::P24, ParameterSet::P32],
         seed: u64::MAX,
         data_seed: 5,
+        data_digest: Some("cd".repeat(32)),
+        held_out_digest: None,
+        settings: Some(serde_json::json!({"training": {"learning_rate": 1e-4}})),
+        best_step: None,
         eval_loss_before: Some(3.1),
         eval_loss_after: None,
-        evaluations: vec![EvaluationReport { step: 0, loss: 3.1 }],
+        evaluations: vec![EvaluationReport { step: 0, loss: 3.1, rewards: None }],
         steps: steps.collect(),
         time: TimeBreakdown { encrypt_seconds: 1.0, ..TimeBreakdown::default() },
         workers: vec![WorkerReport {
@@ -95,7 +100,7 @@ fn metrics_have_a_line_as_soon_as_there_is_something_to_tell() {
     for (count, step) in all.steps.iter().enumerate() {
         run.steps.push(step.clone());
         if count == 1 {
-            run.evaluations.push(EvaluationReport { step: 2, loss: 2.5 });
+            run.evaluations.push(EvaluationReport { step: 2, loss: 2.5, rewards: None });
         }
         curves.follow(&run);
     }
@@ -111,10 +116,52 @@ fn metrics_have_a_line_as_soon_as_there_is_something_to_tell() {
     std::fs::create_dir(out.path().join(METRICS_FILE)).unwrap();
     curves.follow(&run);
     std::fs::remove_dir(out.path().join(METRICS_FILE)).unwrap();
-    run.evaluations.push(EvaluationReport { step: 3, loss: f64::NAN });
+    run.evaluations.push(EvaluationReport { step: 3, loss: f64::NAN, rewards: None });
     curves.follow(&run);
     assert_eq!(lines(out.path())[..5], written);
     assert!(lines(out.path())[5]["eval_loss"].is_null() && lines(out.path()).len() == 6);
+}
+
+#[test]
+fn rewards_are_fields_of_their_step_and_evaluation() {
+    let out = tempfile::tempdir().unwrap();
+    let mut preferring = report();
+    let rewards = Rewards { rewards_chosen: 0.5, rewards_rejected: -0.25, rewards_margin: 0.75, rewards_accuracy: 1.0 };
+    preferring.steps[1].rewards = Some(rewards);
+    preferring.evaluations[0].rewards = Some(rewards);
+    preferring.write(out.path()).unwrap();
+    assert_eq!(Report::read(out.path()).unwrap(), preferring);
+    Curves::new(out.path(), &preferring).follow(&preferring);
+    let lines = lines(out.path());
+    assert_eq!((&lines[0]["eval_rewards_margin"], &lines[2]["rewards_chosen"]), (&0.75.into(), &0.5.into()));
+    assert!(lines[1].get("rewards_chosen").is_none());
+}
+
+#[test]
+fn the_card_says_what_the_adapter_is() {
+    let mut run = report();
+    (run.eval_loss_after, run.best_step, run.held_out_digest) = (Some(2.0), Some(2), Some("ef".repeat(32)));
+    let card = adapter_card(&run);
+    let mut parts = card.splitn(3, "---\n");
+    assert_eq!(parts.next(), Some(""));
+    // A name is quoted, whatever is in it.
+    assert!(
+        parts.next().unwrap().starts_with("base_model: \"A <model> & \\\"more\\\"\"\nlibrary_name: peft\n"),
+        "{card}"
+    );
+    for said in [
+        "for 3 steps, with encrypted base products",
+        &"ab".repeat(32),
+        &"cd".repeat(32),
+        &"ef".repeat(32),
+        "| 3.0000 to 1.0000 |",
+        "| 3.1000 to 2.0000 |",
+        "best evaluation, whose adapter this is | 2 |",
+        "P24, P32",
+        "\"learning_rate\": 0.0001",
+    ] {
+        assert!(card.contains(said), "{said}: {card}");
+    }
 }
 
 /// The records of an event file, their lengths believed.

@@ -1,5 +1,6 @@
 //! What a process does in each role.
 
+mod adapter;
 mod bans;
 mod cluster;
 mod masks;

@@ -11,6 +11,7 @@ use std::time::Instant;
 use actors::backend::{LinearBackend, PlainBackend};
 use actors::checkpoint::{Found, Identity};
 use actors::data::{Batches, Dataset, fresh_seed};
+use actors::lora::LoraAdapters;
 use actors::owner::PhaseClock;
 use actors::trainer::{
     AdapterTarget, CheckpointTarget, Saver, TrainEvent, TrainHandle, TrainOutcome, TrainState, TrainableModel, Trainer,
@@ -25,20 +26,22 @@ use super::progress::Progress;
 use super::results::{Results, Spent, empty_report};
 use super::start::{self, Start};
 use super::stop::StopSignals;
-use super::{model_name, prefix};
+use super::{adapter, model_name, prefix};
 use crate::config::{BackendChoice, Config};
 use crate::{output, protect};
 
 /// What an owner begins with: all that can be wrong with it is found before a worker is asked for anything.
-struct Inputs {
+pub(super) struct Inputs {
     /// The configuration, with what follows from the data said in steps.
-    config: Arc<Config>,
+    pub(super) config: Arc<Config>,
     model: Arc<Model>,
-    digest: ModelDigest,
-    training: Dataset,
-    held_out: Dataset,
+    pub(super) digest: ModelDigest,
+    pub(super) training: Dataset,
+    pub(super) held_out: Dataset,
+    /// What the run begins with in place of new adapters.
+    adapter: Option<LoraAdapters>,
     /// Of the order of the data.
-    data_seed: u64,
+    pub(super) data_seed: u64,
     identity: Identity,
     /// What the run goes on from.
     resume: Option<Found<TrainState>>,
@@ -100,11 +103,15 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
         );
     }
     let tokenizer = model.tokenizer()?;
-    let examples = Dataset::load(data, &config.data, &tokenizer)?;
+    let mut config = config.clone();
+    let adapter = adapter::read(&mut config, model.config())?;
+    let examples = match config.training.objective.of_pairs() {
+        true => Dataset::load_pairs(data, &config.data, &tokenizer)?,
+        false => Dataset::load(data, &config.data, &tokenizer)?,
+    };
     report_cuts(&examples, data, config.data.max_tokens);
     let (training, held_out) = examples.split(config.data.held_out, config.training.seed)?;
-    let mut config = config.clone();
-    config.training = config.training.resolved(training.examples().len()).context("[training]")?;
+    config.training = config.training.resolved(training.units()).context("[training]")?;
     let config = Arc::new(config);
     let digest = model.digest()?;
     let resume = start.checkpoint(&config.owner.out, config.training.lora.values(model.config())?)?;
@@ -113,11 +120,14 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
         (None, Some(found)) => found.checkpoint.state.position.seed,
         (None, None) => fresh_seed().context("no randomness from the operating system")?,
     };
-    let identity = start::identity(&config, data_seed, digest, training.digest(), held_out.digest())?;
+    let mut identity = start::identity(&config, data_seed, digest, training.digest(), held_out.digest())?;
+    if let Some(adapter) = &adapter {
+        identity = identity.with("adapter to begin with (digest)", adapter.digest()?);
+    }
     if let Some(found) = &resume {
         start::refuse_other(found, &identity)?;
     }
-    Ok(Inputs { config, model: Arc::new(model), digest, training, held_out, data_seed, identity, resume })
+    Ok(Inputs { config, model: Arc::new(model), digest, training, held_out, adapter, data_seed, identity, resume })
 }
 
 /// Says which examples were not used as they are.
@@ -147,12 +157,11 @@ async fn train(
     let out = &config.owner.out;
     let name = model_name::of(config.model()?);
     let sets = cluster.map(Cluster::parameter_sets).unwrap_or_default();
-    let seeds = (config.training.seed, inputs.data_seed);
-    let report = empty_report(&name, inputs.digest.to_string(), config.owner.backend, sets, seeds);
+    let report = empty_report(&name, &inputs, sets);
     let mut results = Results::create(out, report)?;
     start::check_disk(config, config.training.lora.values(inputs.model.config())?)?;
     progress.status("preparing the model");
-    let model = trainable(config, &inputs, cluster.map(Cluster::backend)).await?;
+    let model = trainable(config, &mut inputs, cluster.map(Cluster::backend)).await?;
     start.make_room(out)?;
     let texts = prefix::Texts {
         model: inputs.model.config(),
@@ -189,9 +198,10 @@ async fn train(
     };
     let data = training_data(config, &inputs);
     output::print(format_args!(
-        "training {} steps, {} examples",
+        "training {} steps, {} {}",
         config.training.steps(),
-        inputs.training.examples().len()
+        inputs.training.units(),
+        if config.training.objective.of_pairs() { "pairs" } else { "examples" }
     ));
     let outcome = follow(Trainer::launch(settings, model, data)?, &mut results, progress, stop).await;
     if let Some(cluster) = cluster {
@@ -248,16 +258,21 @@ fn go_on(config: &Config, found: &Found<TrainState>, results: &mut Results, prog
 /// The owner's half of the model over its backend.
 async fn trainable(
     config: &Arc<Config>,
-    inputs: &Inputs,
+    inputs: &mut Inputs,
     encrypted: Option<Arc<dyn LinearBackend>>,
 ) -> anyhow::Result<TrainableModel> {
     let (config, model) = (Arc::clone(config), Arc::clone(&inputs.model));
+    let adapter = inputs.adapter.take();
     tokio::task::spawn_blocking(move || {
         let backend = match encrypted {
             Some(backend) => backend,
             None => Arc::new(PlainBackend::new(&model)?),
         };
-        Ok(TrainableModel::new(model, backend, &config.training)?)
+        let trainable = TrainableModel::new(model, backend, &config.training)?;
+        Ok(match adapter {
+            Some(adapter) => trainable.starting_from(&adapter, &config.training)?,
+            None => trainable,
+        })
     })
     .await
     .context("preparing the model")?
@@ -285,13 +300,18 @@ async fn follow(
                 Some(TrainEvent::EvaluationStarted { .. }) => progress.status("evaluating"),
                 Some(TrainEvent::Evaluation(evaluation)) => {
                     results.evaluation(&evaluation);
-                    progress.evaluation(evaluation.step, evaluation.loss);
+                    progress.evaluation(&evaluation);
                 }
                 Some(TrainEvent::Step(step)) => {
                     results.step(&step);
                     progress.step(&step);
                 }
-                Some(TrainEvent::Finished { .. }) => {}
+                Some(TrainEvent::Finished { steps, stopped, best }) => {
+                    results.finished(best);
+                    if !stopped {
+                        progress.ended(steps, best);
+                    }
+                }
                 None => break,
             },
             () = stop.next() => {

@@ -54,10 +54,12 @@ impl Plan {
         let layers = config.training.lora.layers.of(texts.model.layers)?;
         let layer = layers.first().copied().unwrap_or(0).into();
         let taken = config.training.steps().saturating_mul(config.training.batch());
-        let training = taken > texts.training.examples().len();
+        // DPO's reference reads every text before it is trained on. What is blurred is another text each time.
+        let again = taken > texts.training.units() || config.training.preference().is_some_and(|p| p.needs_reference());
+        let training = again && config.training.neftune_noise_alpha == 0.0;
         let evaluated = match config.training.eval_batches {
             0 => usize::MAX,
-            most => most.saturating_mul(config.training.micro_batch),
+            most => most.saturating_mul(config.training.micro_batch * texts.held_out.unit()),
         };
         let tokens =
             |data: &Dataset, most| -> usize { data.examples().iter().take(most).map(|e| e.tokens.len()).sum() };

@@ -3,11 +3,16 @@
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
-use actors::trainer::{StepReport, TrainState};
+use actors::trainer::{EvaluationReport, PreferenceReport, StepReport, TrainState};
 use actors::transport::Traffic;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::output;
+
+/// What preferences came to, behind a loss.
+fn rewards(report: &PreferenceReport) -> String {
+    format!("  reward margin {:.3} ({:.0} % right)", report.margin(), 100.0 * report.accuracy)
+}
 
 /// The display of one run.
 pub(super) struct Progress {
@@ -63,6 +68,9 @@ impl Progress {
         if let Some(loss) = self.evaluation {
             text.push_str(&format!("  eval {loss:.4}"));
         }
+        if let Some(preference) = &line.preference {
+            text.push_str(&rewards(preference));
+        }
         text.push_str(&format!("  {rate:.0} tokens/s"));
         if line.traffic != Traffic::default() {
             let Traffic { up, down } = line.traffic;
@@ -76,9 +84,20 @@ impl Progress {
     }
 
     /// An evaluation is done.
-    pub(super) fn evaluation(&mut self, step: usize, loss: f64) {
-        self.evaluation = Some(loss);
-        self.note(&format!("evaluation after {step} steps: loss {loss:.4}"));
+    pub(super) fn evaluation(&mut self, EvaluationReport { step, loss, preference, .. }: &EvaluationReport) {
+        self.evaluation = Some(*loss);
+        let rewards = preference.as_ref().map(rewards).unwrap_or_default();
+        self.note(&format!("evaluation after {step} steps: loss {loss:.4}{rewards}"));
+    }
+
+    /// The run is over, perhaps before its last step, and these are the adapters that it leaves.
+    pub(super) fn ended(&self, steps: usize, best: Option<usize>) {
+        if steps < self.steps {
+            self.note(&format!("no evaluation was better for long: the run ends after step {steps} of {}", self.steps));
+        }
+        if let Some(best) = best {
+            self.note(&format!("the adapter is that of step {best}, whose evaluation was the best"));
+        }
     }
 
     /// The run is over.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use actors::files::{Readers, write_atomically};
 use actors::owner::PhaseTimes;
 use actors::owner::fleet::Presence;
 use actors::owner::scheduler::WorkerRecord;
@@ -10,9 +11,13 @@ use anyhow::Context as _;
 use protocol::he::ParameterSet;
 use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use super::owner::Inputs;
 use crate::config::BackendChoice;
-use crate::report::{self, Curves, EvaluationReport, Parts, Report, Sampler, TimeBreakdown, WorkerReport};
+use crate::report::{
+    self, CARD_FILE, Curves, EvaluationReport, Parts, Report, Sampler, TimeBreakdown, WorkerReport, adapter_card,
+};
 
 /// Name of the folder for the adapter in the folder for the results.
 pub(super) const ADAPTER: &str = "adapter";
@@ -126,6 +131,7 @@ impl Results {
             bytes_down: step.traffic.down,
             owner_cpu_seconds,
             owner_parts,
+            rewards: step.preference.map(Into::into),
         });
     }
 
@@ -136,13 +142,23 @@ impl Results {
     }
 
     fn past_evaluation(&mut self, evaluation: &trainer::EvaluationReport) {
-        self.report.evaluations.push(EvaluationReport { step: number(evaluation.step), loss: evaluation.loss });
+        let trainer::EvaluationReport { step, loss, preference, .. } = *evaluation;
+        self.report.evaluations.push(EvaluationReport {
+            step: number(step),
+            loss,
+            rewards: preference.map(Into::into),
+        });
     }
 
     /// Takes over what an interrupted run had reached.
     pub(super) fn resume(&mut self, state: &TrainState) {
         state.history.iter().for_each(|step| self.past_step(step, None, None));
         state.evaluations.iter().for_each(|evaluation| self.past_evaluation(evaluation));
+    }
+
+    /// Notes the step whose adapters are the result, where it is not the last one.
+    pub(super) fn finished(&mut self, best: Option<usize>) {
+        self.report.best_step = best.map(number);
     }
 
     /// Begins what is written while the run lasts.
@@ -176,15 +192,15 @@ impl Results {
         self.report.workers = workers.iter().map(worker).collect();
     }
 
-    /// Writes `report.json` and `loss.svg`, with what was spent in all.
+    /// Writes `report.json` and `loss.svg`, with what was spent in all, and the card of the adapter if there is one.
     ///
     /// # Errors
     /// When they cannot be written.
     pub(super) fn write(mut self, spent: Spent) -> anyhow::Result<Report> {
         self.report.eval_loss_before = self.report.evaluations.first().map(|evaluation| evaluation.loss);
         // An evaluation of earlier adapters, of a run that was stopped since, says nothing about those that are saved.
-        let steps = self.report.steps.last().map(|step| step.step);
-        let last = self.report.evaluations.last().filter(|last| Some(last.step) == steps);
+        let result = self.report.best_step.or(self.report.steps.last().map(|step| step.step));
+        let last = self.report.evaluations.iter().rfind(|evaluation| Some(evaluation.step) == result);
         self.report.eval_loss_after = last.map(|evaluation| evaluation.loss);
         self.report.owner_peak_rss_bytes = spent.peak_rss_bytes;
         self.report.owner_cpu_seconds = spent.cpu_seconds;
@@ -192,6 +208,10 @@ impl Results {
         self.report.time.multiply_seconds +=
             self.report.workers.iter().filter_map(|worker| worker.busy_seconds).sum::<f64>();
         self.report.write(&self.out)?;
+        if self.adapter().is_dir() {
+            let card = adapter_card(&self.report);
+            write_atomically(&self.adapter().join(CARD_FILE), card.as_bytes(), Readers::Owner)?;
+        }
         Ok(self.report)
     }
 }
@@ -208,21 +228,21 @@ fn backend_name(backend: BackendChoice) -> &'static str {
 }
 
 /// A report of a run that has not begun.
-pub(super) fn empty_report(
-    model: &str,
-    digest: String,
-    backend: BackendChoice,
-    parameter_sets: Vec<ParameterSet>,
-    (seed, data_seed): (u64, u64),
-) -> Report {
+pub(super) fn empty_report(model: &str, inputs: &Inputs, parameter_sets: Vec<ParameterSet>) -> Report {
+    let Inputs { config, digest, training, held_out, data_seed, .. } = inputs;
+    let settings = json!({"training": config.training, "data": config.data, "encryption": config.encryption});
     Report {
         velum_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model.to_owned(),
-        model_digest: digest,
-        backend: backend_name(backend).to_owned(),
+        model_digest: digest.to_string(),
+        backend: backend_name(config.owner.backend).to_owned(),
         parameter_sets,
-        seed,
-        data_seed,
+        seed: config.training.seed,
+        data_seed: *data_seed,
+        data_digest: Some(training.digest()),
+        held_out_digest: (held_out.units() > 0).then(|| held_out.digest()),
+        settings: Some(settings),
+        best_step: None,
         eval_loss_before: None,
         eval_loss_after: None,
         evaluations: Vec::new(),

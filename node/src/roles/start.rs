@@ -22,6 +22,8 @@ const OWNER_KEY: &str = "owner.key";
 const SPARED_BYTES: u64 = 4 << 20;
 /// What a step takes in a checkpoint, and in report, metrics and events together, at most.
 const STEP_BYTES: (u64, u64) = (128, 1024);
+/// What a pair's reference takes in a checkpoint, at most.
+const REFERENCE_BYTES: u64 = 32;
 
 /// How a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -221,6 +223,10 @@ fn bytes_needed(config: &Config, trained: usize) -> u64 {
     let text = |step: u64| step.saturating_mul(config.training.steps() as u64).saturating_add(SPARED_BYTES);
     let checkpoint = tensor(snapshot_values(trained)).saturating_add(text(STEP_BYTES.0));
     let checkpoints = checkpoint.saturating_mul(config.checkpoint.keep as u64 + 1);
+    // A pair that DPO has met is kept with its reference.
+    let pairs = (config.training.steps() as u64).saturating_mul(config.training.batch() as u64);
+    let references = if config.training.objective.of_pairs() { pairs.saturating_mul(REFERENCE_BYTES) } else { 0 };
+    let checkpoints = checkpoints.saturating_add(references.saturating_mul(config.checkpoint.keep as u64 + 1));
     checkpoints.saturating_add(tensor(2 * trained)).saturating_add(text(STEP_BYTES.1))
 }
 

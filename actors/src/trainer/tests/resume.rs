@@ -39,7 +39,11 @@ pub(super) struct Ran {
     pub(super) parameters: Vec<Vec<u32>>,
     pub(super) losses: Vec<f64>,
     evaluated: Vec<usize>,
-    error: Option<String>,
+    pub(super) steps: usize,
+    /// The step whose adapters are the result, where it is not the last one, and the loss with the result.
+    pub(super) best: Option<usize>,
+    pub(super) after: Option<f64>,
+    pub(super) error: Option<String>,
 }
 
 pub(super) struct Place {
@@ -88,9 +92,10 @@ impl Place {
         let target = CheckpointTarget { store: self.store.clone(), config: save, identity: Identity::default(), notes };
         // A resumed run takes the order from its checkpoint, whatever the seed.
         let seed = if resume.is_some() { 99 } else { 5 };
+        let examples = if training.objective.of_pairs() { preference::pairs() } else { texts() };
         let data = TrainingData {
-            train: Box::new(Batches::new(&texts(), training.micro_batch, 1, seed)),
-            evaluation: texts().in_order(2, 1).collect(),
+            train: Box::new(Batches::new(&examples, training.micro_batch, 1, seed)),
+            evaluation: examples.in_order(2, 1).collect(),
         };
         let config = TrainerConfig { checkpoints: Some(target), resume, ..TrainerConfig::new(training) };
         Trainer::launch(config, model, data)
@@ -111,16 +116,17 @@ pub(super) async fn ran(mut handle: TrainHandle) -> Ran {
             evaluated.push(report.step);
         }
     }
-    let (error, parameters) = match handle.join().await {
-        Ok(outcome) => (None, outcome.model.adapters.parameters()),
-        Err(error) => (Some(error.to_string()), Vec::new()),
+    let (error, parameters, best, after) = match handle.join().await {
+        Ok(outcome) => (None, outcome.model.adapters.parameters(), outcome.best, outcome.evaluation_after),
+        Err(error) => (Some(error.to_string()), Vec::new(), None, None),
     };
     let bits = |var: &candle_core::Var| {
         var.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().map(|value| value.to_bits()).collect()
     };
     let state = saver.state().clone();
     let losses = state.history.iter().map(|step| step.loss).chain(state.evaluations.iter().map(|e| e.loss));
-    Ran { parameters: parameters.iter().map(bits).collect(), losses: losses.collect(), evaluated, error }
+    let parameters = parameters.iter().map(bits).collect();
+    Ran { parameters, losses: losses.collect(), evaluated, steps: state.steps, best, after, error }
 }
 
 #[actix::test]
