@@ -97,9 +97,9 @@ fn pairs_and_texts_are_not_taken_for_each_other() {
     run.workspace
         .write("data.jsonl", "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n{\"text\": \"d\"}\n");
     let said = run.refused("out", &PLAIN);
-    assert!(said.contains("line 2") && said.contains("`text`"), "{said}");
+    assert!(said.contains("line 2") && said.contains("no pair of a chosen and a rejected"), "{said}");
     let run = Run::with(SETTINGS, 2);
     run.workspace.write("data.jsonl", "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n");
     let said = run.refused("out", &PLAIN);
-    assert!(said.contains("line 1") && said.contains("completion"), "{said}");
+    assert!(said.contains("line 1") && said.contains("training.objective"), "{said}");
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use protocol::model::TextTokenizer;
-use rayon::prelude::*;
 
 use super::batches::shuffled;
-use super::lines::Line;
-use super::{DataError, DataOptions, Example, HeldOut, MicroBatch, PromptFormat};
+use super::load::{self, Note, Notes};
+use super::record::Parsed;
+use super::{DataError, DataOptions, Example, HeldOut, MicroBatch, PreferencePair, Preferences};
 
 /// Examples in the order of their file.
 #[derive(Clone, Debug)]
@@ -21,6 +21,10 @@ pub struct Dataset {
     pub truncated: usize,
     /// Lines, from 1, of which nothing to learn was left by the cut; they are left out.
     pub left_out: Vec<usize>,
+    /// What of the data is of no effect.
+    pub notes: Vec<Note>,
+    /// Examples of which a token is learnt that ends a turn or a text.
+    pub ended: usize,
 }
 
 impl Dataset {
@@ -29,56 +33,67 @@ impl Dataset {
     /// # Errors
     /// When the file cannot be read, the first line that is not as expected, and when nothing is left to learn.
     pub fn load(path: &Path, options: &DataOptions, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
-        if options.max_tokens < 2 {
-            return Err(DataError::Options(format!("max_tokens is {}; it must be at least 2", options.max_tokens)));
-        }
-        if options.pad_to == 0 {
-            return Err(DataError::Options("pad_to is 0; it must be at least 1, which pads nothing".into()));
-        }
-        let default = if tokenizer.chat_template().is_some() { PromptFormat::Chat } else { PromptFormat::Plain };
-        let format = options.format.unwrap_or(default);
-        let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-        let lines: Vec<(usize, &[u8])> = (1..)
-            .zip(bytes.split(|&byte| byte == b'\n'))
-            .map(|(number, line)| (number, line.trim_ascii()))
-            .filter(|(_, line)| !line.is_empty())
-            .collect();
-        let results: Vec<Result<Example, String>> = lines
-            .par_iter()
-            .map(|(_, line)| Example::encode(&Line::parse(line, &options.fields)?, format, tokenizer))
-            .collect();
-        let mut examples = Vec::with_capacity(results.len());
-        let (mut truncated, mut left_out) = (0, Vec::new());
-        for ((line, _), result) in lines.into_iter().zip(results) {
-            let mut example = result.map_err(|what| DataError::Line { path: path.to_owned(), line, what })?;
-            if example.tokens.len() > options.max_tokens {
-                example.tokens.truncate(options.max_tokens);
-                example.learnt.truncate(options.max_tokens);
-                truncated += 1;
+        let mut examples = Vec::new();
+        let (mut truncated, mut left_out, mut ended, mut notes) = (0, Vec::new(), 0, Notes::default());
+        let make = |parsed: Parsed, encoder: &super::example::Encoder<'_>| match parsed {
+            Parsed::One(record) => encoder.encode(record),
+            Parsed::Preference { .. } => Err(format!(
+                "it is a pair to choose from (`{}`, `{}`), which supervised training does not take; training.objective = \
+                 \"dpo\" or \"orpo\" does",
+                options.fields.chosen, options.fields.rejected
+            )),
+        };
+        load::each(path, options, tokenizer, &mut notes, make, |line, encoded, notes| {
+            for encoded in encoded {
+                encoded.notes.into_iter().for_each(|note| notes.add(line, note));
+                let mut example = encoded.example;
+                let cut = example.cut(options.max_tokens);
+                truncated += usize::from(cut);
+                if example.loss_tokens() == 0 {
+                    left_out.push(line);
+                    continue;
+                }
+                ended += usize::from(encoded.ends.is_some_and(|end| end < example.tokens.len()));
+                examples.push(example);
             }
-            if example.loss_tokens() == 0 {
-                left_out.push(line);
-                continue;
-            }
-            examples.push(example);
-        }
+        })?;
         if examples.is_empty() {
-            let what = match left_out.len() {
-                0 => "the file holds no examples".to_owned(),
-                n => format!(
-                    "nothing to learn is left of its {n} examples within {} tokens; raise max_tokens",
-                    options.max_tokens
-                ),
-            };
-            return Err(DataError::Nothing { path: path.to_owned(), what });
+            return Err(load::nothing(path, left_out.len(), "examples", options.max_tokens));
         }
-        Ok(Self { examples: Arc::new(examples), unit: 1, padding: tokenizer.eos().unwrap_or(0), truncated, left_out })
+        let padding = tokenizer.eos().unwrap_or(0);
+        Ok(Self {
+            examples: Arc::new(examples),
+            unit: 1,
+            padding,
+            truncated,
+            left_out,
+            notes: notes.into_list(),
+            ended,
+        })
+    }
+
+    /// Reads pairs of answers ([`Preferences::load`]), each a preferred example and one that is not.
+    ///
+    /// # Errors
+    /// Those of [`Preferences::load`].
+    pub fn load_pairs(path: &Path, options: &DataOptions, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
+        let Preferences { pairs, padding, truncated, left_out, notes } = Preferences::load(path, options, tokenizer)?;
+        let pairs = pairs.into_iter().map(|PreferencePair { chosen, rejected }| (chosen, rejected)).collect();
+        Ok(Self { truncated, left_out, notes, ..Self::from_pairs(pairs, padding) })
     }
 
     /// A data set of examples made elsewhere; micro-batches are made up with the token `padding`.
     pub fn from_examples(examples: Vec<Example>, padding: u32) -> Self {
-        Self { examples: Arc::new(examples), unit: 1, padding, truncated: 0, left_out: Vec::new() }
+        let ended = examples.iter().filter(|example| example.learnt.last() == Some(&true)).count();
+        Self {
+            examples: Arc::new(examples),
+            unit: 1,
+            padding,
+            truncated: 0,
+            left_out: Vec::new(),
+            notes: Vec::new(),
+            ended,
+        }
     }
 
     /// A data set of pairs, each a preferred example and one that is not.

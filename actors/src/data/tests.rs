@@ -11,13 +11,26 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::*;
 
+mod pairs;
+mod shapes;
+mod turns;
+
 /// A tokenizer with the given chat template, or with the synthetic model's own.
 fn tokenizer(template: Option<&str>) -> TextTokenizer {
+    changed(template, |_| {})
+}
+
+/// The same with another `tokenizer.json`.
+fn changed(template: Option<&str>, change: impl FnOnce(&mut serde_json::Value)) -> TextTokenizer {
     let folder: TempDir = tempfile::tempdir().unwrap();
     SyntheticLlama::tiny(1).write_folder(folder.path(), StoredAs::Bf16).unwrap();
     if let Some(template) = template {
         std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
     }
+    let path = folder.path().join("tokenizer.json");
+    let mut json = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(path, json.to_string()).unwrap();
     Model::open(folder.path()).unwrap().tokenizer().unwrap()
 }
 
@@ -65,7 +78,7 @@ fn only_the_completion_is_learnt() {
     let chat = one(line, &DataOptions::default(), &tokenizer);
     assert!(chat.0.starts_with("<|im_start|>user\nWhere is the key?<|im_end|>\n<|im_start|>assistant\nIn"), "{chat:?}");
     assert_eq!(chat.1, "In the inn.<|im_end|>");
-    let plain = DataOptions { format: Some(PromptFormat::Plain), ..DataOptions::default() };
+    let plain = DataOptions { format: PromptFormat::Plain, ..DataOptions::default() };
     let plain = one(line, &plain, &tokenizer);
     assert_eq!(plain, ("Where is the key?In the inn.<|im_end|>".into(), "In the inn.<|im_end|>".into()));
 }
@@ -119,10 +132,17 @@ fn messages_need_a_template() {
     SyntheticLlama::tiny(1).write_folder(folder.path(), StoredAs::Bf16).unwrap();
     std::fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
     let tokenizer = Model::open(folder.path()).unwrap().tokenizer().unwrap();
-    let error = load(&CONVERSATION.replace('\n', " "), &DataOptions::default(), &tokenizer).unwrap_err();
-    assert!(error.to_string().contains("no chat template"), "{error}");
-    let (text, _) = one(r#"{"prompt": "a", "completion": "b"}"#, &DataOptions::default(), &tokenizer);
-    assert_eq!(text, "ab<|im_end|>", "without a template prompts are plain");
+    let conversation = CONVERSATION.replace('\n', " ");
+    let pair = r#"{"prompt": "a", "completion": "b"}"#;
+    for line in [conversation.as_str(), pair] {
+        let error = load(line, &DataOptions::default(), &tokenizer).unwrap_err().to_string();
+        assert!(error.contains("no chat template") && error.contains("data.format = \"plain\""), "{error}");
+    }
+    let plain = DataOptions { format: PromptFormat::Plain, ..DataOptions::default() };
+    assert_eq!(one(pair, &plain, &tokenizer), ("ab<|im_end|>".into(), "b<|im_end|>".into()));
+    let (text, learnt) = one(&conversation, &plain, &tokenizer);
+    assert_eq!(text, "Be brief.thethe<|im_end|>a in a tie <|im_end|>");
+    assert_eq!(learnt, "the<|im_end|>| in a tie <|im_end|>");
 }
 
 #[test]
@@ -131,14 +151,15 @@ fn bad_lines_are_named_by_number() {
     for (bad, said) in [
         ("{", "not a JSON object"),
         ("[1]", "not a JSON object"),
-        (r#"{"txt": "x"}"#, r#"[txt]; expected {"text"}, {"prompt", "completion"} or {"messages"}"#),
+        (r#"{"txt": "x"}"#, r#"[txt]; expected {"text"}, {"prompt", "completion"}, {"messages"}"#),
         (r#"{"prompt": "x"}"#, "`completion` is missing"),
         (r#"{"text": 5}"#, "`text` is a number"),
         (r#"{"text": " "}"#, "the text is empty"),
         (r#"{"prompt": "x", "completion": ""}"#, "the completion is empty"),
         (r#"{"messages": []}"#, "at least one turn of the assistant"),
-        (r#"{"messages": [{"role": "assistant"}]}"#, "content"),
-        (r#"{"messages": [{"role": "assistant", "content": null}]}"#, "expected a string"),
+        (r#"{"messages": [{"role": "user", "content": "x"}]}"#, "no turn of the assistant"),
+        (r#"{"messages": [{"role": "assistant"}]}"#, "turn 1 of `messages`: `content` is missing"),
+        (r#"{"messages": [{"role": "assistant", "content": null}]}"#, "`content` is missing"),
     ] {
         let lines = format!("{{\"text\": \"fine\"}}\n\n{bad}\n{{\"text\": \"fine\"}}\n");
         let file = file(&lines);
@@ -157,7 +178,7 @@ fn bad_lines_are_named_by_number() {
 #[test]
 fn long_examples_are_cut_and_counted() {
     let tokenizer = tokenizer(None);
-    let options = DataOptions { max_tokens: 20, format: Some(PromptFormat::Plain), ..DataOptions::default() };
+    let options = DataOptions { max_tokens: 20, format: PromptFormat::Plain, ..DataOptions::default() };
     let long = "x".repeat(50);
     let lines = format!(
         "{{\"text\": \"{long}\"}}\r\n{{\"prompt\": \"{long}\", \"completion\": \"y\"}}\r\n{{\"text\": \"short\"}}\r\n"
@@ -176,7 +197,7 @@ fn options_are_plain_configuration() {
         r#"{"format": "plain", "held_out": 20, "max_tokens": 512, "fields": {"prompt": "question"}}"#,
     )
     .unwrap();
-    assert_eq!((options.format, options.held_out), (Some(PromptFormat::Plain), HeldOut::Count(20)));
+    assert_eq!((options.format, options.held_out), (PromptFormat::Plain, HeldOut::Count(20)));
     assert_eq!((options.fields.prompt.as_str(), options.fields.completion.as_str()), ("question", "completion"));
     assert!(serde_json::from_str::<DataOptions>(r#"{"feilds": {}}"#).is_err());
     assert_eq!(serde_json::from_str::<HeldOut>("0.25").unwrap(), HeldOut::Fraction(0.25));

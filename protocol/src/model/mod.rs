@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use config::LlamaConfig;
 pub use error::ModelError;
 pub use family::{Activation, Family, LayerSet, QkNorm, Rope, RopeScaling, Traits};
-pub use tokenizer::{ChatMessage, ChatTemplate, TextTokenizer};
+pub use tokenizer::{Chat, ChatMessage, ChatTemplate, PlacedToken, Rendered, TextTokenizer};
 
 use self::weights::{GgufFile, SafetensorsFiles, Stored, Weights, transpose_into};
 use crate::ids::{Group, LinearId, LinearShape, ModelDigest};

@@ -34,9 +34,9 @@ fn spans_name_the_bytes_of_each_token() {
     let (a, _) = both();
     let text = "In the inn<|im_end|>x";
     let spans = a.encode_spans(text, false).unwrap();
-    let pieces: Vec<&str> = spans.iter().map(|(_, span)| &text[span.clone()]).collect();
+    let pieces: Vec<&str> = spans.iter().map(|token| &text[token.span.clone()]).collect();
     assert_eq!(pieces, ["I", "n", " the", " ", "in", "n", "<|im_end|>", "x"]);
-    assert_eq!(spans[6].0, 2);
+    assert_eq!(spans[6].id, 2);
 }
 
 #[test]
@@ -76,7 +76,10 @@ fn templates_may_use_what_transformers_offers() {
         ("{{ messages[0]['content'] | trim }}|{{ bos_token }}|{{ eos_token }}", "\"a\" & <b>|<|im_start|>|<|im_end|>"),
         ("{{ messages | tojson }}", "[{\"role\": \"user\", \"content\": \"  \\\"a\\\" & <b>  \"}]"),
         ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
-        ("{% if tools is defined %}x{% endif %}{% set ns = namespace(n=1) %}{% set ns.n = 2 %}{{ ns.n }}", "2"),
+        (
+            "{% if tools is defined and tools is none %}x{% endif %}{% set ns = namespace(n=1) %}{% set ns.n = 2 %}{{ ns.n }}",
+            "x2",
+        ),
         ("    {% for m in messages %}\n    {{ m.role.upper() }}\n    {% endfor %}\n", "    USER\n"),
         (
             "{%- for m in messages -%}{% if not loop.last %}{% continue %}{% endif %}{{ loop.index0 }}{%- endfor -%}",

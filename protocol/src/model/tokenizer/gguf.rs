@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use serde_json::{Value as Json, json};
 use tokenizers::Tokenizer;
 
-use super::{Surroundings, TextTokenizer};
+use super::{DEFAULT, Surroundings, TextTokenizer};
 use crate::model::config::LlamaConfig;
 use crate::model::error::ModelError;
 use crate::model::weights::{GgufFile, Value};
@@ -23,6 +23,17 @@ const QWEN2_WORDS: &str =
 const NORMAL: i128 = 1;
 const CONTROL: i128 = 3;
 const USER_DEFINED: i128 = 4;
+
+/// Keys of special tokens, and what templates call them.
+const SPECIAL: [(&str, &str); 7] = [
+    ("bos_token_id", "bos_token"),
+    ("eos_token_id", "eos_token"),
+    ("unknown_token_id", "unk_token"),
+    ("seperator_token_id", "sep_token"),
+    ("padding_token_id", "pad_token"),
+    ("cls_token_id", "cls_token"),
+    ("mask_token_id", "mask_token"),
+];
 
 struct Vocabulary<'a> {
     tokens: Vec<&'a str>,
@@ -61,13 +72,23 @@ fn build(
     description["added_tokens"] = vocabulary.added();
     description["post_processor"] = frame(bos.filter(|_| adds_bos), eos.filter(|_| adds_eos));
     let inner = serde_json::from_value::<Tokenizer>(description).map_err(|error| fail(error.to_string()))?;
-    let around = Surroundings {
-        bos: bos.map(|(_, token)| token.to_owned()),
-        eos: eos.map(|(_, token)| token.to_owned()),
-        template: metadata.get("tokenizer.chat_template").and_then(Value::text).map(str::to_owned),
-        path,
-    };
+    let special = SPECIAL.into_iter().filter_map(|(key, name)| Some((name.to_owned(), token(key)?.1.to_owned())));
+    let around = Surroundings { special: special.collect(), templates: templates(metadata), path };
     TextTokenizer::assemble(inner, config, around)
+}
+
+/// `tokenizer.chat_template`, and those with a name behind it.
+fn templates(metadata: &HashMap<&str, Value<'_>>) -> Vec<(String, String)> {
+    let found = metadata.iter().filter_map(|(key, value)| {
+        let name = match key.strip_prefix("tokenizer.chat_template")? {
+            "" => DEFAULT,
+            name => name.strip_prefix('.')?,
+        };
+        Some((name.to_owned(), value.text()?.to_owned()))
+    });
+    let mut found: Vec<(String, String)> = found.collect();
+    found.sort();
+    found
 }
 
 impl<'a> Vocabulary<'a> {

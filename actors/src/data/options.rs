@@ -1,0 +1,151 @@
+//! What a user sets about data.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// How a file's lines become examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataOptions {
+    /// What the fields of a line are called.
+    pub fields: FieldNames,
+    /// How prompts and messages are written.
+    pub format: PromptFormat,
+    /// A chat template other than the model's default one: the name of another of its templates, or a file.
+    pub chat_template: Option<String>,
+    /// Variables that the chat template asks for besides the conversation, `enable_thinking` for instance.
+    pub template_values: Map<String, Value>,
+    /// Of which turns of the assistant the end is learnt.
+    pub train_on_end: TrainOnEnd,
+    /// Which turns of the assistant are learnt.
+    pub turns: Turns,
+    /// Longer examples are cut to this many tokens.
+    pub max_tokens: usize,
+    /// The tokens of a micro-batch's texts together are made up to a multiple of this, so that whoever sees their number
+    /// learns the lengths of texts no finer than that; 1 adds none.
+    pub pad_to: usize,
+    /// What is set aside for evaluation.
+    pub held_out: HeldOut,
+}
+
+impl Default for DataOptions {
+    fn default() -> Self {
+        Self {
+            fields: FieldNames::default(),
+            format: PromptFormat::Chat,
+            chat_template: None,
+            template_values: Map::new(),
+            train_on_end: TrainOnEnd::Turn,
+            turns: Turns::All,
+            max_tokens: 256,
+            pad_to: 64,
+            held_out: HeldOut::Fraction(0.1),
+        }
+    }
+}
+
+/// Defines the names of fields, each with the one that it has by default.
+macro_rules! field_names {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Names of a line's fields, and of those of a message.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct FieldNames {
+            $($(#[$doc])* pub $name: String,)*
+        }
+
+        impl Default for FieldNames {
+            fn default() -> Self {
+                Self { $($name: stringify!($name).to_owned(),)* }
+            }
+        }
+    };
+}
+
+field_names! {
+    /// A text that is learnt as a whole.
+    text,
+    /// What the completion answers.
+    prompt,
+    /// What is learnt.
+    completion,
+    /// A list of `{"role", "content"}`.
+    messages,
+    /// The same as ShareGPT calls it: a list of `{"from", "value"}`.
+    conversations,
+    /// Who speaks in a message.
+    role,
+    /// What is said.
+    content,
+    /// Who speaks, in ShareGPT's words.
+    from,
+    /// What is said, in ShareGPT's words.
+    value,
+    /// A message that is not learnt has 0 here.
+    weight,
+    /// Whether a message is learnt.
+    train,
+    /// What Alpaca calls a prompt.
+    instruction,
+    /// What an instruction is about.
+    input,
+    /// What Alpaca calls a completion.
+    output,
+    /// What is said before a conversation begins.
+    system,
+    /// Turns before an instruction: a list of `[prompt, completion]`.
+    history,
+    /// Descriptions of what the assistant may call.
+    tools,
+    /// Texts to answer from.
+    documents,
+    /// The better of two completions.
+    chosen,
+    /// The worse one.
+    rejected,
+}
+
+/// How a prompt and its completion are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PromptFormat {
+    /// As the user's and the assistant's turn of a conversation, in the chat template.
+    Chat,
+    /// One after the other, and the token that ends a text.
+    Plain,
+}
+
+/// Of which turns the end is learnt, so that the model learns to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOnEnd {
+    /// Of each that is learnt.
+    Turn,
+    /// Of the last one of an example alone.
+    Last,
+    /// Of none.
+    None,
+}
+
+/// Which turns of the assistant are learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Turns {
+    /// All of them, in one example.
+    All,
+    /// The last one alone.
+    Last,
+    /// Each in an example of its own that ends with it: templates that leave a model's earlier thinking out show that of the
+    /// last turn.
+    Each,
+}
+
+/// How much of a data set is set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum HeldOut {
+    /// So many examples.
+    Count(usize),
+    /// So large a part of them, at least one unless it is zero.
+    Fraction(f64),
+}
