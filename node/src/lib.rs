@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod data;
 pub mod demo;
 pub mod disk;
 pub mod folders;
@@ -20,7 +21,7 @@ pub mod trace;
 use std::future::Future;
 
 use anyhow::Context as _;
-use cli::{Arguments, Bench, Role, Tool};
+use cli::{Arguments, Bench, Data, Role, Tool};
 use config::Config;
 
 /// Runs what the arguments ask for, to its end.
@@ -37,6 +38,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             bench::floor::run(gpu.model_shape, &gpu.tokens, gpu.json)
         }
         Some(Tool::Bench { what: Bench::Gpu(gpu) }) => bench::gpu::run(&gpu.into()),
+        Some(Tool::Data { what: Data::Show(show) }) => data::show(&show.into()),
         Some(Tool::Synth(synth)) => block_on(synth::run(synth.into())),
         None => run_role(arguments),
     }

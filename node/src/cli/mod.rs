@@ -1,6 +1,7 @@
 //! The command line: what can be said, and how it lies over the configuration file.
 
 mod bench;
+mod data;
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use crate::config::{BackendChoice, Config, HeadChoice};
 use crate::roles::Start;
 use crate::synth::SynthOptions;
 pub use bench::{AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments};
+pub use data::{Data, ShowArguments};
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
 
@@ -42,6 +44,9 @@ Examples:
 
   See where a step's time goes (open the files in ui.perfetto.dev):
       node --role demo --steps 2 --trace step.json
+
+  See how records become examples, and what is learnt of them:
+      node data show --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl
 
   Measure this machine, on a real model's shape if its weights cannot be had:
       node synth --config llama-3.2-1b --out models/llama-3.2-1b-random
@@ -181,6 +186,12 @@ pub enum Tool {
     },
     /// Write a model of a published configuration with random weights, in bf16
     Synth(SynthArguments),
+    /// See what becomes of training data
+    Data {
+        /// What is to be seen.
+        #[command(subcommand)]
+        what: Data,
+    },
 }
 
 /// The arguments of `node synth`.

@@ -4,7 +4,7 @@
 //! whenever it ends before its time: at the first Ctrl-C after the step under way, at the second at once, and before an
 //! error is reported. `--resume` goes on from there.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +28,7 @@ use super::start::{self, Start};
 use super::stop::StopSignals;
 use super::{adapter, model_name, prefix};
 use crate::config::{BackendChoice, Config};
+use crate::data::tell;
 use crate::{output, protect};
 
 /// What an owner begins with: all that can be wrong with it is found before a worker is asked for anything.
@@ -109,7 +110,7 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
         true => Dataset::load_pairs(data, &config.data, &tokenizer)?,
         false => Dataset::load(data, &config.data, &tokenizer)?,
     };
-    report_cuts(&examples, data, config.data.max_tokens);
+    tell(&examples, data, &config.data, &tokenizer);
     let (training, held_out) = examples.split(config.data.held_out, config.training.seed)?;
     config.training = config.training.resolved(training.units()).context("[training]")?;
     let config = Arc::new(config);
@@ -128,21 +129,6 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
         start::refuse_other(found, &identity)?;
     }
     Ok(Inputs { config, model: Arc::new(model), digest, training, held_out, adapter, data_seed, identity, resume })
-}
-
-/// Says which examples were not used as they are.
-fn report_cuts(examples: &Dataset, data: &Path, max_tokens: usize) {
-    let data = data.display();
-    if examples.truncated > 0 {
-        tracing::warn!("{} examples of {data} were cut to {max_tokens} tokens (data.max_tokens)", examples.truncated);
-    }
-    if let Some(first) = examples.left_out.first() {
-        tracing::warn!(
-            "{} examples of {data} are left out, since {max_tokens} tokens leave nothing of them to learn; the first \
-             is on line {first}",
-            examples.left_out.len(),
-        );
-    }
 }
 
 /// Trains and writes the results, also where the training ends early.
