@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod backend;
 pub mod checkpoint;
 pub mod data;
+pub mod export;
 pub mod files;
 mod heavy;
 pub mod lora;

@@ -6,6 +6,7 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod disk;
+pub mod export;
 pub mod folders;
 pub mod link;
 mod local;
@@ -21,7 +22,7 @@ pub mod trace;
 use std::future::Future;
 
 use anyhow::Context as _;
-use cli::{Arguments, Bench, Data, Role, Tool};
+use cli::{Arguments, Bench, Data, Export, Role, Tool};
 use config::Config;
 
 /// Runs what the arguments ask for, to its end.
@@ -39,6 +40,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Some(Tool::Bench { what: Bench::Gpu(gpu) }) => bench::gpu::run(&gpu.into()),
         Some(Tool::Data { what: Data::Show(show) }) => data::show(&show.into()),
+        Some(Tool::Export { what: Export::Merged(merged) }) => export::merged(&merged.into()),
+        Some(Tool::Export { what: Export::GgufAdapter(adapter) }) => export::gguf_adapter(&adapter.into()),
         Some(Tool::Synth(synth)) => block_on(synth::run(synth.into())),
         None => run_role(arguments),
     }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod export;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use crate::roles::Start;
 use crate::synth::SynthOptions;
 pub use bench::{AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments};
 pub use data::{Data, ShowArguments};
+pub use export::{Export, ExportArguments};
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
 
@@ -47,6 +49,10 @@ Examples:
 
   See how records become examples, and what is learnt of them:
       node data show --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl
+
+  Use what was trained in other tools, merged into the model or as an adapter for llama.cpp:
+      node export merged --model models/Llama-3.2-1B --adapter run1/adapter --out merged
+      node export gguf-adapter --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --out run1.gguf
 
   Measure this machine, on a real model's shape if its weights cannot be had:
       node synth --config llama-3.2-1b --out models/llama-3.2-1b-random
@@ -186,6 +192,12 @@ pub enum Tool {
     },
     /// Write a model of a published configuration with random weights, in bf16
     Synth(SynthArguments),
+    /// Write a trained adapter in the format of another tool
+    Export {
+        /// Which format.
+        #[command(subcommand)]
+        what: Export,
+    },
     /// See what becomes of training data
     Data {
         /// What is to be seen.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use config::LlamaConfig;
 pub use error::ModelError;
-pub use family::{Activation, Family, LayerSet, QkNorm, Rope, RopeScaling, Traits};
+pub use family::{Activation, Family, GgufPlace, LayerSet, QkNorm, Rope, RopeScaling, Traits};
 pub use tokenizer::{Chat, ChatMessage, ChatTemplate, PlacedToken, Rendered, TextTokenizer};
 
 use self::weights::{GgufFile, SafetensorsFiles, Stored, Weights, transpose_into};

@@ -8,9 +8,10 @@ use std::path::Path;
 use super::rope::{LongRopeScaling, Rope, RopeScaling, YarnRopeScaling};
 use super::traits::{Biases, LayerSet, Traits, Window};
 use super::{BiasRule, Family, WindowRule, names};
+use crate::model::Projection;
 use crate::model::config::{LlamaConfig, divided_heads, possible_layers};
 use crate::model::error::ModelError;
-use crate::model::weights::Value;
+use crate::model::weights::{Rows, Value};
 
 /// What llama.cpp does with a family.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,6 +59,41 @@ pub(crate) fn gguf_name(family: &Family, name: &str) -> Option<(String, bool)> {
     };
     let interleaved = family.gguf.interleaved && matches!(part, "attn_q" | "attn_k");
     Some((format!("blk.{layer}.{part}.{kind}"), interleaved))
+}
+
+/// Where llama.cpp has a projection's weights.
+pub struct GgufPlace {
+    name: String,
+    rows: Rows,
+}
+
+impl GgufPlace {
+    /// Its tensor's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which row of its tensor is row `row` of the projection, an output feature.
+    pub fn row(&self, row: usize) -> usize {
+        self.rows.in_file(row)
+    }
+}
+
+impl Family {
+    /// What llama.cpp calls it (`general.architecture`).
+    pub fn gguf_architecture(&self) -> &'static str {
+        self.gguf.architecture
+    }
+}
+
+impl LlamaConfig {
+    /// Where llama.cpp has the weights of a layer's projection; `None` if it has no name for it.
+    pub fn gguf_place(&self, layer: usize, projection: Projection) -> Option<GgufPlace> {
+        let name = format!("model.layers.{layer}.{}.weight", projection.name());
+        let (name, interleaved) = gguf_name(self.family, &name)?;
+        let rows = if interleaved { Rows::Interleaved { head_dim: self.head_dim } } else { Rows::Plain };
+        Some(GgufPlace { name, rows })
+    }
 }
 
 /// What a configuration is made of.

@@ -11,6 +11,7 @@ mod rope_json;
 mod settings;
 mod traits;
 
+pub use self::gguf::GgufPlace;
 pub(crate) use self::gguf::{GgufLayout, GgufSource, gguf_name};
 pub use self::rope::{Llama3RopeScaling, LongRopeScaling, Rope, RopeScaling, YarnRopeScaling};
 pub use self::traits::{Activation, Biases, LayerSet, Traits, Window};

@@ -1,0 +1,94 @@
+//! Adapters as llama.cpp reads them (`llama-cli --lora`, Ollama's ADAPTER): a GGUF file of `lora_a` and `lora_b` for each
+//! adapted tensor of the model, under llama.cpp's names and in its order of query and key rows.
+//!
+//! llama.cpp scales a product by `alpha / rank`, with one alpha for the file and each tensor's own rank. Where an adapter scales
+//! one otherwise (rsLoRA, patterns), the rest of the factor is folded into `B`.
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::{self, Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use protocol::model::LlamaConfig;
+
+use super::ExportError;
+use super::delta::Delta;
+use crate::files::{Readers, write_atomically};
+use crate::lora::LoraAdapters;
+
+/// Writes an adapter of a model to a file. Returns how many of the model's tensors it changes.
+///
+/// # Errors
+/// When the model's family has no form in llama.cpp, the disk refuses, or the file does not say what it should.
+pub fn write(path: &Path, model: &LlamaConfig, adapters: &LoraAdapters) -> Result<usize, ExportError> {
+    let alpha = adapters.config().alpha;
+    let architecture = model.family.gguf_architecture();
+    let mut tensors = Vec::new();
+    for delta in Delta::all(adapters)? {
+        let place = model.gguf_place(delta.layer.into(), delta.projection).ok_or_else(|| {
+            ExportError::Unsupported(format!("llama.cpp has no tensor for {} of {architecture}", delta.weight()))
+        })?;
+        let fold = delta.scaling * delta.rank as f32 / alpha;
+        let mut b = vec![0.0; delta.b.len()];
+        for (row, values) in delta.b.chunks_exact(delta.rank).enumerate() {
+            let to = &mut b[place.row(row) * delta.rank..][..delta.rank];
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = fold * value);
+        }
+        let tensor = |values, shape| QTensor::quantize(&Tensor::from_vec(values, shape, &Device::Cpu)?, GgmlDType::F32);
+        tensors.push((format!("{}.lora_a", place.name()), tensor(delta.a, (delta.rank, delta.d_in))?));
+        tensors.push((format!("{}.lora_b", place.name()), tensor(b, (delta.d_out, delta.rank))?));
+    }
+    let text = |text: &str| Value::String(text.to_owned());
+    let metadata = [
+        ("general.architecture", text(architecture)),
+        ("general.type", text("adapter")),
+        ("adapter.type", text("lora")),
+        ("adapter.lora.alpha", Value::F32(alpha)),
+    ];
+    let mut bytes = Cursor::new(Vec::new());
+    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    gguf_file::write(&mut bytes, &metadata, &named)?;
+    write_atomically(path, bytes.get_ref(), Readers::Owner)?;
+    check(path, model, adapters)?;
+    Ok(tensors.len() / 2)
+}
+
+/// Reads a file back, and finds in it what each of the adapter's products adds.
+fn check(path: &Path, model: &LlamaConfig, adapters: &LoraAdapters) -> Result<(), ExportError> {
+    let wrong = |what: String| ExportError::Wrong { path: path.to_owned(), what };
+    let mut file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let content = Content::read(&mut file)?;
+    let alpha = content.metadata.get("adapter.lora.alpha").ok_or_else(|| wrong("it has no alpha".into()))?.to_f32()?;
+    let mut names: HashMap<&str, ()> = content.tensor_infos.keys().map(|name| (name.as_str(), ())).collect();
+    for delta in Delta::all(adapters)? {
+        let Some(place) = model.gguf_place(delta.layer.into(), delta.projection) else { continue };
+        let mut read = |side: &str| {
+            let name = format!("{}.lora_{side}", place.name());
+            names.remove(name.as_str());
+            content.tensor(&mut file, &name, &Device::Cpu)?.dequantize(&Device::Cpu)
+        };
+        let (a, b) = (read("a")?, read("b")?);
+        let (rank, d_in) = a.dims2()?;
+        let product = (b.matmul(&a)? * f64::from(alpha / rank as f32))?;
+        if product.dims() != [delta.d_out, delta.d_in] || d_in != delta.d_in {
+            return Err(wrong(format!("{} has the shape {:?}", place.name(), product.dims())));
+        }
+        let (product, mut expected) = (product.flatten_all()?.to_vec1::<f32>()?, vec![0.0; d_in]);
+        for row in 0..delta.d_out {
+            delta.row(row, &mut expected);
+            let found = &product[place.row(row) * d_in..][..d_in];
+            let largest = expected.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            if off > 1e-5 * largest + f32::MIN_POSITIVE {
+                return Err(wrong(format!("row {row} of {} is off by {off:e}", place.name())));
+            }
+        }
+    }
+    match names.into_keys().next() {
+        Some(name) => Err(wrong(format!("{name} is of no projection that has an adapter"))),
+        None => Ok(()),
+    }
+}
