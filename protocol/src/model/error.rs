@@ -93,7 +93,7 @@ pub enum ModelError {
         what: String,
     },
     /// A tensor that the configuration asks for is not there.
-    #[error("{}: the tensor `{name}` is missing; the weights do not fit their configuration{}", path.display(), of_head(name))]
+    #[error("{}: the tensor `{name}` is missing; the weights do not fit their configuration{}", path.display(), often(name))]
     MissingTensor {
         /// The file or folder.
         path: PathBuf,
@@ -144,10 +144,14 @@ pub enum ModelError {
     },
 }
 
-/// What else may be wrong where a head is missing.
-fn of_head(name: &str) -> &'static str {
+/// What is often wrong where a tensor is missing.
+fn often(name: &str) -> &'static str {
     match name {
         "lm_head.weight" => ": if the embeddings are the head, set tie_word_embeddings to true in config.json",
+        name if name.ends_with(".bias") => {
+            ": if the model has no such biases, set attention_bias or mlp_bias to false in config.json, and see that model_type \
+             is right"
+        }
         _ => "",
     }
 }

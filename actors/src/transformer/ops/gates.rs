@@ -6,7 +6,7 @@ use protocol::model::Activation;
 use crate::transformer::vector::{exp, vectorised};
 
 /// `2·√(2/π)`.
-const GELU: f32 = 1.595_769_1;
+const GELU: f32 = 1.595_769_2;
 const CUBE: f32 = 0.044_715;
 
 #[inline(always)]

@@ -96,14 +96,16 @@ impl LlamaConfig {
     }
 }
 
+/// Reads the numbers of a vector, by its name in the file, if it is there.
+type ReadVector<'a> = dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError> + 'a;
+
 /// What a configuration is made of.
 pub(crate) struct GgufSource<'a> {
     pub(crate) path: &'a Path,
     pub(crate) metadata: &'a HashMap<&'a str, Value<'a>>,
     /// The shape of a tensor, by its name in the file, if it is there.
     pub(crate) shape: &'a dyn Fn(&str) -> Option<&'a [usize]>,
-    /// The numbers of a vector, by its name in the file, if it is there.
-    pub(crate) vector: &'a dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError>,
+    pub(crate) vector: &'a ReadVector<'a>,
 }
 
 /// Metadata of one family by their names without its own.
@@ -246,10 +248,7 @@ fn window(family: &Family, metadata: &Metadata<'_>, layers: usize) -> Result<Opt
     Ok(Some(Window { keys, layers }))
 }
 
-fn scaling(
-    metadata: &Metadata<'_>,
-    factors: &dyn Fn(&str) -> Result<Option<Vec<f32>>, ModelError>,
-) -> Result<Option<RopeScaling>, ModelError> {
+fn scaling(metadata: &Metadata<'_>, factors: &ReadVector<'_>) -> Result<Option<RopeScaling>, ModelError> {
     if let Some(factors) = factors("rope_freqs.weight")? {
         return Ok(Some(RopeScaling::Factors(factors)));
     }

@@ -124,6 +124,8 @@ fn what_nobody_asked_for_is_named_and_biases_are_not_dropped() {
     // With the flag all four are asked for.
     let mut flagged = synthetic;
     (flagged.config.traits.biases.qkv, flagged.config.traits.biases.o) = (true, true);
+    let message = refusal(folder_of(&flagged, &tensors).1);
+    assert!(message.contains("0.self_attn.q_proj.bias` is missing") && message.contains("attention_bias"), "{message}");
     let (_folder, model) = folder_of(&flagged, &self::tensors(&flagged));
     let added = model.unwrap().bias(1, crate::ids::Group::Qkv).unwrap().unwrap();
     assert_eq!(added[..64], flagged.tensor(bias, &[64]));
