@@ -39,7 +39,7 @@ pub(super) struct PeftConfig {
     #[serde(default)]
     megatron_core: Option<String>,
     #[serde(default)]
-    modules_to_save: Option<Value>,
+    modules_to_save: Option<OneOrMore<String>>,
     peft_type: String,
     r: usize,
     #[serde(default)]
@@ -113,7 +113,7 @@ impl PeftConfig {
             lora_dropout: lora.dropout,
             megatron_config: None,
             megatron_core: Some("megatron.core".into()),
-            modules_to_save: None,
+            modules_to_save: (!lora.modules_to_save.is_empty()).then(|| OneOrMore::More(lora.modules_to_save.clone())),
             peft_type: "LORA".into(),
             r: lora.rank,
             rank_pattern: lora.rank_pattern.clone(),
@@ -135,7 +135,6 @@ impl PeftConfig {
             ("fan_in_fan_out", self.fan_in_fan_out),
             ("layer_replication", self.layer_replication.is_some()),
             ("layers_pattern", !OneOrMore::list(&self.layers_pattern).iter().all(|name| name == LAYERS)),
-            ("modules_to_save", self.modules_to_save.is_some()),
         ];
         let set = |value: &Value| match value {
             Value::Null | Value::Bool(false) => false,
@@ -163,6 +162,7 @@ impl PeftConfig {
             alpha_pattern: self.alpha_pattern,
             use_rslora: self.use_rslora,
             init_lora_weights: self.init_lora_weights,
+            modules_to_save: OneOrMore::list(&self.modules_to_save).to_vec(),
             ..LoraConfig::default()
         };
         lora.validate().map_err(|invalid| invalid.to_string())?;

@@ -15,7 +15,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use self::config::PeftConfig;
 use crate::files::{FileError, Readers, create_folder, read_bounded, write_atomically};
-use crate::lora::{LoraAdapters, Slot};
+use crate::lora::{LoraAdapters, SavedNorm, Slot};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -61,6 +61,10 @@ pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<
         }
         Ok::<_, AdapterError>(())
     })?;
+    for SavedNorm { module, factors, .. } in adapters.norms() {
+        let bytes = factors.to_vec1::<f32>()?.iter().flat_map(|value| value.to_le_bytes()).collect();
+        tensors.push((norm_key(module), factors.dims().to_vec(), bytes));
+    }
     let weights = folder.join(WEIGHTS);
     let unwritable = |what: String| AdapterError::Content { path: weights.clone(), what };
     let views =
@@ -98,26 +102,31 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
     let mut tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
         .map_err(|error| content(format!("not a safetensors file: {error}")))?;
     drop(bytes);
+    let mut take = |name: String, expected: &[usize]| -> Result<Tensor, AdapterError> {
+        let tensor = tensors.remove(&name).ok_or_else(|| content(format!("{name} is missing")))?;
+        if tensor.dims() != expected {
+            return Err(content(format!("{name} is {:?}, not {expected:?}", tensor.dims())));
+        }
+        let tensor = tensor.to_dtype(DType::F32)?;
+        if !tensor.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(content(format!("{name} holds numbers that are not finite")));
+        }
+        Ok(tensor)
+    };
+    adapters.set_norms(|_, module| Ok::<_, AdapterError>(take(norm_key(module), &[model.hidden_size])?.to_vec1()?))?;
     adapters.replace(|layer, &Slot { projection, rank, .. }| {
-        let mut take = |side, expected: (usize, usize)| -> Result<Tensor, AdapterError> {
-            let name = key(layer, projection, side);
-            let tensor = tensors.remove(&name).ok_or_else(|| content(format!("{name} is missing")))?;
-            if tensor.dims() != [expected.0, expected.1] {
-                return Err(content(format!("{name} is {:?}, not {expected:?}", tensor.dims())));
-            }
-            let tensor = tensor.to_dtype(DType::F32)?;
-            if !tensor.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
-                return Err(content(format!("{name} holds numbers that are not finite")));
-            }
-            Ok(tensor)
-        };
+        let mut take = |side, expected: [usize; 2]| take(key(layer, projection, side), &expected);
         let shape = projection.shape(model);
-        Ok::<_, AdapterError>((take("A", (rank, shape.d_in))?, take("B", (shape.d_out, rank))?))
+        Ok::<_, AdapterError>((take("A", [rank, shape.d_in])?, take("B", [shape.d_out, rank])?))
     })?;
     match tensors.into_keys().next() {
         Some(name) => Err(content(format!("{name} belongs to no adapter that {CONFIG} describes"))),
         None => Ok(adapters),
     }
+}
+
+fn norm_key(module: &str) -> String {
+    format!("base_model.model.{module}.weight")
 }
 
 fn key(layer: u16, projection: Projection, side: &str) -> String {

@@ -76,7 +76,7 @@ fn ranks_and_factors_of_their_own_come_back() {
     let tiny = TinyModel::new();
     let folder = tempfile::tempdir().unwrap();
     let config: LoraConfig = serde_json::from_str(
-        r#"{"rank": 3, "alpha": 6.5, "use_rslora": true, "init_lora_weights": "gaussian",
+        r#"{"rank": 3, "alpha": 6.5, "use_rslora": true, "modules_to_save": ["input_layernorm", "model.norm"], "init_lora_weights": "gaussian",
             "rank_pattern": {"layers.0.self_attn.q_proj": 5, "down_proj": 1}, "alpha_pattern": {"mlp.up_proj": 4.0}}"#,
     )
     .unwrap();
@@ -84,6 +84,12 @@ fn ranks_and_factors_of_their_own_come_back() {
     save(folder.path(), &adapters, "base").unwrap();
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.path().join(CONFIG)).unwrap()).unwrap();
     assert_eq!(json["rank_pattern"], serde_json::json!({"layers.0.self_attn.q_proj": 5, "down_proj": 1}));
+    assert_eq!(json["modules_to_save"], serde_json::json!(["input_layernorm", "model.norm"]));
+    let bytes = std::fs::read(folder.path().join(WEIGHTS)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    for norm in ["model.norm", "model.layers.0.input_layernorm", "model.layers.1.input_layernorm"] {
+        assert_eq!(file.tensor(&format!("base_model.model.{norm}.weight")).unwrap().shape(), [64]);
+    }
     assert_eq!((&json["use_rslora"], &json["alpha_pattern"]["mlp.up_proj"]), (&true.into(), &4.0.into()));
     let read = load(folder.path(), tiny.config()).unwrap();
     assert_eq!(read.config(), &config);
@@ -152,13 +158,15 @@ fn what_cannot_be_used_is_named() {
 
     for (field, value, message) in [
         ("init_lora_weights", serde_json::json!("pissa"), "workers serve those as they were published"),
+        ("modules_to_save", serde_json::json!(["lm_head"]), "workers serve the head"),
+        ("modules_to_save", serde_json::json!(["model.norm"]), "model.norm.weight is missing"),
         ("trainable_token_indices", serde_json::json!([1]), "trainable_token_indices"),
         ("use_qalora", serde_json::json!(true), "use_qalora"),
         ("rank_pattern", serde_json::json!({"w1": 3}), "names no adapted projection"),
         ("use_dora", serde_json::json!(true), "use_dora"),
         ("peft_type", serde_json::json!("IA3"), "peft_type"),
         ("r", serde_json::json!(0), "lora.rank"),
-        ("r", serde_json::json!(4), "not (4, 64)"),
+        ("r", serde_json::json!(4), "not [4, 64]"),
         ("target_modules", serde_json::json!(["embed_tokens"]), "embed_tokens"),
         ("target_modules", serde_json::json!(["q_proj"]), "belongs to no adapter"),
         ("layers_to_transform", serde_json::json!([1]), "belongs to no adapter"),

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, Var};
 use protocol::ids::LinearId;
-use protocol::model::LlamaConfig;
+use protocol::model::{LlamaConfig, Norm};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::config::Size;
+use super::norms::{Depth, SavedNorm, SavedNorms};
 use super::{Initialisation, LoraConfig, Projection};
 
 /// Where one projection's adapter lies in its group's tensors and in the group's output.
@@ -54,6 +55,16 @@ impl GroupAdapter {
 pub struct LoraAdapters {
     config: LoraConfig,
     groups: BTreeMap<LinearId, GroupAdapter>,
+    norms: SavedNorms,
+}
+
+/// How a parameter learns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Learning {
+    /// Its learning rate as a multiple of the run's.
+    pub rate: f64,
+    /// Whether weight decay takes from it.
+    pub decays: bool,
 }
 
 impl LoraAdapters {
@@ -91,7 +102,9 @@ impl LoraAdapters {
             Ok(Some((linear, adapter)))
         });
         let groups = groups.filter_map(Result::transpose).collect::<Result<_>>()?;
-        Ok(Self { config: config.clone(), groups })
+        let norms = config.saved_norms(model).map_err(candle_core::Error::wrap)?;
+        let norms = SavedNorms::new(norms, model)?;
+        Ok(Self { config: config.clone(), groups, norms })
     }
 
     /// What they look like.
@@ -104,9 +117,27 @@ impl LoraAdapters {
         self.groups.get(&linear)
     }
 
-    /// The adapted group that a forward pass meets first, if any is adapted.
-    pub(crate) fn lowest(&self) -> Option<LinearId> {
-        self.groups.keys().next().copied()
+    /// How far down something is trained, if anything is.
+    pub(crate) fn depth(&self) -> Option<Depth> {
+        let group = self.groups.keys().next().map(|&linear| Depth::of_group(linear));
+        let norms = self.norms.iter().filter_map(|saved| Depth::of_norm(saved.norm));
+        group.into_iter().chain(norms).reduce(Depth::lower)
+    }
+
+    /// The norms that are trained.
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &SavedNorm> {
+        self.norms.iter()
+    }
+
+    /// Replaces the factors of each trained norm by those that `read` returns for it and its module: first by those of the model.
+    ///
+    /// # Errors
+    /// What `read` returns, and when they are of another number.
+    pub fn set_norms<E: From<candle_core::Error>>(
+        &self,
+        read: impl FnMut(Norm, &str) -> std::result::Result<Vec<f32>, E>,
+    ) -> std::result::Result<(), E> {
+        self.norms.set(read)
     }
 
     /// The layers that have adapters, in their order.
@@ -134,17 +165,20 @@ impl LoraAdapters {
 
     /// Every trained tensor, always in the same order.
     pub fn parameters(&self) -> Vec<Var> {
-        self.groups.values().flat_map(|group| [group.a.clone(), group.b.clone()]).collect()
+        let groups = self.groups.values().flat_map(|group| [group.a.clone(), group.b.clone()]);
+        groups.chain(self.norms.iter().map(|saved| saved.factors.clone())).collect()
     }
 
-    /// The learning rate of each of [`Self::parameters`] as a multiple of the run's.
-    pub fn rates(&self) -> Vec<f64> {
-        self.groups.values().flat_map(|_| [1.0, self.config.lora_plus_ratio]).collect()
+    /// How each of [`Self::parameters`] learns.
+    pub fn learning(&self) -> Vec<Learning> {
+        let rates = self.groups.values().flat_map(|_| [1.0, self.config.lora_plus_ratio]);
+        let adapters = rates.map(|rate| Learning { rate, decays: true });
+        adapters.chain(self.norms.iter().map(|_| Learning { rate: 1.0, decays: false })).collect()
     }
 
     /// Number of trained values.
     pub fn values(&self) -> usize {
-        self.groups.values().map(|group| group.a.elem_count() + group.b.elem_count()).sum()
+        self.parameters().iter().map(|var| var.elem_count()).sum()
     }
 
     /// Visits every projection's pair: layer, projection, `A` (`rank × d_in`) and `B` (`d_out × rank`).
@@ -189,12 +223,16 @@ impl LoraAdapters {
     pub fn set(&self, other: &Self) -> Result<()> {
         let pairs = || self.groups.iter().zip(&other.groups);
         let same = pairs().all(|((linear, group), (other, of_other))| linear == other && group.alike(of_other));
-        if !same || self.groups.len() != other.groups.len() {
+        let norms = self.norms.iter().map(|saved| saved.norm).eq(other.norms.iter().map(|saved| saved.norm));
+        if !(same && norms) || self.groups.len() != other.groups.len() {
             return Err(candle_core::Error::Msg("the adapters are of other modules or ranks".into()).bt());
         }
         for ((_, group), (_, other)) in pairs() {
             group.a.set(&other.a.copy()?)?;
             group.b.set(&other.b.copy()?)?;
+        }
+        for (saved, other) in self.norms.iter().zip(other.norms.iter()) {
+            saved.factors.set(&other.factors.copy()?)?;
         }
         Ok(())
     }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use protocol::ids::LinearShape;
-use protocol::model::LlamaConfig;
+use protocol::model::{LlamaConfig, Norm};
 use serde::{Deserialize, Serialize};
 
+use super::norms::{self, Depth};
 use super::{Initialisation, Layers, Patterns, Projection, targets};
 use crate::trainer::InvalidSetting;
 
@@ -42,6 +43,8 @@ pub struct LoraConfig {
     pub lora_plus_ratio: f64,
     /// How new adapters begin.
     pub init_lora_weights: Initialisation,
+    /// Norms that are trained as they are, by the ends of their names.
+    pub modules_to_save: Vec<String>,
 }
 
 impl Default for LoraConfig {
@@ -58,6 +61,7 @@ impl Default for LoraConfig {
             use_dora: false,
             lora_plus_ratio: 1.0,
             init_lora_weights: Initialisation::Uniform,
+            modules_to_save: Vec::new(),
         }
     }
 }
@@ -109,7 +113,26 @@ impl LoraConfig {
             let LinearShape { d_in, d_out } = projection.shape(model);
             size.rank * (d_in + d_out)
         };
-        Ok(self.sizes(model)?.iter().map(pair).sum())
+        let norms = self.saved_norms(model)?.len() * model.hidden_size;
+        Ok(self.sizes(model)?.iter().map(pair).sum::<usize>() + norms)
+    }
+
+    /// The norms that are trained.
+    ///
+    /// # Errors
+    /// When a name means none.
+    pub(crate) fn saved_norms(&self, model: &LlamaConfig) -> Result<Vec<Norm>, InvalidSetting> {
+        norms::named(&self.modules_to_save, model)
+    }
+
+    /// The lowest layer of a model of which something is trained.
+    ///
+    /// # Errors
+    /// When the model has not what is to be trained.
+    pub fn lowest_layer(&self, model: &LlamaConfig) -> Result<usize, InvalidSetting> {
+        let adapted = self.layers.of(model.layers)?.first().map_or(0, |&layer| layer.into());
+        let norms = self.saved_norms(model)?.into_iter().filter_map(Depth::of_norm);
+        Ok(norms.map(|depth| depth.layer).fold(adapted, usize::min))
     }
 
     /// The projections of a model that get an adapter, in the order of the forward pass. Naming all that a layer has where

@@ -7,11 +7,12 @@ mod adapters;
 mod config;
 mod dropout;
 mod layers;
+mod norms;
 mod patterns;
 mod targets;
 mod values;
 
-pub use adapters::{GroupAdapter, LoraAdapters, Slot};
+pub use adapters::{GroupAdapter, Learning, LoraAdapters, Slot};
 pub use config::LoraConfig;
 pub use layers::Layers;
 pub use patterns::Patterns;
@@ -19,5 +20,6 @@ pub use protocol::model::Projection;
 pub use targets::Initialisation;
 
 pub(crate) use dropout::{Draw, Dropout};
+pub(crate) use norms::{Depth, SavedNorm};
 pub(crate) use targets::read as read_targets;
 pub(crate) use values::Values;

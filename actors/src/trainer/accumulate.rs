@@ -10,6 +10,7 @@ use super::AggregatorError;
 use super::adamw::{AdamW, AdamWConfig, Moments};
 use super::objective::{PreferenceReport, PreferenceSum};
 use crate::checkpoint::{self, Checkpoint};
+use crate::lora::Learning;
 use crate::trace;
 
 /// What one micro-batch contributes to its step.
@@ -68,8 +69,8 @@ pub fn snapshot_values(trained: usize) -> usize {
 /// Parameters, optimiser and the step under way.
 pub(super) struct Accumulation {
     parameters: Vec<Var>,
-    /// For each the learning rate as a multiple of the step's.
-    rates: Vec<f64>,
+    /// How each of them learns.
+    learning: Vec<Learning>,
     /// Their values after the best evaluation so far, if they are kept.
     best: Option<Vec<Vec<f32>>>,
     optimiser: AdamW,
@@ -109,10 +110,25 @@ impl Sum {
 }
 
 impl Accumulation {
-    pub(super) fn new(parameters: Vec<Var>, rates: Vec<f64>, optimiser: AdamWConfig, max_gradient_norm: f64) -> Self {
+    pub(super) fn new(
+        parameters: Vec<Var>,
+        learning: Vec<Learning>,
+        optimiser: AdamWConfig,
+        max_gradient_norm: f64,
+    ) -> Self {
         let optimiser = AdamW::new(optimiser, parameters.iter().map(|var| var.elem_count()));
         let (waiting, sum) = (Vec::new(), Sum::default());
-        Self { parameters, rates, best: None, optimiser, max_gradient_norm, learning_rate: 0.0, waiting, added: 0, sum }
+        Self {
+            parameters,
+            learning,
+            best: None,
+            optimiser,
+            max_gradient_norm,
+            learning_rate: 0.0,
+            waiting,
+            added: 0,
+            sum,
+        }
     }
 
     /// Begins a step of so many micro-batches; what an unfinished one had gathered is forgotten.
@@ -221,10 +237,10 @@ impl Accumulation {
             _ => 1.0,
         };
         self.optimiser.begin_step();
-        for (index, ((var, rate), gradient)) in self.parameters.iter().zip(&self.rates).zip(&sum).enumerate() {
-            let rate = self.learning_rate * rate;
+        for (index, ((var, learning), gradient)) in self.parameters.iter().zip(&self.learning).zip(&sum).enumerate() {
+            let learning = Learning { rate: self.learning_rate * learning.rate, ..*learning };
             let mut values = var.flatten_all()?.to_vec1::<f32>()?;
-            self.optimiser.update(index, &mut values, gradient, rate, mean * clip);
+            self.optimiser.update(index, &mut values, gradient, learning, mean * clip);
             var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
         }
         Ok(StepSummary { loss: loss * mean, loss_tokens, gradient_norm, preference: preference.report() })
@@ -243,7 +259,7 @@ mod tests {
 
     fn accumulation(limit: f64) -> (Accumulation, Var) {
         let var = Var::new(&[1f32, 2.0, 3.0], &Device::Cpu).unwrap();
-        (Accumulation::new(vec![var.clone()], vec![1.0], PLAIN, limit), var)
+        (Accumulation::new(vec![var.clone()], vec![Learning { rate: 1.0, decays: true }], PLAIN, limit), var)
     }
 
     fn of(index: usize, loss: f64, terms: usize, gradients: Vec<Vec<f32>>) -> MicroBatchGradient {
@@ -288,14 +304,16 @@ mod tests {
     #[test]
     fn each_parameter_has_its_own_rate() {
         let vars = [1f32, 1.0].map(|value| Var::new(&[value], &Device::Cpu).unwrap());
-        let mut step = Accumulation::new(vars.to_vec(), vec![1.0, 16.0], PLAIN, 0.0);
+        let learning = [(1.0, true), (16.0, false)].map(|(rate, decays)| Learning { rate, decays });
+        let decaying = AdamWConfig { weight_decay: 0.5, ..PLAIN };
+        let mut step = Accumulation::new(vars.to_vec(), learning.to_vec(), decaying, 0.0);
         step.begin(1, 1e-3);
         let gradients = vec![vec![2.0], vec![2.0]];
         assert!(step.add(of(0, 1.0, 1, gradients)).unwrap());
         step.finish().unwrap();
-        // Adam's first step is the rate itself.
-        for (var, rate) in vars.iter().zip([1e-3, 16e-3]) {
-            assert!((var.to_vec1::<f32>().unwrap()[0] - (1.0 - rate)).abs() < 1e-6);
+        // Adam's first step is the rate itself, and half of it is what decays.
+        for (var, moved) in vars.iter().zip([1.5e-3, 16e-3]) {
+            assert!((var.to_vec1::<f32>().unwrap()[0] - (1.0 - moved)).abs() < 1e-6);
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! candle's keeps its moments to itself, and a run that is to be resumed where it stopped must write them down.
 
+use crate::lora::Learning;
+
 /// The moments of one parameter.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moments {
@@ -52,13 +54,13 @@ impl AdamW {
         self.steps += 1;
     }
 
-    /// Moves one parameter against its gradient times `gradient_scale`.
+    /// Moves one parameter against its gradient times `gradient_scale`, at this learning rate.
     pub(super) fn update(
         &mut self,
         index: usize,
         parameter: &mut [f32],
         gradient: &[f32],
-        rate: f64,
+        Learning { rate, decays }: Learning,
         gradient_scale: f64,
     ) {
         let Moments { first, second } = &mut self.moments[index];
@@ -67,7 +69,7 @@ impl AdamW {
         // Both corrections for moments that began at zero, and the learning rate, in one factor and one divisor.
         let rate_corrected = (rate / (1.0 - beta1.powi(steps))) as f32;
         let root_correction = (1.0 - beta2.powi(steps)).sqrt().recip() as f32;
-        let kept = (1.0 - rate * self.config.weight_decay) as f32;
+        let kept = if decays { (1.0 - rate * self.config.weight_decay) as f32 } else { 1.0 };
         let (epsilon, gradient_scale) = (self.config.epsilon as f32, gradient_scale as f32);
         let (beta1, beta2, rest1, rest2) = (beta1 as f32, beta2 as f32, (1.0 - beta1) as f32, (1.0 - beta2) as f32);
         for (((x, g), m), v) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
@@ -105,7 +107,7 @@ mod tests {
             reference.backward_step(&as_loss.sum_all().unwrap()).unwrap();
             ours.begin_step();
             let halved: Vec<f32> = gradient.iter().map(|g| g / 2.0).collect();
-            ours.update(0, &mut x, &halved, rate, 2.0);
+            ours.update(0, &mut x, &halved, Learning { rate, decays: true }, 2.0);
             let expected = var.to_vec1::<f32>().unwrap();
             assert!(x.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "step {step}: {x:?} for {expected:?}");
         }

@@ -64,8 +64,8 @@ impl GradientAggregator {
     pub fn new(adapters: &LoraAdapters, config: &TrainingConfig) -> Self {
         let TrainingConfig { betas, epsilon, weight_decay, max_gradient_norm, .. } = *config;
         let optimiser = AdamWConfig { betas, epsilon, weight_decay };
-        let (parameters, rates) = (adapters.parameters(), adapters.rates());
-        Self { state: Some(Accumulation::new(parameters, rates, optimiser, max_gradient_norm)) }
+        let (parameters, learning) = (adapters.parameters(), adapters.learning());
+        Self { state: Some(Accumulation::new(parameters, learning, optimiser, max_gradient_norm)) }
     }
 }
 

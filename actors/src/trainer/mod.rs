@@ -146,6 +146,7 @@ impl TrainableModel {
         config.validate()?;
         config.lora.values(model.config())?;
         let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
+        adapters.set_norms(|norm, _| Ok::<_, LlamaError>(model.norm(norm)?.unwrap_or_default()))?;
         Ok(Self { llama: Llama::new(model, backend)?, adapters, reference: None })
     }
 

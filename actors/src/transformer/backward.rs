@@ -1,9 +1,9 @@
 //! The way back: from the gradient at the head to those of the adapters.
 //!
-//! It ends at the lowest adapted group. What lies below has nothing to learn, so no gradient of its input is asked of
+//! It ends at the lowest of what is trained. What lies below has nothing to learn, so no gradient of its input is asked of
 //! the backend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use protocol::buffer::Buffer;
@@ -16,18 +16,24 @@ use super::ops::rows::{block, for_each_block2, for_each_block3};
 use super::ops::{AdapterGradient, gates};
 use super::pass::Pass;
 use super::tape::LayerTape;
+use crate::lora::Depth;
+
+/// Gradients of the adapters, and of the norms that are trained.
+type Found = (BTreeMap<LinearId, AdapterGradient>, HashMap<Norm, Vec<f32>>);
 
 /// A pass on its way back.
 pub(super) struct Backward<'a> {
     pass: &'a Pass<'a>,
-    /// The adapted group that the forward pass meets first.
-    lowest: LinearId,
+    /// How far down it goes.
+    depth: Depth,
     gradients: BTreeMap<LinearId, AdapterGradient>,
+    /// Those of the norms that are trained.
+    norms: HashMap<Norm, Vec<f32>>,
 }
 
 impl<'a> Backward<'a> {
-    pub(super) fn new(pass: &'a Pass<'a>, lowest: LinearId) -> Self {
-        Self { pass, lowest, gradients: BTreeMap::new() }
+    pub(super) fn new(pass: &'a Pass<'a>, depth: Depth) -> Self {
+        Self { pass, depth, gradients: BTreeMap::new(), norms: HashMap::new() }
     }
 
     /// `stream` is the residual stream after the last layer, `gradient` the one at the final norm's output, and `tape`
@@ -37,9 +43,10 @@ impl<'a> Backward<'a> {
         stream: &Buffer,
         mut gradient: Buffer,
         tape: Vec<LayerTape>,
-    ) -> Result<BTreeMap<LinearId, AdapterGradient>, LlamaError> {
+    ) -> Result<Found, LlamaError> {
         let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
         let norm = pass.norm(Norm::Final);
+        self.train(Norm::Final, stream, &gradient);
         for_each_block2(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
             back_through(norm, block(stream, hidden, first), None, gradient);
         });
@@ -49,7 +56,15 @@ impl<'a> Backward<'a> {
                 None => break,
             }
         }
-        Ok(self.gradients)
+        Ok((self.gradients, self.norms))
+    }
+
+    /// Notes the gradient of a norm's factors, if they are trained, from the rows that it was given and the gradients of
+    /// those that it made of them.
+    fn train(&mut self, norm: Norm, rows: &[f32], gradients: &[f32]) {
+        if let Some(of) = self.pass.norm(norm).filter(|_| self.pass.is_trained(norm)) {
+            self.norms.insert(norm, of.gradient_of_weight(rows, gradients));
+        }
     }
 
     /// Through one layer: from the gradient of the stream above it to that of the stream below, or `None` where the
@@ -116,7 +131,7 @@ impl<'a> Backward<'a> {
     ) -> Result<bool, LlamaError> {
         let (pass, features) = (self.pass, self.pass.llama.config().intermediate_size);
         let (hidden, activation) = (pass.llama.config().hidden_size, pass.llama.config().traits.activation);
-        let below = self.lowest < linear;
+        let below = self.depth.is_below(linear);
         let mut gated = match below {
             true => pass.product(linear, Direction::Backward, gradient.clone())?,
             false => Buffer::scratch(pass.tokens * features),
@@ -146,14 +161,15 @@ impl<'a> Backward<'a> {
     fn through_norm(
         &mut self,
         linear: LinearId,
-        norm: Norm,
+        place: Norm,
         stream: &Buffer,
         past: &Buffer,
         dout: Buffer,
         low: &Buffer,
     ) -> Result<Option<Buffer>, LlamaError> {
         let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
-        let (below, norm, dout) = (self.lowest < linear, pass.norm(norm), Arc::new(dout));
+        let (below, trained, dout) = (self.depth.is_below(linear), pass.is_trained(place), Arc::new(dout));
+        let norm = pass.norm(place);
         let mut gradient = match below {
             true => pass.product(linear, Direction::Backward, dout.clone())?,
             false => Buffer::default(),
@@ -172,10 +188,16 @@ impl<'a> Backward<'a> {
                 let dout = block(&dout, adapter.shape.d_out, first);
                 adapter.backward_rows(first, dout, dlow, below.then_some(&mut *gradient));
             }
-            if below {
+            if below && !trained {
                 back_through(norm, stream, Some(block(past, hidden, first)), gradient);
             }
         });
+        if trained {
+            self.train(place, stream, &gradient);
+            for_each_block2(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
+                back_through(norm, block(stream, hidden, first), Some(block(past, hidden, first)), gradient);
+            });
+        }
         if let Some(adapter) = adapter {
             self.gradients.insert(linear, adapter.gradient(&normed, low, &dout, &dlow));
         }
@@ -191,7 +213,7 @@ impl<'a> Backward<'a> {
         low: &Buffer,
     ) -> Result<Option<Buffer>, LlamaError> {
         let pass = self.pass;
-        let mut dout = match self.lowest < linear {
+        let mut dout = match self.depth.is_below(linear) {
             true => Some(pass.product(linear, Direction::Backward, gradient.clone())?),
             false => None,
         };

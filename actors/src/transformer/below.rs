@@ -23,7 +23,7 @@ impl Prefix {
     /// What there is for these adapters: they must be in no layer below.
     pub(super) fn of<'a>(prefix: &'a Option<Self>, adapters: Option<&LoraAdapters>) -> Option<&'a Self> {
         // Without adapters every layer is the same for a text each time.
-        let lowest = adapters.and_then(LoraAdapters::lowest).map_or(usize::MAX, |lowest| lowest.layer.into());
+        let lowest = adapters.and_then(LoraAdapters::depth).map_or(usize::MAX, |depth| depth.layer);
         prefix.as_ref().filter(|prefix| prefix.cache.layer() <= lowest)
     }
 }
@@ -48,7 +48,7 @@ impl Llama {
             return Ok(stream);
         }
         let below = batch.only(&missing);
-        let pass = Pass::new(self, &below, None, None);
+        let pass = Pass::new(self, &below, None, None)?;
         let embedded = self.embed(&below.tokens)?;
         let mut computed = pass.forward(embedded, 0..cache.layer(), usize::MAX, &mut Vec::new())?.stream;
         for (number, rows) in missing.into_iter().zip(below.sequences()) {

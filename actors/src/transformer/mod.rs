@@ -34,7 +34,7 @@ use self::tape::LayerTape;
 use self::vector::scale;
 use crate::backend::{BackendError, LinearBackend};
 use crate::data::{IGNORED, MicroBatch};
-use crate::lora::{Draw, LoraAdapters};
+use crate::lora::{Draw, LoraAdapters, SavedNorm};
 use crate::prefix::PrefixCache;
 use crate::trace::WORK;
 use crate::transport::Traffic;
@@ -135,7 +135,7 @@ impl Llama {
         kept: bool,
     ) -> Result<Vec<f64>, LlamaError> {
         self.check(batch)?;
-        let pass = Pass::new(self, batch, adapters, None);
+        let pass = Pass::new(self, batch, adapters, None)?;
         // Nothing is kept: each layer's values are dropped as soon as they were used.
         let prefix = Prefix::of(&self.prefix, adapters).map(|prefix| (&*prefix.cache, kept || prefix.training));
         let stream = self.embedded(batch, 0.0, None)?;
@@ -169,21 +169,21 @@ impl Llama {
         weigh: impl FnOnce(&[f64]) -> Option<Vec<f64>>,
     ) -> Result<(Vec<f64>, Vec<Vec<f32>>), LlamaError> {
         self.check(batch)?;
-        let Some(lowest) = adapters.lowest() else {
+        let Some(depth) = adapters.depth() else {
             return Ok((self.costs(batch, None, true)?, Vec::new()));
         };
-        let pass = Pass::new(self, batch, Some(adapters), Some(draw));
+        let pass = Pass::new(self, batch, Some(adapters), Some(draw))?;
         let mut tape = Vec::new();
         // What was blurred is another text each time.
         let prefix = Prefix::of(&self.prefix, Some(adapters)).filter(|_| noise == 0.0);
         let prefix = prefix.map(|prefix| (&*prefix.cache, prefix.training));
         let embedded = self.embedded(batch, noise, Some(draw))?;
-        let Hidden { stream, normed } = self.forward(&pass, embedded, batch, prefix, lowest.layer.into(), &mut tape)?;
+        let Hidden { stream, normed } = self.forward(&pass, embedded, batch, prefix, depth.layer, &mut tape)?;
         let (losses, gradient) = self.loss(batch, true, &normed)?;
         drop(normed);
         let costs = by_sequence(batch, &losses);
         let weights = weigh(&costs);
-        let mut found = match gradient {
+        let (mut found, mut norms) = match gradient {
             Some(mut gradient) => {
                 if let Some(weights) = weights {
                     for (rows, weight) in batch.sequences().zip(weights) {
@@ -192,7 +192,7 @@ impl Llama {
                     }
                 }
                 let _span = tracing::debug_span!(target: WORK, "backward").entered();
-                Backward::new(&pass, lowest).run(&stream, gradient, tape)?
+                Backward::new(&pass, depth).run(&stream, gradient, tape)?
             }
             None => Default::default(),
         };
@@ -203,6 +203,9 @@ impl Llama {
                 None => (vec![0.0; group.a.elem_count()], vec![0.0; group.b.elem_count()]),
             };
             gradients.extend([a, b]);
+        }
+        for SavedNorm { norm, factors, .. } in adapters.norms() {
+            gradients.push(norms.remove(norm).unwrap_or_else(|| vec![0.0; factors.elem_count()]));
         }
         Ok((costs, gradients))
     }

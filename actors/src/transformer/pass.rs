@@ -3,6 +3,7 @@
 //! Between two base products everything that is row by row is done block of rows by block of rows: the adapters'
 //! part of the product that came back, the residual sum, the norm, the adapters' part of the next one.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub(super) struct Pass<'a> {
     /// Those of layers with a window, where they differ.
     local_rope: Option<RopeTables>,
     pub(super) tokens: usize,
+    /// The norms that are trained, as they are now.
+    norms: HashMap<Norm, Values<'a>>,
 }
 
 /// What leaves the last layer that was passed.
@@ -48,7 +51,7 @@ impl<'a> Pass<'a> {
         batch: &MicroBatch,
         adapters: Option<&'a LoraAdapters>,
         draw: Option<Draw>,
-    ) -> Self {
+    ) -> Result<Self, LlamaError> {
         let config = llama.config();
         let runs = batch.runs();
         let attention = CausalAttention {
@@ -61,7 +64,10 @@ impl<'a> Pass<'a> {
         };
         let rope = RopeTables::new(&config.rope, &runs);
         let local_rope = config.traits.local_rope.as_ref().map(|rope| RopeTables::new(rope, &runs));
-        Self { llama, adapters, draw, attention, rope, local_rope, tokens: batch.tokens.len() }
+        let trained = adapters.into_iter().flat_map(LoraAdapters::norms);
+        let norms =
+            trained.map(|saved| Ok((saved.norm, Values::of(&saved.factors)?))).collect::<Result<_, LlamaError>>()?;
+        Ok(Self { llama, adapters, draw, attention, rope, local_rope, tokens: batch.tokens.len(), norms })
     }
 
     /// Through some layers, of which `stream` enters the first; what those from `keep_from` on keep is pushed on `tape`.
@@ -163,9 +169,17 @@ impl<'a> Pass<'a> {
         }))
     }
 
+    /// Whether a norm is trained.
+    pub(super) fn is_trained(&self, norm: Norm) -> bool {
+        self.norms.contains_key(&norm)
+    }
+
     /// One of the norms, if the family has it.
-    pub(super) fn norm(&self, norm: Norm) -> Option<RmsNorm<'a>> {
+    pub(super) fn norm(&self, norm: Norm) -> Option<RmsNorm<'_>> {
         let eps = self.llama.config().rms_norm_eps as f32;
+        if let Some(weight) = self.norms.get(&norm) {
+            return Some(RmsNorm { weight, eps });
+        }
         match norm {
             Norm::BeforeAttention(layer)
             | Norm::Query(layer)

@@ -40,8 +40,10 @@ fn adapters(model: &TinyModel, config: &LoraConfig) -> LoraAdapters {
 fn gradients_of_the_adapters_are_finite_differences() {
     let tiny = TinyModel::new();
     let llama = tiny.llama();
-    for dropout in [0.0, 0.3] {
-        let config = LoraConfig { rank: 2, alpha: 3.0, dropout, ..LoraConfig::default() };
+    let norms = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    for (dropout, saved) in [(0.0, &[][..]), (0.3, &["norm"]), (0.0, &["layers.1.input_layernorm"])] {
+        let modules_to_save = norms(saved);
+        let config = LoraConfig { rank: 2, alpha: 3.0, dropout, modules_to_save, ..LoraConfig::default() };
         let adapters = adapters(&tiny, &config);
         let loss = || llama.gradient(&batch(), &adapters, DRAW).unwrap().0;
         let gradients = llama.gradient(&batch(), &adapters, DRAW).unwrap().1;
@@ -132,22 +134,41 @@ fn no_gradient_is_asked_below_the_lowest_adapter() {
     let id = |layer, group| LinearId { layer, group };
     let all = Group::ALL.map(|group| id(1, group));
     let above = [Group::O, Group::GateUp, Group::Down];
-    for (module, layers, expected) in [
+    for (module, layers, norm, expected) in [
         (Projection::Q, Layers::All, [&above.map(|group| id(0, group))[..], &all].concat()),
         (Projection::Up, Layers::All, [&[id(0, Group::Down)][..], &all].concat()),
         (Projection::Down, Layers::All, all.to_vec()),
         (Projection::Q, Layers::Top(1), above.map(|group| id(1, group)).to_vec()),
         (Projection::Down, Layers::These([1].into()), vec![]),
-    ] {
+    ]
+    .map(|(module, layers, expected)| (module, layers, "", expected))
+    .into_iter()
+    .chain([
+        (Projection::Down, Layers::Top(1), "layers.1.input_layernorm", all.to_vec()),
+        (
+            Projection::Down,
+            Layers::Top(1),
+            "layers.1.post_attention_layernorm",
+            vec![id(1, Group::GateUp), id(1, Group::Down)],
+        ),
+        (Projection::Down, Layers::Top(1), "model.norm", vec![]),
+        (
+            Projection::Down,
+            Layers::Top(1),
+            "layers.0.input_layernorm",
+            [Group::ALL.map(|group| id(0, group)), all].concat(),
+        ),
+    ]) {
         let backend = Arc::new(Recording(PlainBackend::new(&tiny.model).unwrap(), Mutex::default()));
         let llama = Llama::new(tiny.model.clone(), backend.clone()).unwrap();
-        let config = LoraConfig { target_modules: vec![module], layers, ..LoraConfig::default() };
+        let modules_to_save = if norm.is_empty() { Vec::new() } else { vec![norm.to_owned()] };
+        let config = LoraConfig { target_modules: vec![module], layers, modules_to_save, ..LoraConfig::default() };
         let adapters = LoraAdapters::new(tiny.config(), &config, 0).unwrap();
         llama.gradient(&batch(), &adapters, DRAW).unwrap();
         let mut asked: Vec<LinearId> =
             backend.1.lock().unwrap().iter().filter(|p| p.direction == Direction::Backward).map(|p| p.linear).collect();
         asked.sort();
-        assert_eq!(asked, expected, "adapter on {module:?} of {:?}", config.layers);
+        assert_eq!(asked, expected, "adapter on {module:?} of {:?}, {norm}", config.layers);
     }
 }
 

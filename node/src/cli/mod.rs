@@ -137,7 +137,7 @@ pub struct Arguments {
     #[arg(long, value_name = "JSONL", help_heading = "Owner and demo")]
     pub data: Option<PathBuf>,
 
-    /// Begin with this adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), in place of a new one
+    /// Owner: begin with this adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), in place of a new one
     #[arg(long, value_name = "DIR", help_heading = "Owner and demo")]
     pub adapter: Option<PathBuf>,
 

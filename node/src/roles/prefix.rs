@@ -51,8 +51,7 @@ impl Plan {
             PrefixChoice::F32 => StateFormat::F32,
             PrefixChoice::Bf16 => StateFormat::Bf16,
         };
-        let layers = config.training.lora.layers.of(texts.model.layers)?;
-        let layer = layers.first().copied().unwrap_or(0).into();
+        let layer = config.training.lora.lowest_layer(texts.model)?;
         let taken = config.training.steps().saturating_mul(config.training.batch());
         // DPO's reference reads every text before it is trained on. What is blurred is another text each time.
         let again = taken > texts.training.units() || config.training.preference().is_some_and(|p| p.needs_reference());

@@ -1,5 +1,9 @@
-//! RMS norm by frozen weights: `y = x / √(mean(x²) + eps) ∘ weight` of each row.
+//! RMS norm: `y = x / √(mean(x²) + eps) ∘ weight` of each row.
 
+use protocol::parts::Part;
+use rayon::prelude::*;
+
+use super::rows::ROWS;
 use crate::transformer::vector::{add, dot, dot3, vectorised};
 
 /// One norm of a model.
@@ -47,6 +51,26 @@ impl RmsNorm<'_> {
             let inverse = self.inverse_root(row);
             normalise_here(row, self.weight, inverse);
         }
+    }
+
+    /// The gradient of the weights, from rows of `x` and the gradients of those of `y`: `Σ dy ∘ x / √(mean(x²) + eps)`.
+    pub(crate) fn gradient_of_weight(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let features = self.weight.len();
+        let of_block = |(x, dy): (&[f32], &[f32])| {
+            let _part = Part::Own.mark();
+            let mut gradient = vec![0.0; features];
+            for (x, dy) in x.chunks_exact(features).zip(dy.chunks_exact(features)) {
+                let inverse = self.inverse_root(x);
+                gradient.iter_mut().zip(x).zip(dy).for_each(|((sum, x), dy)| *sum += x * inverse * dy);
+            }
+            gradient
+        };
+        let blocks = x.par_chunks(ROWS * features).zip(dy.par_chunks(ROWS * features));
+        // Collected before they are added, so that the order does not depend on the threads.
+        let blocks: Vec<Vec<f32>> = blocks.map(of_block).collect();
+        let mut sum = vec![0.0; features];
+        blocks.iter().for_each(|block| add(&mut sum, block));
+        sum
     }
 
     /// Replaces the gradients of rows of `y` by those of the rows of `x` that they came from, and adds the gradient

@@ -49,13 +49,17 @@ proptest! {
         let (x, weight) = (random(seed, &[rows, features]), random(seed + 1, &[features]));
         let root = ((x.sqr().unwrap().mean_keepdim(D::Minus1).unwrap() + 1e-2).unwrap()).sqrt().unwrap();
         let reference = x.broadcast_div(&root).unwrap().broadcast_mul(&weight.detach()).unwrap();
-        let weight = values(&weight);
+        let weight_var = weight;
+        let weight = values(&weight_var);
         let norm = RmsNorm { weight: &weight, eps: 1e-2 };
         let mut y = vec![0.0; rows * features];
         norm.forward(&values(&x), &mut y);
         assert_close("value", &y, &reference);
 
         let (dy, past) = (random(seed + 2, &[rows, features]), random(seed + 3, &[rows, features]));
+        let trained = x.broadcast_div(&root).unwrap().broadcast_mul(weight_var.as_tensor()).unwrap();
+        let dweight = gradients(&trained, &dy, &[&weight_var]).remove(0);
+        assert_close("gradient of the weight", &norm.gradient_of_weight(&values(&x), &values(&dy)), &dweight);
         let dx = gradients(&reference, &dy, &[&x]).remove(0);
         let mut gradient = values(&dy);
         norm.backward(&values(&x), None, &mut gradient);

@@ -57,7 +57,7 @@ impl Case {
     /// Logits of every position, by the model's own forward pass and a product with the whole head.
     fn logits(&self, llama: &Llama) -> Vec<f64> {
         let (batch, config) = (self.batch(), self.model.config());
-        let pass = Pass::new(llama, &batch, Some(&self.adapters), None);
+        let pass = Pass::new(llama, &batch, Some(&self.adapters), None).unwrap();
         let embedded = llama.embed(&batch.tokens).unwrap();
         let normed = llama.forward(&pass, embedded, &batch, None, usize::MAX, &mut Vec::new()).unwrap().normed;
         let head = self.model.head().unwrap();

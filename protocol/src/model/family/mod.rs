@@ -176,7 +176,7 @@ impl Family {
     }
 
     /// The norms of a layer.
-    pub(crate) fn layer_norms(&self, layer: usize) -> impl Iterator<Item = Norm> + '_ {
+    pub fn layer_norms(&self, layer: usize) -> impl Iterator<Item = Norm> + '_ {
         let norms = [
             Norm::BeforeAttention(layer),
             Norm::Query(layer),
@@ -188,8 +188,13 @@ impl Family {
         norms.into_iter().filter(|&norm| self.norm_name(norm).is_some())
     }
 
+    /// Whether the scales of its norms are stored as how far they are from one.
+    pub fn has_centred_norms(&self) -> bool {
+        self.centred_norms
+    }
+
     /// The name of a norm's tensor, if it has the norm.
-    pub(crate) fn norm_name(&self, norm: Norm) -> Option<String> {
+    pub fn norm_name(&self, norm: Norm) -> Option<String> {
         let (layer, part) = match norm {
             Norm::Final => return Some("model.norm.weight".to_owned()),
             Norm::BeforeAttention(layer) => (layer, self.norms.before_attention?),
