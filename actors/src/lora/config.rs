@@ -187,8 +187,9 @@ impl LoraConfig {
             return fail("lora.lora_plus_ratio", why);
         }
         if self.use_dora {
-            let why = "is true, which is not supported: its column norms ask for every weight of the model in the clear \
-                       in every step";
+            let why = "is true, and DoRA is not supported: the norms of its columns ask the owner for all of the base \
+                       model's weights in every step; reading and multiplying them was measured to take a twentieth of an \
+                       owner's step more with a model of 135 million parameters, and a third more with one of a billion";
             return fail("lora.use_dora", why.into());
         }
         if !(0.0..1.0).contains(&self.dropout) {
