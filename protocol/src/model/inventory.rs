@@ -11,13 +11,21 @@ use super::{EMBEDDINGS, HEAD, LlamaConfig, ModelError, Projection, expected};
 /// What old checkpoints carry along although it follows from their configuration.
 const KNOWN: [&str; 2] = ["rotary_emb.inv_freq", "attn.masked_bias"];
 
-/// Unties the head where a checkpoint has one that differs from the embeddings although its configuration ties them.
+/// Where a configuration ties the head to the embeddings: unties it if the checkpoint has one that differs from them, and
+/// takes it for both if it has nothing else.
 pub(super) fn settle_head(
     config: &mut LlamaConfig,
-    weights: &Weights,
+    weights: &mut Weights,
     notes: &mut Vec<String>,
 ) -> Result<(), ModelError> {
-    if !config.tie_word_embeddings || !weights.has(HEAD) || !weights.has(EMBEDDINGS) {
+    if !config.tie_word_embeddings || !weights.has(HEAD) {
+        return Ok(());
+    }
+    if !weights.has(EMBEDDINGS) {
+        notes.push(format!(
+            "`{EMBEDDINGS}` is missing, and tie_word_embeddings is true: `{HEAD}` is both, as with Hugging Face"
+        ));
+        weights.also_call(HEAD, EMBEDDINGS);
         return Ok(());
     }
     let (head, embeddings) = (weights.tensor(HEAD)?, weights.tensor(EMBEDDINGS)?);

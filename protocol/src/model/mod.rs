@@ -171,7 +171,7 @@ impl Model {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(|source| ModelError::io(path, source))?;
         let mut notes = Vec::new();
-        let (mut config, weights) = if metadata.is_dir() {
+        let (mut config, mut weights) = if metadata.is_dir() {
             let file = path.join("config.json");
             if !file.is_file() {
                 return Err(ModelError::NotAModel {
@@ -190,7 +190,7 @@ impl Model {
                 what: "it is neither a folder nor a .gguf file".into(),
             });
         };
-        inventory::settle_head(&mut config, &weights, &mut notes)?;
+        inventory::settle_head(&mut config, &mut weights, &mut notes)?;
         let model = Self { path: path.to_owned(), config, weights, digest: OnceLock::new(), notes };
         for (name, shape) in expected(&model.config) {
             model.checked(&name, &shape)?;

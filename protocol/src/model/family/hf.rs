@@ -77,6 +77,13 @@ fn family(path: &Path, settings: Settings<'_>) -> Result<&'static Family, ModelE
     let class = settings.list("architectures")?.and_then(<[_]>::last).and_then(Value::as_str);
     let found = settings.text("model_type")?.or(class);
     let family = found.and_then(Family::of_model_type);
+    if let (None, Some(_), Some(found)) = (family, settings.get("text_config"), found) {
+        return Err(settings.fail(format!(
+            "`{found}` takes more than text: its text model is a part of it (text_config); models of text alone can be read, of \
+             the families {}",
+            names()
+        )));
+    }
     family.ok_or_else(|| ModelError::Architecture {
         path: path.to_owned(),
         found: found.unwrap_or("not given (model_type)").to_owned(),

@@ -153,6 +153,7 @@ fn published_configurations_are_understood() {
 fn what_a_family_has_not_is_refused() {
     for (model_type, more, said) in [
         ("qwen2_moe", json!({}), "`qwen2_moe`; those that are known are `llama`, `mistral`"),
+        ("gemma3", json!({"text_config": {"hidden_size": 64}}), "`gemma3` takes more than text"),
         ("qwen2", json!({"mlp_bias": true}), "mlp_bias is true, but models of the family `qwen2`"),
         (
             "llama",

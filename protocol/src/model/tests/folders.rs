@@ -91,6 +91,13 @@ fn a_head_that_differs_from_tied_embeddings_is_the_head() {
     assert!(other.notes()[0].contains("it is the head"), "{:?}", other.notes());
     assert!(!other.config().tie_word_embeddings && other.head().unwrap().iter().all(|&value| value == 0.25));
 
+    // Nothing but a head.
+    tensors.retain(|tensor| !tensor.0.ends_with("embed_tokens.weight"));
+    let (_folder, only) = folder_of(&synthetic, &tensors);
+    let only = only.unwrap();
+    assert!(only.notes().len() == 1 && only.notes()[0].contains("`lm_head.weight` is both"), "{:?}", only.notes());
+    assert!(only.config().tie_word_embeddings && only.embeddings().unwrap() == only.head().unwrap());
+
     let mut untied = synthetic;
     untied.config.tie_word_embeddings = false;
     let (_folder, opened) = folder_of(&untied, &self::tensors(&tiny()));

@@ -58,6 +58,13 @@ impl Weights {
         others
     }
 
+    /// Gives a tensor of a folder a second name. A GGUF file ties nothing: it has a head or it has none.
+    pub(crate) fn also_call(&mut self, name: &str, second: &str) {
+        if let Self::Safetensors(files) = self {
+            files.also_call(name, second);
+        }
+    }
+
     /// Whether norms' scales are stored as they are, whatever the family does in Hugging Face's files.
     pub(crate) fn whole_norms(&self) -> bool {
         matches!(self, Self::Gguf(_))

@@ -31,6 +31,7 @@ pub(crate) struct SafetensorsFiles {
     tensors: HashMap<String, Entry>,
 }
 
+#[derive(Clone)]
 struct Entry {
     file: usize,
     dtype: Dtype,
@@ -99,6 +100,13 @@ impl SafetensorsFiles {
         }
         self.files.push(mapped);
         Ok(())
+    }
+
+    /// Gives a tensor, if it is there, a second name.
+    pub(crate) fn also_call(&mut self, name: &str, second: &str) {
+        if let Some(entry) = self.entry(name).cloned() {
+            self.tensors.insert(second.to_owned(), entry);
+        }
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
