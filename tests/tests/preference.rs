@@ -19,7 +19,7 @@ fn preferring(objective: &str) -> Run {
         let pair = json!({
             "prompt": format!("What is {number} and one?"),
             "chosen": format!("It is {}.", number + 1),
-            "rejected": format!("I will not say {number}."),
+            "rejected": format!("No {number}!"),
         });
         pair.to_string() + "\n"
     };

@@ -182,8 +182,8 @@ impl LoraConfig {
             }
         }
         let ratio = self.lora_plus_ratio;
-        if !(ratio >= 1.0 / MOST_RATIO && ratio <= MOST_RATIO) {
-            let why = format!("is {ratio}, and must be more than 0 and at most {MOST_RATIO}; 1 is plain LoRA");
+        if !(1.0 / MOST_RATIO..=MOST_RATIO).contains(&ratio) {
+            let why = format!("is {ratio}, and must be from {} to {MOST_RATIO}; 1 is plain LoRA", 1.0 / MOST_RATIO);
             return fail("lora.lora_plus_ratio", why);
         }
         if self.use_dora {

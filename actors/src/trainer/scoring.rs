@@ -36,7 +36,7 @@ pub(super) struct Scoring<'a> {
     known: ReferenceCosts,
     /// What the reference made of each micro-batch's pairs that were not known, in the order of the micro-batches: a pair
     /// that several have is known by the first, whichever was done sooner.
-    found: Mutex<Vec<Vec<(usize, [f64; 2])>>>,
+    found: Mutex<Vec<ReferenceCosts>>,
 }
 
 impl<'a> Scoring<'a> {
@@ -47,7 +47,7 @@ impl<'a> Scoring<'a> {
         known: ReferenceCosts,
         micro_batches: usize,
     ) -> Self {
-        Self { model, preference, known, found: Mutex::new(vec![Vec::new(); micro_batches]) }
+        Self { model, preference, known, found: Mutex::new(vec![ReferenceCosts::new(); micro_batches]) }
     }
 
     /// What the reference makes of a micro-batch's pairs; nothing without one.
