@@ -178,7 +178,7 @@ pub enum PrefixChoice {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OwnerConfig {
-    /// The text to train on: a JSONL file.
+    /// The text to train on: a file or a folder.
     pub data: Option<PathBuf>,
     /// Folder of an adapter in PEFT's format to begin with, in place of a new one.
     pub adapter: Option<PathBuf>,

@@ -51,7 +51,7 @@ pub fn show(options: &ShowOptions) -> anyhow::Result<()> {
     };
     if options.preferences {
         let pairs = Preferences::load(data, &config.data, &tokenizer)?;
-        tell_notes(&pairs.notes, data);
+        tell_notes(&pairs.notes, &pairs.unused);
         let all = pairs.pairs.len();
         for (number, pair) in (1..).zip(&pairs.pairs).take(options.count) {
             shown(&format!("pair {number} of {all}, chosen"), &pair.chosen)?;
@@ -70,15 +70,14 @@ pub fn show(options: &ShowOptions) -> anyhow::Result<()> {
 
 /// Says what of the data is not used as it is, and shows an example to whoever debugs.
 pub(crate) fn tell(examples: &Dataset, data: &Path, options: &DataOptions, tokenizer: &TextTokenizer) {
-    tell_notes(&examples.notes, data);
+    tell_notes(&examples.notes, &examples.unused);
     let (data, most) = (data.display(), options.max_tokens);
     if examples.truncated > 0 {
         tracing::warn!("{} examples of {data} were cut to {most} tokens (data.max_tokens)", examples.truncated);
     }
     if let Some(first) = examples.left_out.first() {
         tracing::warn!(
-            "{} examples of {data} are left out, since {most} tokens leave nothing of them to learn; the first is on line \
-             {first}",
+            "{} examples of {data} are left out, since {most} tokens leave nothing of them to learn; the first is {first}",
             examples.left_out.len(),
         );
     }
@@ -97,9 +96,12 @@ pub(crate) fn tell(examples: &Dataset, data: &Path, options: &DataOptions, token
     }
 }
 
-fn tell_notes(notes: &[Note], data: &Path) {
-    for Note { what, count, line } in notes {
-        let data = data.display();
-        tracing::warn!("{what} is of no effect, in {count} records of {data}; the first is on line {line}");
+fn tell_notes(notes: &[Note], unused: &[PathBuf]) {
+    for Note { what, count, first } in notes {
+        tracing::warn!("{what} is of no effect, in {count} records; the first is {first}");
+    }
+    if !unused.is_empty() {
+        let files: Vec<String> = unused.iter().map(|file| file.display().to_string()).collect();
+        tracing::warn!("neither trained on nor held out: {}", files.join(", "));
     }
 }

@@ -1,6 +1,6 @@
 //! A file of examples.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use protocol::model::TextTokenizer;
@@ -8,6 +8,7 @@ use protocol::model::TextTokenizer;
 use super::batches::shuffled;
 use super::load::{self, Note, Notes};
 use super::record::Parsed;
+use super::source;
 use super::{DataError, DataOptions, Example, HeldOut, MicroBatch, PreferencePair, Preferences};
 
 /// Examples in the order of their file.
@@ -19,20 +20,44 @@ pub struct Dataset {
     padding: u32,
     /// Examples that were cut to the longest length allowed.
     pub truncated: usize,
-    /// Lines, from 1, of which nothing to learn was left by the cut; they are left out.
-    pub left_out: Vec<usize>,
+    /// Where examples are of which nothing to learn was left by the cut; they are left out.
+    pub left_out: Vec<String>,
     /// What of the data is of no effect.
     pub notes: Vec<Note>,
     /// Examples of which a token is learnt that ends a turn or a text.
     pub ended: usize,
+    /// Files of a folder that are neither trained on nor held out.
+    pub unused: Vec<PathBuf>,
+    /// What is held out, where a folder has files for that.
+    held_out: Option<Arc<Dataset>>,
 }
 
 impl Dataset {
-    /// Reads a JSONL file; empty lines are skipped.
+    /// Reads a file, or a folder with files `train.*` and where there are any `valid.*`, which are then what [`Self::split`]
+    /// holds out: JSON objects in lines or in a list, CSV and TSV, Parquet, compressed with gzip or zstd or not at all.
     ///
     /// # Errors
-    /// When the file cannot be read, the first line that is not as expected, and when nothing is left to learn.
+    /// When a file cannot be read, the first record that is not as expected, and when nothing is left to learn.
     pub fn load(path: &Path, options: &DataOptions, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
+        let files = source::split(path)?;
+        let mut dataset = Self::read(path, &files.training, options, tokenizer)?;
+        if !files.held_out.is_empty() {
+            let held_out = Self::read(path, &files.held_out, options, tokenizer)?;
+            dataset.truncated += held_out.truncated;
+            dataset.left_out.extend_from_slice(&held_out.left_out);
+            dataset.notes.extend_from_slice(&held_out.notes);
+            dataset.held_out = Some(Arc::new(held_out));
+        }
+        dataset.unused = files.unused;
+        Ok(dataset)
+    }
+
+    fn read(
+        path: &Path,
+        files: &[PathBuf],
+        options: &DataOptions,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Self, DataError> {
         let mut examples = Vec::new();
         let (mut truncated, mut left_out, mut ended, mut notes) = (0, Vec::new(), 0, Notes::default());
         let make = |parsed: Parsed, encoder: &super::example::Encoder<'_>| match parsed {
@@ -43,14 +68,14 @@ impl Dataset {
                 options.fields.chosen, options.fields.rejected
             )),
         };
-        load::each(path, options, tokenizer, &mut notes, make, |line, encoded, notes| {
+        load::each(files, options, tokenizer, &mut notes, make, |at, encoded, notes| {
             for encoded in encoded {
-                encoded.notes.into_iter().for_each(|note| notes.add(line, note));
+                encoded.notes.into_iter().for_each(|note| notes.add(at, note));
                 let mut example = encoded.example;
                 let cut = example.cut(options.max_tokens);
                 truncated += usize::from(cut);
                 if example.loss_tokens() == 0 {
-                    left_out.push(line);
+                    left_out.push(at.to_string());
                     continue;
                 }
                 ended += usize::from(encoded.ends.is_some_and(|end| end < example.tokens.len()));
@@ -61,15 +86,8 @@ impl Dataset {
             return Err(load::nothing(path, left_out.len(), "examples", options.max_tokens));
         }
         let padding = tokenizer.eos().unwrap_or(0);
-        Ok(Self {
-            examples: Arc::new(examples),
-            unit: 1,
-            padding,
-            truncated,
-            left_out,
-            notes: notes.into_list(),
-            ended,
-        })
+        let notes = notes.into_list();
+        Ok(Self { truncated, left_out, notes, ended, ..Self::from_examples(examples, padding) })
     }
 
     /// Reads pairs of answers ([`Preferences::load`]), each a preferred example and one that is not.
@@ -77,9 +95,19 @@ impl Dataset {
     /// # Errors
     /// Those of [`Preferences::load`].
     pub fn load_pairs(path: &Path, options: &DataOptions, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
-        let Preferences { pairs, padding, truncated, left_out, notes } = Preferences::load(path, options, tokenizer)?;
-        let pairs = pairs.into_iter().map(|PreferencePair { chosen, rejected }| (chosen, rejected)).collect();
-        Ok(Self { truncated, left_out, notes, ..Self::from_pairs(pairs, padding) })
+        let read = Preferences::load(path, options, tokenizer)?;
+        let of = |pairs: Vec<PreferencePair>| {
+            let pairs = pairs.into_iter().map(|PreferencePair { chosen, rejected }| (chosen, rejected));
+            Self::from_pairs(pairs.collect(), read.padding)
+        };
+        Ok(Self {
+            truncated: read.truncated,
+            left_out: read.left_out,
+            notes: read.notes,
+            unused: read.unused,
+            held_out: read.held_out.map(|pairs| Arc::new(of(pairs))),
+            ..of(read.pairs)
+        })
     }
 
     /// A data set of examples made elsewhere; micro-batches are made up with the token `padding`.
@@ -93,6 +121,8 @@ impl Dataset {
             left_out: Vec::new(),
             notes: Vec::new(),
             ended,
+            unused: Vec::new(),
+            held_out: None,
         }
     }
 
@@ -140,12 +170,15 @@ impl Dataset {
         self.padding
     }
 
-    /// Sets examples aside, or pairs: `(to train on, held out)`, both in the order of the file. The choice depends on the
-    /// seed and their number alone.
+    /// Sets examples aside, or pairs: `(to train on, held out)`, both in the order of the file, unless a folder has files of
+    /// its own to hold out. The choice depends on the seed and their number alone.
     ///
     /// # Errors
     /// [`DataError::Options`] when nothing would be left to train on, or the fraction is not one.
     pub fn split(&self, held_out: HeldOut, seed: u64) -> Result<(Self, Self), DataError> {
+        if let Some(held_out) = &self.held_out {
+            return Ok((Self { held_out: None, ..self.clone() }, (**held_out).clone()));
+        }
         let total = self.units();
         let count = match held_out {
             HeldOut::Count(count) => count,

@@ -1,4 +1,4 @@
-//! Reads a file of records and encodes them, in parallel and a part of the file at a time.
+//! Reads files of records and encodes them, in parallel and a part of a file at a time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::example::Encoder;
 use super::record::Parsed;
-use super::source::{Lines, object};
+use super::source::{self, Place, Raw, Records};
 use super::{DataError, DataOptions};
 
 /// Records that are read and encoded together.
@@ -21,62 +21,90 @@ pub struct Note {
     pub what: String,
     /// How often.
     pub count: usize,
-    /// The first line that has it.
-    pub line: usize,
+    /// The file and the place of the first one.
+    pub first: String,
 }
 
 /// Notes by what they say.
 #[derive(Default)]
-pub(super) struct Notes(BTreeMap<String, (usize, usize)>);
+pub(super) struct Notes(BTreeMap<String, (usize, String)>);
 
 impl Notes {
-    pub(super) fn add(&mut self, line: usize, what: String) {
-        self.0.entry(what).or_insert((0, line)).0 += 1;
+    pub(super) fn add(&mut self, at: &At<'_>, what: String) {
+        self.0.entry(what).or_insert_with(|| (0, at.to_string())).0 += 1;
     }
 
     pub(super) fn into_list(self) -> Vec<Note> {
-        self.0.into_iter().map(|(what, (count, line))| Note { what, count, line }).collect()
+        self.0.into_iter().map(|(what, (count, first))| Note { what, count, first }).collect()
     }
 }
 
-/// Gives `take` what `make` makes of each record of a file, in order.
+/// Where a record is.
+pub(super) struct At<'a> {
+    path: &'a Path,
+    place: Place,
+}
+
+impl std::fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.path.display(), self.place)
+    }
+}
+
+/// Gives `take` what `make` makes of each record of these files, in order.
 ///
 /// # Errors
-/// When the file cannot be read, and the first record that is not as expected.
+/// When a file cannot be read, and the first record that is not as expected.
 pub(super) fn each<T: Send>(
-    path: &Path,
+    paths: &[PathBuf],
     options: &DataOptions,
     tokenizer: &TextTokenizer,
     notes: &mut Notes,
     make: impl Fn(Parsed, &Encoder<'_>) -> Result<T, String> + Sync,
-    mut take: impl FnMut(usize, T, &mut Notes),
+    mut take: impl FnMut(&At<'_>, T, &mut Notes),
 ) -> Result<(), DataError> {
     check(options)?;
     let encoder = Encoder::new(options, tokenizer)?;
-    let mut lines = Lines::open(path)?;
-    loop {
-        let some = lines.some(TOGETHER)?;
-        if some.is_empty() {
-            return Ok(());
-        }
-        let made = some.into_par_iter().map(|(line, bytes)| {
-            let made = object(&bytes).and_then(|object| {
-                let (parsed, unused) = Parsed::new(object, &options.fields)?;
-                Ok((make(parsed, &encoder)?, unused))
+    for path in paths {
+        let mut records = source::open(path)?;
+        loop {
+            let (some, failed) = some(records.as_mut());
+            let done = some.is_empty() || failed.is_some();
+            let made = some.into_par_iter().map(|(place, raw)| {
+                let made = raw.fields(place).and_then(|fields| {
+                    let (parsed, unused) = Parsed::new(fields, &options.fields)?;
+                    Ok((make(parsed, &encoder)?, unused))
+                });
+                (place, made)
             });
-            (line, made)
-        });
-        // Collected as they are, so that the first error is the one that is told.
-        for (line, made) in made.collect::<Vec<_>>() {
-            let (made, unused) = made.map_err(|what| at_line(path, line, what))?;
-            unused.into_iter().for_each(|name| notes.add(line, format!("the field `{name}`")));
-            take(line, made, notes);
+            // Collected as they are, so that the first error is the one that is told.
+            for (place, made) in made.collect::<Vec<_>>() {
+                let (made, unused) = made.map_err(|what| place.wrong(path, what))?;
+                let at = At { path, place };
+                unused.into_iter().for_each(|name| notes.add(&at, format!("the field `{name}`")));
+                take(&at, made, notes);
+            }
+            match failed {
+                Some(error) => return Err(error),
+                None if done => break,
+                None => {}
+            }
         }
     }
+    Ok(())
 }
 
-fn at_line(path: &Path, line: usize, what: String) -> DataError {
-    DataError::Line { path: PathBuf::from(path), line, what }
+/// The next records, and why there are no more where the file fails.
+fn some(records: &mut dyn Records) -> (Vec<(Place, Raw)>, Option<DataError>) {
+    let mut some = Vec::new();
+    while some.len() < TOGETHER {
+        match records.next() {
+            Ok(Some(record)) => some.push(record),
+            Ok(None) => break,
+            Err(error) => return (some, Some(error)),
+        }
+    }
+    (some, None)
 }
 
 fn check(options: &DataOptions) -> Result<(), DataError> {

@@ -11,6 +11,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 use super::*;
 
+mod files;
 mod pairs;
 mod shapes;
 mod turns;
@@ -185,7 +186,8 @@ fn long_examples_are_cut_and_counted() {
     );
     let dataset = load(&lines, &options, &tokenizer).unwrap();
     let lengths: Vec<usize> = dataset.examples().iter().map(|example| example.tokens.len()).collect();
-    assert_eq!((lengths, dataset.truncated, dataset.left_out), (vec![20, 6], 2, vec![2]));
+    assert_eq!((lengths, dataset.truncated, dataset.left_out.len()), (vec![20, 6], 2, 1));
+    assert!(dataset.left_out[0].ends_with(" line 2"), "{:?}", dataset.left_out);
     let only = format!("{{\"prompt\": \"{long}\", \"completion\": \"y\"}}");
     assert!(load(&only, &options, &tokenizer).unwrap_err().to_string().contains("raise max_tokens"));
     assert!(load("\n \n", &options, &tokenizer).unwrap_err().to_string().contains("no examples"));

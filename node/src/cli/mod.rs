@@ -133,8 +133,8 @@ pub struct Arguments {
     #[arg(long, help_heading = "Worker")]
     pub until_stdin_closes: bool,
 
-    /// Training data, JSONL: {"text"}, {"prompt","completion"} or {"messages"} on each line
-    #[arg(long, value_name = "JSONL", help_heading = "Owner and demo")]
+    /// Training data, a file or a folder: records of {"text"}, {"prompt","completion"}, {"messages"} and others
+    #[arg(long, value_name = "PATH", help_heading = "Owner and demo")]
     pub data: Option<PathBuf>,
 
     /// Owner: begin with this adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), in place of a new one

@@ -159,14 +159,14 @@ fn what_a_template_does_not_show_is_refused_or_named() {
     let named = |line: &str| load(line, &DataOptions::default(), &tokenizer(None)).unwrap().notes;
     let line = r#"{"id": 7, "tools": [{"name": "find"}], "messages": [{"role": "user", "name": "Ada", "content": "the"}, {"role": "assistant", "content": "inn"}]}"#;
     let notes = named(&format!("{line}\n{{\"text\": \"in\"}}\n{line}"));
-    let told: Vec<(&str, usize, usize)> =
-        notes.iter().map(|note| (note.what.as_str(), note.count, note.line)).collect();
+    assert!(notes.iter().all(|note| note.first.ends_with(" line 1")), "{notes:?}");
+    let told: Vec<(&str, usize)> = notes.iter().map(|note| (note.what.as_str(), note.count)).collect();
     assert_eq!(
         told,
         [
-            ("`name` of a turn, which the chat template does not show", 2, 1),
-            ("`tools`, which the chat template does not show", 2, 1),
-            ("the field `id`", 2, 1),
+            ("`name` of a turn, which the chat template does not show", 2),
+            ("`tools`, which the chat template does not show", 2),
+            ("the field `id`", 2),
         ]
     );
 }
