@@ -6,7 +6,7 @@ Run by hand, since it needs packages that the build does not:
     python3 -m venv venv && venv/bin/pip install torch transformers peft trl
     venv/bin/python tests/dpo_check.py --model MODEL --adapter OUT/adapter --tokens TOKENS.json --expect LOSS
 
-MODEL is a Hugging Face folder. TOKENS.json is what `held_out_tokens` prints for the run's configuration: sequences of
+MODEL is a Hugging Face folder or a .gguf file. TOKENS.json is what `held_out_tokens` prints for the run's configuration: sequences of
 {"tokens", "targets"}, a preferred one and then the other of each pair. LOSS is `eval_loss_after` of the run's report, whose
 reference is the model without the adapter. Prints one JSON object, and ends with status 1 when the losses are further
 apart than --tolerance.
@@ -14,6 +14,7 @@ apart than --tolerance.
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 
@@ -42,6 +43,7 @@ def main():
     args = arguments()
     import datasets
     import peft
+    import tokenizers
     import torch
     import transformers
     import trl
@@ -56,9 +58,18 @@ def main():
             sys.exit("the prompts of a pair differ")
         pairs.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
 
-    load = lambda: transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.convert_ids_to_tokens(0)
+    def load():
+        if os.path.isfile(args.model):
+            folder, file = os.path.split(os.path.abspath(args.model))
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+            # Its weights are f32 now, and the trainer refuses what it takes for quantized.
+            model.is_quantized = False
+            return model
+        return transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+
+    # The trainer asks for a tokenizer and texts; the batch that is compared is of token ids.
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "c": 2, "end": 3}, unk_token="a"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", pad_token="end")
     policy = peft.PeftModel.from_pretrained(load(), args.adapter)
     with tempfile.TemporaryDirectory() as folder:
         config = trl.DPOConfig(output_dir=folder, beta=args.beta, report_to=[], use_cpu=True, bf16=False)

@@ -33,7 +33,14 @@ fn encrypted_preferences_follow_plain_ones_and_are_resumed() {
     let (worker, address) = run.worker(1, &[]);
     run.owner_over(&[&address], "encrypted", &[]).finish().succeeded();
     run.train("plain", &PLAIN);
-    run.assert_follows("encrypted", "plain");
+    // A loss of preferences is made of differences of whole sequences' costs, which for random weights are large: what the
+    // products' noise adds to them is of their size, and not of the loss's.
+    let (found, expected) = (run.losses("encrypted"), run.losses("plain"));
+    assert_eq!(found.len(), expected.len());
+    assert!(
+        found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 0.1),
+        "{found:?}, {expected:?}"
+    );
     worker.interrupt();
     worker.finish().succeeded();
 

@@ -82,7 +82,7 @@ fn a_damaged_one_is_named_and_the_next_older_one_taken() {
     assert!(error.contains("step-00000002") && error.contains("not whole"), "{error}");
     fs::write(&path, vec![0; 16]).unwrap();
     let mut other = good.clone();
-    other[16] = 2;
+    other[16] = 1;
     fs::write(&path, &other).unwrap();
     let error = Found::<State>::read(&path, 5).unwrap_err().to_string();
     assert!(error.contains("version 2") && error.contains("version 1"), "{error}");

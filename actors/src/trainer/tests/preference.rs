@@ -39,7 +39,7 @@ fn gradients_of_preferences_are_finite_differences() {
         let model = TrainableModel::new(tiny.model.clone(), Arc::new(PlainBackend::new(&tiny.model).unwrap()), &config);
         let model = model.unwrap();
         let parameters = model.adapters.parameters();
-        parameters.iter().enumerate().for_each(|(i, var)| nudge(var, i as u64, 0.3));
+        parameters.iter().enumerate().for_each(|(i, var)| nudge(var, i as u64, 0.1));
         let scoring = Scoring::new(&model, config.preference(), ReferenceCosts::new(), 1);
         let reference = scoring.reference(0, &batch).unwrap();
         let loss = || {
@@ -52,7 +52,7 @@ fn gradients_of_preferences_are_finite_differences() {
             let gradient = Tensor::from_vec(gradient, var.shape(), &Device::Cpu).unwrap();
             let norm = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt());
             assert!(norm > 1e-4, "parameter {index} has no gradient");
-            let (start, step) = (var.as_tensor().copy().unwrap(), 5e-3);
+            let (start, step) = (var.as_tensor().copy().unwrap(), 1e-2);
             let along = (gradient / norm).unwrap();
             let moved = |by: f64| {
                 var.set(&(&start + (&along * by).unwrap()).unwrap()).unwrap();
@@ -60,7 +60,11 @@ fn gradients_of_preferences_are_finite_differences() {
             };
             let measured = (moved(step) - moved(-step)) / (2.0 * step);
             moved(0.0);
-            assert!((measured / norm - 1.0).abs() < 0.02, "{objective:?}, parameter {index}: {measured} for {norm}");
+            // Costs of some hundred nats are known to a few parts in a million.
+            assert!(
+                (measured - norm).abs() < 0.02 * norm + 4e-3,
+                "{objective:?}, parameter {index}: {measured} for {norm}"
+            );
         }
     }
 }
