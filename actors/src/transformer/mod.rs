@@ -138,8 +138,7 @@ impl Llama {
         let pass = Pass::new(self, batch, adapters, None)?;
         // Nothing is kept: each layer's values are dropped as soon as they were used.
         let prefix = Prefix::of(&self.prefix, adapters).map(|prefix| (&*prefix.cache, kept || prefix.training));
-        let stream = self.embedded(batch, 0.0, None)?;
-        let Hidden { normed, .. } = self.forward(&pass, stream, batch, prefix, usize::MAX, &mut Vec::new())?;
+        let Hidden { normed, .. } = self.forward(&pass, None, batch, prefix, usize::MAX, &mut Vec::new())?;
         Ok(by_sequence(batch, &self.loss(batch, false, &normed)?.0))
     }
 
@@ -177,8 +176,8 @@ impl Llama {
         // What was blurred is another text each time.
         let prefix = Prefix::of(&self.prefix, Some(adapters)).filter(|_| noise == 0.0);
         let prefix = prefix.map(|prefix| (&*prefix.cache, prefix.training));
-        let embedded = self.embedded(batch, noise, Some(draw))?;
-        let Hidden { stream, normed } = self.forward(&pass, embedded, batch, prefix, depth.layer, &mut tape)?;
+        let blur = (noise > 0.0).then_some((noise, draw));
+        let Hidden { stream, normed } = self.forward(&pass, blur, batch, prefix, depth.layer, &mut tape)?;
         let (losses, gradient) = self.loss(batch, true, &normed)?;
         drop(normed);
         let costs = by_sequence(batch, &losses);
@@ -210,10 +209,10 @@ impl Llama {
         Ok((costs, gradients))
     }
 
-    /// The embeddings of a micro-batch's tokens, with noise of this size from `draw`.
-    fn embedded(&self, batch: &MicroBatch, noise: f32, draw: Option<Draw>) -> Result<Buffer, LlamaError> {
+    /// The embeddings of a micro-batch's tokens, with noise of this size from this draw if they are to be blurred.
+    fn embedded(&self, batch: &MicroBatch, blur: Option<(f32, Draw)>) -> Result<Buffer, LlamaError> {
         let mut embedded = self.embed(&batch.tokens)?;
-        if let Some(draw) = draw.filter(|_| noise > 0.0) {
+        if let Some((noise, draw)) = blur {
             noise::add(noise, draw, batch, self.config().hidden_size, &mut embedded);
         }
         Ok(embedded)
@@ -224,7 +223,7 @@ impl Llama {
     fn forward(
         &self,
         pass: &Pass<'_>,
-        embedded: Buffer,
+        blur: Option<(f32, Draw)>,
         batch: &MicroBatch,
         prefix: Option<(&PrefixCache, bool)>,
         keep_from: usize,
@@ -233,7 +232,7 @@ impl Llama {
         let _span = tracing::debug_span!(target: WORK, "forward").entered();
         let (stream, first) = match prefix {
             Some((cache, store)) => (self.entering(batch, cache, store)?, cache.layer()),
-            None => (embedded, 0),
+            None => (self.embedded(batch, blur)?, 0),
         };
         pass.forward(stream, first..self.config().layers, keep_from, tape)
     }

@@ -58,8 +58,7 @@ impl Case {
     fn logits(&self, llama: &Llama) -> Vec<f64> {
         let (batch, config) = (self.batch(), self.model.config());
         let pass = Pass::new(llama, &batch, Some(&self.adapters), None).unwrap();
-        let embedded = llama.embed(&batch.tokens).unwrap();
-        let normed = llama.forward(&pass, embedded, &batch, None, usize::MAX, &mut Vec::new()).unwrap().normed;
+        let normed = llama.forward(&pass, None, &batch, None, usize::MAX, &mut Vec::new()).unwrap().normed;
         let head = self.model.head().unwrap();
         let logit = |state: &[f32], row: &[f32]| {
             let product: f64 = state.iter().zip(row).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
