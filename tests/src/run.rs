@@ -21,7 +21,7 @@ steps = 5
 micro_batch = 4
 accumulation = 2
 in_flight = 2
-learning_rate = 2e-3
+learning_rate = 1e-3
 warmup_steps = 0
 data_seed = 0
 [training.lora]

@@ -10,7 +10,7 @@ use tests::{LAYERS, PLAIN, Run, SETTINGS, text};
 /// Settings for pairs, with an evaluation on the way.
 fn settings(objective: &str) -> String {
     let training = format!("[training]\nobjective = '{objective}'\neval_every = 2\nlearning_rate = 5e-3\n");
-    SETTINGS.replace("[training]\n", &training).replace("learning_rate = 2e-3\n", "")
+    SETTINGS.replace("[training]\n", &training).replace("learning_rate = 1e-3\n", "")
 }
 
 fn preferring(objective: &str) -> Run {
