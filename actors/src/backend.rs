@@ -51,6 +51,12 @@ pub trait LinearBackend: Send + Sync + 'static {
         false
     }
 
+    /// Whether products are as exact as f32 allows. Where they are not, what a pass keeps for its way back is rounded too, to
+    /// bfloat16: by less than the products are.
+    fn is_exact(&self) -> bool {
+        true
+    }
+
     /// Bytes exchanged with workers so far; none where products are computed by the owner itself.
     fn traffic(&self) -> Traffic {
         Traffic::default()

@@ -45,40 +45,46 @@ impl<T: DefaultIsZeroes> Drop for Wiped<T> {
     }
 }
 
-/// Bytes of each kind of number that may wait: the working memory of some dozens of threads.
-const MOST_WAITING: usize = 64 << 20;
-
 /// Numbers whose vectors are used again.
-pub(crate) trait Reusable: DefaultIsZeroes + 'static {
+pub trait Reusable: DefaultIsZeroes + 'static {
     /// Where they wait.
     fn pool() -> &'static Pool<Self>;
 }
 
 macro_rules! reusable {
-    ($($number:ty),*) => {$(
+    ($($(#[$why:meta])* $number:ty: $mebibytes:literal),*) => {$(
+        $(#[$why])*
         impl Reusable for $number {
             fn pool() -> &'static Pool<Self> {
-                static POOL: Pool<$number> = Pool::new(MOST_WAITING);
+                static POOL: Pool<$number> = Pool::new($mebibytes << 20);
                 &POOL
             }
         }
     )*};
 }
 
-reusable!(u32, u64);
+reusable!(
+    /// What a pass keeps for its way back: all of a small model's, some layers' of one of a billion parameters.
+    u16: 384,
+    /// The working memory of some dozens of threads.
+    u32: 64,
+    /// The same.
+    u64: 64
+);
 
 /// Wipes what waits for its next use. What is in use is not touched.
 pub(crate) fn wipe_idle() {
+    u16::pool().wipe();
     u32::pool().wipe();
     u64::pool().wipe();
 }
 
 /// A vector of numbers that goes back to a pool on drop, and is wiped there by [`wipe_idle`].
-pub(crate) struct Reused<T: Reusable>(Vec<T>);
+pub struct Reused<T: Reusable>(Vec<T>);
 
 impl<T: Reusable> Reused<T> {
     /// At least so many numbers that are whatever they were: every one has to be written before it is read.
-    pub(crate) fn scratch(length: usize) -> Self {
+    pub fn scratch(length: usize) -> Self {
         Self(T::pool().scratch(length))
     }
 }

@@ -44,6 +44,10 @@ impl LinearBackend for EncryptedBackend {
         self.head
     }
 
+    fn is_exact(&self) -> bool {
+        false
+    }
+
     fn traffic(&self) -> Traffic {
         self.transport.traffic()
     }

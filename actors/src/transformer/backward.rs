@@ -15,7 +15,7 @@ use super::ops::norm::{back_through, through};
 use super::ops::rows::{block, for_each_block2, for_each_block3};
 use super::ops::{AdapterGradient, gates};
 use super::pass::Pass;
-use super::tape::LayerTape;
+use super::tape::{LayerTape, Waiting};
 use crate::lora::Depth;
 
 /// Gradients of the adapters, and of the norms that are trained.
@@ -42,7 +42,7 @@ impl<'a> Backward<'a> {
         mut self,
         stream: &Buffer,
         mut gradient: Buffer,
-        tape: Vec<LayerTape>,
+        tape: Vec<Waiting>,
     ) -> Result<Found, LlamaError> {
         let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
         let norm = pass.norm(Norm::Final);
@@ -51,7 +51,7 @@ impl<'a> Backward<'a> {
             back_through(norm, block(stream, hidden, first), None, gradient);
         });
         for (layer, tape) in (0..pass.llama.config().layers).rev().zip(tape.into_iter().rev()) {
-            match self.layer(layer, tape, gradient)? {
+            match self.layer(layer, tape.take(), gradient)? {
                 Some(below) => gradient = below,
                 None => break,
             }

@@ -30,7 +30,7 @@ use self::layer::LayerParts;
 use self::ops::{HeadLoss, LocalHead};
 use self::pass::{Hidden, Pass};
 use self::served_head::ServedHead;
-use self::tape::LayerTape;
+use self::tape::Waiting;
 use self::vector::scale;
 use crate::backend::{BackendError, LinearBackend};
 use crate::data::{IGNORED, MicroBatch};
@@ -227,7 +227,7 @@ impl Llama {
         batch: &MicroBatch,
         prefix: Option<(&PrefixCache, bool)>,
         keep_from: usize,
-        tape: &mut Vec<LayerTape>,
+        tape: &mut Vec<Waiting>,
     ) -> Result<Hidden, LlamaError> {
         let _span = tracing::debug_span!(target: WORK, "forward").entered();
         let (stream, first) = match prefix {

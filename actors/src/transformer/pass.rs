@@ -14,7 +14,7 @@ use protocol::model::Norm;
 use super::ops::norm::through;
 use super::ops::rows::{block, for_each_block2, for_each_block3};
 use super::ops::{Adapter, CausalAttention, LayerAttention, RmsNorm, RopeTables, Sequences, gates};
-use super::tape::{Added, LayerTape, Lows};
+use super::tape::{Added, LayerTape, Lows, Waiting};
 use super::vector::add;
 use super::{Llama, LlamaError};
 use crate::backend::BackendError;
@@ -76,7 +76,7 @@ impl<'a> Pass<'a> {
         mut stream: Buffer,
         layers: Range<usize>,
         keep_from: usize,
-        tape: &mut Vec<LayerTape>,
+        tape: &mut Vec<Waiting>,
     ) -> Result<Hidden, LlamaError> {
         let config = self.llama.config();
         let first = self.adapter(LinearId { layer: layers.start as u16, group: Group::Qkv })?;
@@ -126,7 +126,8 @@ impl<'a> Pass<'a> {
 
             if keep {
                 let added = Added { of_attention, of_feed_forward: joined.added };
-                tape.push(LayerTape { input: stream, qkv, unnormed, attended, middle, both, added, lows });
+                let kept = LayerTape { input: stream, qkv, unnormed, attended, middle, both, added, lows };
+                tape.push(kept.wait(self.llama.backend.is_exact()));
             }
             stream = joined.stream;
         }

@@ -232,3 +232,31 @@ fn a_served_head_gives_the_loss_and_the_gradients_of_one_at_home() {
         assert!(off <= 1e-8 * norm(&mut expected.iter().copied()), "parameter {index}");
     }
 }
+
+/// A plain backend that is said to be as coarse as an encrypted one.
+struct Coarse(PlainBackend);
+
+impl LinearBackend for Coarse {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
+        self.0.apply(product, rows, tokens)
+    }
+
+    fn is_exact(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_waits_for_the_way_back_is_rounded_where_products_are_coarse() {
+    let tiny = TinyModel::new();
+    let coarse = Arc::new(Coarse(PlainBackend::new(&tiny.model).unwrap()));
+    let coarse = Llama::new(tiny.model.clone(), coarse).unwrap();
+    let adapters = adapters(&tiny, &LoraConfig::default());
+    let (loss, gradients) = tiny.llama().gradient(&batch(), &adapters, DRAW).unwrap();
+    let (same, rounded) = coarse.gradient(&batch(), &adapters, DRAW).unwrap();
+    assert_eq!(loss, same, "nothing is rounded on the way there");
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
+    let off = norm(&mut rounded.iter().flatten().zip(gradients.iter().flatten()).map(|(a, b)| a - b));
+    let whole = norm(&mut gradients.iter().flatten().copied());
+    assert!(off > 0.0 && off.sqrt() < 2e-2 * whole.sqrt(), "{off} of {whole}");
+}
