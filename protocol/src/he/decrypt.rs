@@ -10,10 +10,11 @@ use zeroize::Zeroizing;
 use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
 use super::mask_product::MaskProduct;
 use super::packing;
+use super::pads::{self, PadOuter};
 use super::products::{MaskTransform, Polynomials, Working};
 use super::rows::{Decode, RowWord};
 use super::secret::OneTimeSecret;
-use super::{Precision, ProductTile};
+use super::{ParameterSet, Precision, ProductTile};
 use crate::columns::{ColumnError, ColumnLedger};
 use crate::parts::Part;
 
@@ -68,15 +69,24 @@ impl Ticket {
         if self.tokens().checked_mul(masks.outer()) != Some(out.len()) {
             return Err(DecryptError::Output(out.len()));
         }
-        let columns = ColumnLedger::new(masks.outer());
-        Ok(Decryption { ticket: self, masks, columns, out })
+        let (outer, Self { precision, secrets, steps }) = (masks.outer(), self);
+        Ok(Decryption::new(precision, steps, Key::Secrets(secrets, masks), outer, out))
     }
+}
+
+/// What an answer is decrypted with.
+pub(super) enum Key {
+    /// The secrets of its blocks, and the mask product.
+    Secrets(Vec<OneTimeSecret>, Arc<MaskProduct>),
+    /// What was made of these ahead, for each row.
+    Pads(Vec<PadOuter>),
 }
 
 /// A product on its way to be decrypted.
 pub struct Decryption<T> {
-    ticket: Ticket,
-    masks: Arc<MaskProduct>,
+    precision: Precision,
+    steps: Zeroizing<Vec<f64>>,
+    key: Key,
     columns: ColumnLedger,
     pub(super) out: T,
 }
@@ -191,7 +201,8 @@ pub(super) fn enter(ledger: &mut ColumnLedger, columns: &Range<usize>) {
 
 /// What all column tiles of one decryption share.
 struct Job<'a> {
-    ticket: &'a Ticket,
+    set: ParameterSet,
+    secrets: &'a [OneTimeSecret],
     masks: &'a MaskProduct,
     transform: MaskTransform,
     tile: &'a ProductTile,
@@ -212,30 +223,35 @@ struct Scratch<W: RowWord> {
 }
 
 impl<T: DerefMut<Target = [f32]>> Decryption<T> {
+    /// Of a product of `outer` columns, of which nothing has come.
+    pub(super) fn new(precision: Precision, steps: Zeroizing<Vec<f64>>, key: Key, outer: usize, out: T) -> Self {
+        Self { precision, steps, key, columns: ColumnLedger::new(outer), out }
+    }
+
     /// Decrypts a tile, `tokens × columns` values of `output_bits`.
     ///
     /// # Errors
     /// When the tile does not fit the product or overlaps an earlier one; nothing is written then.
     pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
-        let (ticket, outer) = (&self.ticket, self.masks.outer());
-        let precision = ticket.precision;
-        let columns = fitting(&self.columns, tile, precision.output_bits.into(), ticket.tokens())?;
+        let (precision, outer) = (self.precision, self.columns.outer());
+        let columns = fitting(&self.columns, tile, precision.output_bits.into(), self.steps.len())?;
         enter(&mut self.columns, &columns);
         // Both in whole bytes.
         let (body_bits, mask_bits) = (8 * tile.rows.limbs() as u32, 8 * u32::from(precision.mask_limbs));
         let bits = body_bits.max(mask_bits);
+        let shifts = (bits - body_bits, bits - mask_bits);
         let dropped = f64::from(precision.set.modulus_bits() - bits).exp2();
         let unit = |&step: &f64| if step == 0.0 { 0.0 } else { dropped / step };
-        let units: Zeroizing<Vec<f64>> = ticket.steps.iter().map(unit).collect::<Vec<_>>().into();
-        let job = Job {
-            ticket,
-            masks: &self.masks,
-            transform: MaskTransform::new(precision.set, usize::from(precision.mask_limbs)),
-            tile,
-            bits,
-            shifts: (bits - body_bits, bits - mask_bits),
-            units: &units,
+        let units: Zeroizing<Vec<f64>> = self.steps.iter().map(unit).collect::<Vec<_>>().into();
+        let (secrets, masks) = match &self.key {
+            Key::Pads(pads) => {
+                pads::decrypt_tile(pads, tile, (bits, shifts), &units, outer, &mut self.out);
+                return Ok(());
+            }
+            Key::Secrets(secrets, masks) => (secrets, masks),
         };
+        let transform = MaskTransform::new(precision.set, usize::from(precision.mask_limbs));
+        let job = Job { set: precision.set, secrets, masks, transform, tile, bits, shifts, units: &units };
         let tiles = column_tiles(&mut self.out, outer, columns);
         if bits <= u32::BITS {
             decrypt_tiles::<u32>(&job, tiles);
@@ -250,7 +266,7 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
     /// # Errors
     /// When columns are missing.
     pub fn finish(self) -> Result<Decrypted<T>, DecryptError> {
-        let Self { ticket: Ticket { precision, steps, .. }, columns, out, .. } = self;
+        let Self { precision, steps, columns, out, .. } = self;
         complete(&columns)?;
         Ok(Decrypted { values: out, steps, precision })
     }
@@ -258,9 +274,9 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
 
 fn decrypt_tiles<W: RowWord>(job: &Job<'_>, tiles: Vec<ColumnTile<'_, f32>>) {
     let scratch = || Scratch::<W> {
-        masks: vec![0.0; if job.ticket.secrets.len() == 1 { 1 } else { TILE } * job.transform.column_numbers()],
+        masks: vec![0.0; if job.secrets.len() == 1 { 1 } else { TILE } * job.transform.column_numbers()],
         working: job.transform.working(),
-        polynomials: Polynomials::new(job.ticket.precision.set),
+        polynomials: Polynomials::new(job.set),
     };
     tiles.into_par_iter().for_each_init(scratch, |scratch, out| decrypt_tile(job, scratch, out));
 }
@@ -278,16 +294,16 @@ fn decrypt_tile_body<W: RowWord>(job: &Job<'_>, scratch: &mut Scratch<W>, mut ou
     let _part = Part::Arithmetic.mark();
     let columns = out.columns();
     let (width, first_column) = (columns.len(), columns.start - job.tile.first_column);
-    let (size, tokens) = (job.ticket.precision.set.polynomial_size(), job.ticket.tokens());
+    let (size, tokens) = (job.set.polynomial_size(), job.units.len());
     let numbers = job.transform.column_numbers();
     let Scratch { masks, working, polynomials } = scratch;
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
     let decode = Decode::of(&job.tile.rows, job.bits, job.shifts);
-    for (block, secret) in job.ticket.secrets.iter().enumerate() {
+    for (block, secret) in job.secrets.iter().enumerate() {
         for column in 0..width {
             // With one block there is room for one column only, and its transform is not kept.
-            let at = if job.ticket.secrets.len() == 1 { 0 } else { column * numbers };
+            let at = if job.secrets.len() == 1 { 0 } else { column * numbers };
             let mask = &mut masks[at..at + numbers];
             let _part = Part::Transforms.mark();
             if block == 0 {

@@ -69,6 +69,24 @@ pub enum EncryptError {
         /// Parameters of the mask.
         set: ParameterSet,
     },
+    /// Pads that a block does not have.
+    #[error("a block has 1 to {most} rows of pads of some features, not {rows} of {features}")]
+    PadRows {
+        /// Rows asked for.
+        rows: usize,
+        /// Rows that a block has.
+        most: usize,
+        /// Features asked for.
+        features: usize,
+    },
+    /// Pads that the rows cannot be encrypted with.
+    #[error("{rows} rows of pads are not for {tokens} rows of this product at this precision")]
+    Pads {
+        /// Rows of the pads.
+        rows: usize,
+        /// Rows to be encrypted.
+        tokens: usize,
+    },
     /// The operating system gave no random bytes.
     #[error("no randomness from the operating system: {0}")]
     Randomness(getrandom::Error),
@@ -142,7 +160,7 @@ pub fn encrypt(
     Ok((body, Ticket::new(precision, secrets, plaintext.steps.to_vec())))
 }
 
-fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
+pub(super) fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
     let Plaintext { rows, tokens, features, steps } = *plaintext;
     if tokens == 0 || features == 0 || steps.len() != tokens || tokens.checked_mul(features) != Some(rows.len()) {
         return Err(EncryptError::Shape { tokens, features, rows: rows.len(), steps: steps.len() });
@@ -184,8 +202,7 @@ fn encrypt_tile_body<W: RowWord>(
     let (set, tokens) = (job.precision.set, job.plaintext.tokens);
     let (size, numbers) = (set.polynomial_size(), job.transform.column_numbers());
     let Scratch { rng, keystream, masks, working, polynomials, errors } = scratch;
-    let limit = f64::from(job.precision.set.modulus_bits() - 1).exp2() - 0.5;
-    let encode = Encode::of(job.precision);
+    let (encode, limit) = (Encode::of(job.precision), job.precision.encodable());
     let mut mask_columns = MaskColumns::from(job.seed, job.domain, columns.start);
 
     let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);

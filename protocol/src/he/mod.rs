@@ -11,6 +11,8 @@
 //! 4. the worker multiplies the body by its weights and switches the modulus of the result;
 //! 5. the owner decrypts the switched tiles with the mask product and the only ticket there is, and verifies the whole.
 //!
+//! Calls of few rows take what steps 3 and 5 compute from a store that was filled ahead ([`pads`]).
+//!
 //! Masks that stay the same while every block of every call has its own secret are multi-secret RLWE: by a hybrid
 //! argument, the advantage over all blocks is at most the sum of that over each. What must never serve twice is a secret.
 
@@ -23,6 +25,7 @@ pub mod mask_product;
 pub mod modulus;
 pub mod noise;
 mod packing;
+pub mod pads;
 pub mod params;
 pub mod planes;
 mod products;
@@ -44,5 +47,6 @@ pub use decrypt::{DecryptError, Decrypted, Decryption, Ticket};
 pub use encrypt::{EncryptError, Plaintext, encrypt};
 pub use mask::{MaskDomain, MaskSeed};
 pub use mask_product::{MaskProduct, MaskProductBuilder, UnverifiedMasks};
+pub use pads::{PadRow, PadTicket, encrypt_with_pads};
 pub use params::{ParameterSet, Precision};
 pub use planes::{Planes, ProductTile};

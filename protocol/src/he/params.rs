@@ -152,6 +152,11 @@ impl Precision {
             && mask_limbs as usize <= set.limbs()
     }
 
+    /// What the magnitude of an encoded value has to be below, so that it does not wrap.
+    pub(super) fn encodable(self) -> f64 {
+        f64::from(self.set.modulus_bits() - 1).exp2() - 0.5
+    }
+
     /// Bits that the owner rounds off each body value after encryption.
     pub const fn body_dropped_bits(self) -> u32 {
         self.set.modulus_bits() - self.body_bits as u32

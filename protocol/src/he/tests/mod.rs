@@ -3,6 +3,7 @@
 
 mod errors;
 mod noise;
+mod pads;
 mod round_trip;
 mod tfhe_glwe;
 

@@ -37,7 +37,7 @@ fn mean_and_variance(values: &[f64]) -> (f64, f64) {
 }
 
 /// Asserts a variance within 6 σ of its estimator (that of a Gaussian: √(2/count)) and a mean within 6 σ.
-fn assert_noise(what: &str, noise: &[f64], predicted: f64, correlated: f64) {
+pub(super) fn assert_noise(what: &str, noise: &[f64], predicted: f64, correlated: f64) {
     let (mean, variance) = mean_and_variance(noise);
     let count = noise.len() as f64 / correlated;
     println!("{what}: variance {variance:.4e}, predicted {predicted:.4e}, mean {mean:.3e}");

@@ -61,7 +61,7 @@ fn check(precision: Precision, direction: Direction, shape: LinearShape, tokens:
 }
 
 /// Columns `first..first + width` of a whole answer.
-fn cut(answer: &ProductTile, first: usize, width: usize) -> ProductTile {
+pub(super) fn cut(answer: &ProductTile, first: usize, width: usize) -> ProductTile {
     let planes = &answer.rows;
     let mut part = Planes::zeros_of_bits(planes.bits(), planes.rows(), width);
     for row in 0..planes.rows() {
