@@ -46,6 +46,10 @@ pub trait LinearBackend: Send + Sync + 'static {
     /// When no worker could compute the product.
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError>;
 
+    /// Says that forward products of few rows, up to sixteen, will be asked for again and again: for generation, token by token. A backend that
+    /// can make these cheap prepares for them from now on, in the background and within its memory for that.
+    fn expect_few_rows(&self) {}
+
     /// Whether products of the head are computed too; if not, they are the caller's.
     fn serves_head(&self) -> bool {
         false

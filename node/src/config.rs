@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use actors::checkpoint::CheckpointConfig;
 use actors::data::{DataOptions, HeldOut};
 use actors::matmul::devices::GpuRequest;
+use actors::owner::pads::PadRoom;
 use actors::trainer::TrainingConfig;
 use actors::transport::PeerName;
 use actors::worker::Split;
@@ -206,6 +207,8 @@ pub struct OwnerConfig {
     /// Keep them there for later runs with the same model, of which then only the first asks workers for them. If not, the
     /// disk holds what memory has no room for, as long as the run lasts.
     pub keep_masks: bool,
+    /// Memory for the pads of generation, in MiB; as the model's size suggests where it is not said, and none with 0.
+    pub pad_mib: Option<u64>,
     /// Whether what enters the lowest adapted layer is kept for texts that come again, in the folder for the results.
     pub prefix_cache: PrefixChoice,
     /// Room for it, in MiB, of which at most half of what is free on the disk is taken.
@@ -233,6 +236,7 @@ impl Default for OwnerConfig {
             // With it, all of a model of eight billion.
             mask_file_mib: 16 << 10,
             keep_masks: true,
+            pad_mib: None,
             prefix_cache: PrefixChoice::F32,
             // Some thirteen thousand texts of 150 tokens, at the width of a model of a billion parameters.
             prefix_cache_mib: 16 << 10,
@@ -242,6 +246,11 @@ impl Default for OwnerConfig {
 }
 
 impl OwnerConfig {
+    /// Memory for the pads of generation.
+    pub fn pads(&self) -> PadRoom {
+        self.pad_mib.map_or(PadRoom::OfModel, |mib| PadRoom::Bytes(mib << 20))
+    }
+
     /// The workers that may serve; `None` is anybody.
     ///
     /// # Errors
@@ -297,6 +306,7 @@ impl Config {
         for (name, mib) in [
             ("mask_cache_mib", self.owner.mask_cache_mib),
             ("mask_file_mib", self.owner.mask_file_mib),
+            ("pad_mib", self.owner.pad_mib.unwrap_or(0)),
             ("prefix_cache_mib", self.owner.prefix_cache_mib),
         ] {
             ensure!(mib <= 1 << 24, "owner.{name} must be at most 16777216 (16 TiB)");

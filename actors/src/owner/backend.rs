@@ -9,7 +9,7 @@ use protocol::ids::ProductId;
 
 use super::keys::KeyError;
 use super::masks::MaskError;
-use super::scheduler::{Apply, LayerScheduler, ScheduleError};
+use super::scheduler::{Apply, ExpectFewRows, LayerScheduler, ScheduleError};
 use crate::backend::{BackendError, BackendFailure, LinearBackend, Product};
 use crate::transport::{Traffic, Transport, TransportError};
 
@@ -38,6 +38,12 @@ impl LinearBackend for EncryptedBackend {
             Err(error) => BackendFailure::Internal(format!("the layer scheduler is gone ({error})")),
         };
         Err(BackendError { product, why })
+    }
+
+    fn expect_few_rows(&self) {
+        if futures::executor::block_on(self.scheduler.send(ExpectFewRows)).is_err() {
+            tracing::debug!("the layer scheduler is gone: no pads are made");
+        }
     }
 
     fn serves_head(&self) -> bool {

@@ -13,6 +13,9 @@ pub struct PhaseClock {
     encrypt: AtomicU64,
     exchange: AtomicU64,
     decrypt: AtomicU64,
+    pad_blocks: AtomicU64,
+    pads: AtomicU64,
+    products_with_pads: AtomicU64,
 }
 
 /// A reading of a [`PhaseClock`].
@@ -31,6 +34,12 @@ pub struct PhaseTimes {
     pub exchange_seconds: f64,
     /// Seconds in decryption, verification and un-rotation.
     pub decrypt_seconds: f64,
+    /// Blocks of pads that were made, and the seconds that it took.
+    pub pad_blocks: u64,
+    /// See [`Self::pad_blocks`].
+    pub pad_seconds: f64,
+    /// Products among all that were encrypted with pads.
+    pub products_with_pads: u64,
 }
 
 impl PhaseClock {
@@ -43,6 +52,18 @@ impl PhaseClock {
         self.products.fetch_add(1, Ordering::Relaxed);
         add(&self.exchange, exchange);
         add(&self.decrypt, decrypt);
+    }
+
+    /// A product that is done was encrypted with pads.
+    pub(crate) fn add_product_with_pads(&self, exchange: Duration, decrypt: Duration) {
+        self.products_with_pads.fetch_add(1, Ordering::Relaxed);
+        self.add_product(exchange, decrypt);
+    }
+
+    /// A block of pads was made, in so much time.
+    pub(crate) fn add_pads(&self, time: Duration) {
+        self.pad_blocks.fetch_add(1, Ordering::Relaxed);
+        add(&self.pads, time);
     }
 
     /// The product of a mask was asked for and came, in so much time.
@@ -61,6 +82,9 @@ impl PhaseClock {
             encrypt_seconds: seconds(&self.encrypt),
             exchange_seconds: seconds(&self.exchange),
             decrypt_seconds: seconds(&self.decrypt),
+            pad_blocks: self.pad_blocks.load(Ordering::Relaxed),
+            pad_seconds: seconds(&self.pads),
+            products_with_pads: self.products_with_pads.load(Ordering::Relaxed),
         }
     }
 }

@@ -9,6 +9,9 @@
 //!    anew, where that fails;
 //! 4. the answer's tiles go to the key manager as they arrive, and decrypted rows go back to the trainer.
 //!
+//! A call of few rows takes a shorter way, where [`pads`] were made for it ahead: the scheduler itself encrypts and decrypts
+//! with them, which takes less time than another thread needs to wake up ([`small`]).
+//!
 //! What the owner must know of each served matrix (scales, norms, the planned precision) is in
 //! [`table::LayerTable`]; who serves what, over time, is decided by the state machine of [`fleet`].
 
@@ -21,7 +24,9 @@ pub mod mask_file;
 mod mask_seed;
 pub mod mask_store;
 pub mod masks;
+pub mod pads;
 pub mod scheduler;
+mod small;
 pub mod table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -47,6 +52,7 @@ use mask_file::MaskRoom;
 use mask_seed::SeedLedger;
 use mask_store::MaskStore;
 use masks::MaskCache;
+use pads::{PadRoom, PadStore};
 use scheduler::{Notice, ScheduleParts};
 use tokio::sync::mpsc;
 
@@ -54,17 +60,30 @@ use tokio::sync::mpsc;
 #[derive(Clone, Default)]
 pub(crate) struct CallNumbers {
     next: Arc<AtomicU64>,
-    /// Where calls are counted under a seed that outlives the run.
+    /// Calls that have secrets of their own, and blocks of pads.
+    sealed: Arc<AtomicU64>,
+    /// Where these are counted under a seed that outlives the run.
     ledger: Option<Arc<SeedLedger>>,
 }
 
 impl CallNumbers {
+    /// The number of a call with secrets of its own. May block for as long as a small file takes to be written.
     fn next(&self) -> u64 {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.count_block();
+        self.next_of_pads()
+    }
+
+    /// The number of a call that is encrypted with pads, whose secret was counted when they were made.
+    fn next_of_pads(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts secrets of a block of pads. May block as [`Self::next`] does.
+    fn count_block(&self) {
+        let before = self.sealed.fetch_add(1, Ordering::Relaxed);
         if let Some(ledger) = &self.ledger {
-            ledger.count(number);
+            ledger.count(before);
         }
-        number
     }
 }
 
@@ -84,8 +103,8 @@ pub struct OwnerActors {
 
 impl OwnerActors {
     /// Starts a key manager and a scheduler under supervision, with a fresh seed for the masks of the run, or that of the
-    /// products that are kept from run to run; these are kept where there is `room`. What happens to the workers is told to
-    /// `notices`. Call it inside an actix system.
+    /// products that are kept from run to run; these are kept where there is `room`, and pads in `pads` once a backend expects calls of
+    /// few rows. What happens to the workers is told to `notices`. Call it inside an actix system.
     ///
     /// # Errors
     /// When the operating system gives no random bytes.
@@ -93,6 +112,7 @@ impl OwnerActors {
         table: Arc<LayerTable>,
         transport: Arc<dyn Transport>,
         room: MaskRoom,
+        pads: PadRoom,
         notices: Option<mpsc::Sender<Notice>>,
     ) -> Result<Self, NoRandomness> {
         let mut rng = ChaCha20Rng::try_from_os_rng().map_err(|error| NoRandomness(error.to_string()))?;
@@ -102,10 +122,11 @@ impl OwnerActors {
         let arbiters = [Arbiter::new(), Arbiter::new()];
         let (of_masks, of_keys) = (Arc::clone(&clock), Arc::clone(&clock));
         let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), calls.clone(), of_masks, room));
+        let pads = PadStore::new(seed, Arc::clone(&table), calls.clone(), Arc::clone(&clock), pads);
         let of_scheduler = Arc::clone(&table);
         let keys =
             Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(seed, table, calls, of_keys));
-        let parts = ScheduleParts { transport, keys, masks, table: of_scheduler, notices };
+        let parts = ScheduleParts { transport, keys, masks, pads: Arc::new(pads), table: of_scheduler, notices };
         let scheduler = Supervisor::start_in_arbiter(&arbiters[1].handle(), move |_| LayerScheduler::new(parts));
         Ok(Self { scheduler, clock, arbiters })
     }

@@ -180,6 +180,11 @@ impl LayerTable {
         self.entries.get(&linear)
     }
 
+    /// Every matrix, in no order.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (LinearId, &TableEntry)> {
+        self.entries.iter().map(|(&linear, entry)| (linear, entry))
+    }
+
     /// Matrices in the table.
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -1,6 +1,7 @@
 //! The owner's actors against workers that compute with the scheme's reference semantics.
 
 mod faults;
+mod pads;
 mod workers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -68,6 +69,8 @@ enum Mood {
     Hangs,
     /// Its answers lack columns.
     Short,
+    /// A value of each of its answers is off by much.
+    Lies,
     /// It says for ever that it loads its layers.
     Loads,
 }
@@ -213,6 +216,11 @@ impl Transport for Workers {
             }
             _ => panic!("a body with a mask's header, or none with a body's"),
         };
+        let mut answer = answer;
+        if mood == Some(Mood::Lies) {
+            let bits = answer.rows.bits();
+            answer.rows.set_value(0, 3, answer.rows.value(0, 3) ^ 1 << (bits - 2));
+        }
         let (sender, receiver) = mpsc::channel(64);
         let outer = answer.rows.columns();
         let missing = if mood == Some(Mood::Short) { self.tile } else { 0 };
@@ -289,7 +297,8 @@ fn unassigned(room: MaskRoom) -> (Cluster, mpsc::Receiver<Notice>) {
     let table = LayerTable::new(matrices, &PrecisionTarget::default()).unwrap();
     let transport: Arc<dyn Transport> = Arc::clone(&workers) as _;
     let (notices, said) = mpsc::channel(256);
-    let actors = OwnerActors::start(Arc::new(table), Arc::clone(&transport), room, Some(notices)).unwrap();
+    let actors =
+        OwnerActors::start(Arc::new(table), Arc::clone(&transport), room, PadRoom::OfModel, Some(notices)).unwrap();
     let backend = EncryptedBackend::new(actors.scheduler.clone(), transport, false);
     (Cluster { workers, weights, actors, backend }, said)
 }

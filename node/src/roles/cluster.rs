@@ -42,7 +42,7 @@ const NOTICES: usize = 256;
 const SERVED_HEAD_FEATURES: usize = 512;
 
 /// Workers that hold all layers, and the actors that talk to them.
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     transport: Arc<dyn Transport>,
     /// Releases the workers, unless [`Self::stop`] has.
     hold: Hold,
@@ -61,7 +61,7 @@ impl Cluster {
     /// # Errors
     /// When an address cannot be listened on, no worker with this model is found in time, the workers found are too
     /// small, or they do not load their layers as long as the owner's patience lasts.
-    pub(super) async fn build(
+    pub(crate) async fn build(
         config: &Config,
         start: &Start,
         model: &Arc<Model>,
@@ -89,7 +89,8 @@ impl Cluster {
         let network: Arc<dyn Transport> = Arc::new(transport.clone());
         let (notices, mut said) = mpsc::channel(NOTICES);
         let room = masks::room(&config.owner, digest, progress);
-        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&network), room, Some(notices))?;
+        let pads = config.owner.pads();
+        let actors = OwnerActors::start(Arc::new(table), Arc::clone(&network), room, pads, Some(notices))?;
         let hold = Hold { scheduler: actors.scheduler.clone(), swarm, released: false };
         let assign = AssignLayers {
             model: digest,
@@ -123,7 +124,7 @@ impl Cluster {
     }
 
     /// Where the trainer gets its products.
-    pub(super) fn backend(&self) -> Arc<dyn LinearBackend> {
+    pub(crate) fn backend(&self) -> Arc<dyn LinearBackend> {
         Arc::new(EncryptedBackend::new(self.actors.scheduler.clone(), Arc::clone(&self.transport), self.head))
     }
 
@@ -133,7 +134,7 @@ impl Cluster {
     }
 
     /// Where the time of products goes.
-    pub(super) fn clock(&self) -> Arc<PhaseClock> {
+    pub(crate) fn clock(&self) -> Arc<PhaseClock> {
         Arc::clone(&self.actors.clock)
     }
 
@@ -143,7 +144,7 @@ impl Cluster {
     }
 
     /// Releases the workers and ends actors and swarm.
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let Self { mut hold, actors, .. } = self;
         hold.release().await;
         // Waiting for the actors' threads blocks.

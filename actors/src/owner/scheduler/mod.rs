@@ -1,5 +1,6 @@
 //! The layer scheduler: the shell around the fleet, which decides, and the way of each product through it.
 
+mod ahead;
 mod error;
 mod product;
 mod shell;
@@ -21,6 +22,7 @@ use self::shell::Shell;
 use super::fleet::{Event, Fleet, FleetSettings, Presence};
 use super::keys::KeyManager;
 use super::masks::MaskCache;
+use super::pads::PadStore;
 use super::table::LayerTable;
 use crate::transport::{PeerName, Transport};
 
@@ -94,6 +96,7 @@ pub(crate) struct ScheduleParts {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) keys: Addr<KeyManager>,
     pub(crate) masks: Arc<MaskCache>,
+    pub(crate) pads: Arc<PadStore>,
     pub(crate) table: Arc<LayerTable>,
     /// Told what happens; without a listener, the log is.
     pub(crate) notices: Option<mpsc::Sender<Notice>>,
@@ -131,6 +134,11 @@ pub(crate) struct Apply {
     pub(crate) rows: Arc<Buffer>,
     pub(crate) tokens: usize,
 }
+
+/// Says that calls of few rows will come: pads are made for them from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct ExpectFewRows;
 
 /// Asks what every worker that ever served did.
 #[derive(Message)]
@@ -210,6 +218,16 @@ impl Handler<Apply> for LayerScheduler {
 
     fn handle(&mut self, message: Apply, _context: &mut Self::Context) -> Self::Result {
         Box::pin(product::apply(Rc::clone(&self.shell), message))
+    }
+}
+
+impl Handler<ExpectFewRows> for LayerScheduler {
+    type Result = ();
+
+    fn handle(&mut self, _message: ExpectFewRows, _context: &mut Self::Context) {
+        if self.shell.pads.want() {
+            actix::spawn(ahead::fill(Rc::clone(&self.shell)));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use protocol::buffer::Buffer;
-use protocol::he::MaskProduct;
+use protocol::he::{MaskProduct, PadRow};
 use protocol::ids::ProductId;
 use protocol::quant::Step;
 use protocol::sketch::{Checked, Refuted, Verified};
@@ -18,11 +18,13 @@ use protocol::wire::messages::ProductHeader;
 use tracing::Instrument as _;
 
 use super::Apply;
+use super::ahead;
 use super::error::{ScheduleError, Verdict, gone, verdict};
 use super::shell::Shell;
 use crate::owner::fleet::{Event, Failure, Measured};
 use crate::owner::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Sealed};
 use crate::owner::masks::MaskError;
+use crate::owner::small;
 use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest};
 
@@ -333,6 +335,9 @@ async fn exchange(
     let Apply { product, ref rows, tokens } = *message;
     let (transport, masks) = (shell.transport.as_ref(), &shell.masks);
     let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };
+    if let Some(pads) = ahead::pads(shell, peer, product, tokens).await? {
+        return exchange_with_pads(shell, peer, encrypt, pads).await;
+    }
     let (sealed, early) =
         futures::join!(seal(shell.keys.clone(), encrypt), masks.unless_filed(transport, peer, product));
     let (mut issued, sealed) = sealed?;
@@ -346,6 +351,26 @@ async fn exchange(
         issued.decrypted = true;
         let rows = shell.keys.send(Decrypt { call, masks, tiles, sent }).await??;
         Ok((rows, sent))
+    };
+    answer.instrument(flight).await
+}
+
+/// The same with pads: without a ticket that anybody else holds, and without the product of the mask.
+async fn exchange_with_pads(
+    shell: &Shell,
+    peer: &PeerName,
+    encrypt: Encrypt,
+    pads: Vec<PadRow>,
+) -> Result<(Checked<Buffer>, Instant), ScheduleError> {
+    let (product, tokens, step, clock) = (encrypt.product, encrypt.tokens, encrypt.step, &shell.pads.clock);
+    let call = shell.pads.calls.next_of_pads();
+    let (sealed, waiting) = small::seal(&shell.table, clock, call, encrypt, pads).await?;
+    let sent = Instant::now();
+    let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
+    let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens, ?step);
+    let answer = async {
+        let tiles = shell.transport.product(peer, request).await?;
+        Ok((waiting.open(&shell.table, clock, tiles, sent).await?, sent))
     };
     answer.instrument(flight).await
 }

@@ -16,6 +16,7 @@ use super::{Candidate, Notice, ScheduleParts};
 use crate::owner::fleet::{Command, Event, Fleet, Health};
 use crate::owner::keys::KeyManager;
 use crate::owner::masks::MaskCache;
+use crate::owner::pads::PadStore;
 use crate::owner::table::LayerTable;
 use crate::transport::{PeerName, Transport, TransportError};
 
@@ -32,6 +33,7 @@ pub(super) struct Shell {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) keys: Addr<KeyManager>,
     pub(super) masks: Arc<MaskCache>,
+    pub(super) pads: Arc<PadStore>,
     pub(super) table: Arc<LayerTable>,
     began: Instant,
     fleet: RefCell<Option<Fleet>>,
@@ -43,11 +45,12 @@ pub(super) struct Shell {
 
 impl Shell {
     pub(super) fn new(parts: ScheduleParts) -> Rc<Self> {
-        let ScheduleParts { transport, keys, masks, table, notices } = parts;
+        let ScheduleParts { transport, keys, masks, pads, table, notices } = parts;
         Rc::new(Self {
             transport,
             keys,
             masks,
+            pads,
             table,
             began: Instant::now(),
             fleet: RefCell::new(None),

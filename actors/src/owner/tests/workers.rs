@@ -74,9 +74,8 @@ fn products_are_right_whatever_devices_a_worker_has() {
             });
             let table = LayerTable::new(matrices, &PrecisionTarget::default()).unwrap();
             let transport: Arc<dyn Transport> = network;
-            let actors =
-                OwnerActors::start(Arc::new(table), Arc::clone(&transport), MaskRoom::memory(usize::MAX), None)
-                    .unwrap();
+            let (table, room) = (Arc::new(table), MaskRoom::memory(usize::MAX));
+            let actors = OwnerActors::start(table, Arc::clone(&transport), room, PadRoom::OfModel, None).unwrap();
             let settings = FleetSettings::default();
             let assign = AssignLayers { model: DIGEST, layers: LAYERS, candidates, settings };
             let assignments = actors.scheduler.send(assign).await.unwrap().unwrap();
