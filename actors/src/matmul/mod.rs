@@ -42,6 +42,11 @@ pub use weights::{PackedLinear, PackedMatrix};
 pub const MAX_LIMBS: usize = 6;
 /// Tiles into which a product is cut, where it is wide enough: an owner decrypts one while the next is computed.
 const TILES: usize = 8;
+/// Rows of a product that takes about as long as its weights come from memory, whatever is done with them.
+const FEW_ROWS: usize = 16;
+/// Values of an answer that goes as one tile, if it has few rows: it is written in less time than it takes to wake up whoever writes
+/// the next one.
+const WHOLE_VALUES: usize = 1 << 16;
 /// Fewest columns of a tile: narrower ones would spend their time on headers and on fetching the rows again.
 const MIN_TILE_COLUMNS: usize = 64;
 /// Tiles begin at multiples of this: the widest register block.
@@ -181,7 +186,14 @@ pub trait Kernel: Send + Sync + 'static {
     fn peak_ops(&self) -> Option<f64>;
 }
 
-/// Columns of the tiles in which a product of `outer` columns is best sent.
+/// Columns of the tiles in which a product of so many rows and `outer` columns is best sent: a small answer of few rows goes as
+/// a whole.
+pub fn answer_columns(rows: usize, outer: usize) -> usize {
+    let whole = rows <= FEW_ROWS && rows.saturating_mul(outer) <= WHOLE_VALUES;
+    if whole { outer.max(1) } else { tile_columns(outer) }
+}
+
+/// Columns of the tiles in which a product of `outer` columns is best sent, if it has many rows.
 pub fn tile_columns(outer: usize) -> usize {
     outer.div_ceil(TILES).max(MIN_TILE_COLUMNS).next_multiple_of(TILE_STEP)
 }

@@ -1,5 +1,8 @@
-//! The actor of one device: takes products, computes them one after another on a thread of its own, gives the answers
+//! One device's work: products are queued, computed one after another on a thread of its own, and their answers given
 //! away in tiles.
+//!
+//! Whoever has a product puts it into the [`DeviceQueue`] itself: a product of one row is computed in the time that it would take to
+//! ask an actor for that. The actor ends the queue.
 //!
 //! A product that waits holds its body and nothing else: masks are expanded when their turn has come. Tiles go into a
 //! channel that has room for a whole answer: a device never waits for a reader, who may need the threads that it works
@@ -7,8 +10,8 @@
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use actix::prelude::*;
@@ -17,18 +20,23 @@ use protocol::wire::messages::Refusal;
 use tokio::sync::{mpsc, oneshot};
 
 use super::place::Place;
-use crate::matmul::{Device, DeviceError, HeldMatrix, ProductTask, tile_columns};
+use crate::matmul::{Device, DeviceError, HeldMatrix, ProductTask, answer_columns};
 use crate::trace::WORK;
 use crate::transport::TileStream;
 
-/// Messages that may wait for the actor: each is answered in microseconds.
-const MAILBOX: usize = 64;
+/// Messages that may wait for the actor: it is told to end once.
+const MAILBOX: usize = 4;
 
 /// See the module's documentation.
 pub struct MatmulExecutor {
-    /// `None` after [`Drain`].
-    queue: Option<SyncSender<Job>>,
+    queue: Arc<DeviceQueue>,
     ended: Option<oneshot::Receiver<()>>,
+}
+
+/// Products that wait for a device.
+pub struct DeviceQueue {
+    /// `None` after [`Drain`].
+    jobs: Mutex<Option<SyncSender<Job>>>,
 }
 
 struct Job {
@@ -49,11 +57,24 @@ impl MatmulExecutor {
             // Nobody may be waiting for the end.
             let _ = end.send(());
         })?;
-        Ok(Self { queue: Some(queue), ended: Some(ended) })
+        let queue = Arc::new(DeviceQueue { jobs: Mutex::new(Some(queue)) });
+        Ok(Self { queue, ended: Some(ended) })
     }
 
-    fn enqueue(&mut self, message: Multiply) -> Result<TileStream<Refusal>, Refusal> {
-        let Some(queue) = &self.queue else {
+    /// Where products for the device go.
+    pub fn queue(&self) -> Arc<DeviceQueue> {
+        Arc::clone(&self.queue)
+    }
+}
+
+impl DeviceQueue {
+    /// Has a product computed. The answer's tiles come on the stream in any order; dropping the stream breaks the product off.
+    ///
+    /// # Errors
+    /// Where the queue is full or ended.
+    pub fn enqueue(&self, message: Multiply) -> Result<TileStream<Refusal>, Refusal> {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(queue) = &*jobs else {
             return Err(Refusal::Capacity("it is shutting down".into()));
         };
         let (_, outer) = message.weights.shape().along(message.task.direction);
@@ -94,7 +115,7 @@ fn compute(device: &str, job: &Job) -> Result<(), Refusal> {
         Ok(()) => ControlFlow::Continue(()),
         Err(_) => ControlFlow::Break(()),
     };
-    weights.multiply(task, tile_columns(outer), &send).map_err(refusal)
+    weights.multiply(task, answer_columns(rows, outer), &send).map_err(refusal)
 }
 
 /// What an owner is told of a product that a device did not compute.
@@ -117,10 +138,7 @@ impl Actor for MatmulExecutor {
 
 impl Supervised for MatmulExecutor {}
 
-/// One product, or one device's part of it. The answer's tiles come on the stream in any order; dropping the stream
-/// breaks the product off.
-#[derive(Message)]
-#[rtype(result = "Result<TileStream<Refusal>, Refusal>")]
+/// One product, or one device's part of it.
 pub struct Multiply {
     /// The served matrix, or a part of it, in the device's memory.
     pub weights: Arc<dyn HeldMatrix>,
@@ -132,14 +150,6 @@ pub struct Multiply {
     pub place: Arc<Place>,
 }
 
-impl Handler<Multiply> for MatmulExecutor {
-    type Result = Result<TileStream<Refusal>, Refusal>;
-
-    fn handle(&mut self, message: Multiply, _context: &mut Self::Context) -> Self::Result {
-        self.enqueue(message)
-    }
-}
-
 /// Takes no more products and answers when those in the queue are computed.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -149,7 +159,7 @@ impl Handler<Drain> for MatmulExecutor {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _message: Drain, _context: &mut Self::Context) -> Self::Result {
-        self.queue = None;
+        *self.queue.jobs.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let ended = self.ended.take();
         Box::pin(async move {
             if let Some(ended) = ended {

@@ -5,16 +5,18 @@
 //! (the stream, the device's queue, the task that hands tiles on) holds the place until it is done with it: what an
 //! owner leaves unread is its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use protocol::ids::LinearId;
 use protocol::wire::messages::Refusal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::parts::HeldLinear;
 use crate::transport::PeerName;
 
 /// Memory is counted in pieces of this size, rounded up.
@@ -48,6 +50,16 @@ pub struct Account {
     memory: Arc<Semaphore>,
     closed: CancellationToken,
     work: Mutex<Work>,
+    known: Mutex<Known>,
+}
+
+/// Matrices that an owner was found to have, so that not every product has to ask for them.
+#[derive(Debug, Default)]
+struct Known {
+    /// How often layers were assigned meanwhile: what was found before is not the owner's any more.
+    assigned: u64,
+    /// Kept by whoever holds them, and known here for as long.
+    matrices: HashMap<LinearId, Weak<HeldLinear>>,
 }
 
 impl Account {
@@ -60,7 +72,36 @@ impl Account {
             memory: Arc::new(Semaphore::new(pieces.min(Semaphore::MAX_PERMITS))),
             closed: CancellationToken::new(),
             work: Mutex::default(),
+            known: Mutex::default(),
         }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A matrix that the owner is known to have.
+    ///
+    /// # Errors
+    /// Where none is known, what [`Self::remember`] has to be told.
+    pub fn matrix(&self, linear: LinearId) -> Result<Arc<HeldLinear>, u64> {
+        let known = self.known();
+        known.matrices.get(&linear).and_then(Weak::upgrade).ok_or(known.assigned)
+    }
+
+    /// Remembers a matrix that was found to be the owner's, unless it was assigned other layers since then.
+    pub fn remember(&self, assigned: u64, linear: LinearId, matrix: &Arc<HeldLinear>) {
+        let mut known = self.known();
+        if known.assigned == assigned {
+            known.matrices.insert(linear, Arc::downgrade(matrix));
+        }
+    }
+
+    /// The owner was assigned layers.
+    fn assigned(&self) {
+        let mut known = self.known();
+        known.assigned += 1;
+        known.matrices.clear();
     }
 
     /// Takes a place for a product of so many bytes, and waits for it while others are under way.
@@ -126,10 +167,10 @@ impl Accounts {
         self.open.read().unwrap_or_else(PoisonError::into_inner).get(owner).map(Arc::clone)
     }
 
-    /// Opens an account, unless the owner has one.
+    /// Opens an account for an owner that is assigned layers, unless it has one.
     pub fn open(&self, owner: PeerName) {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        open.entry(owner).or_insert_with(|| Arc::new(Account::new(self.quota)));
+        open.entry(owner).or_insert_with(|| Arc::new(Account::new(self.quota))).assigned();
     }
 
     /// Closes an account, if there is one: what is under way is dropped.
@@ -216,6 +257,29 @@ pub(super) mod tests {
         assert_eq!((second.begin(5), third.begin(7)), (5, 12));
         drop(second);
         assert_eq!(backlog.0.load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn a_matrix_is_known_while_it_is_held_and_its_owner_keeps_its_layers() {
+        let accounts = Accounts::new(QUOTA);
+        let owner = PeerName::from("owner");
+        accounts.open(owner.clone());
+        let account = accounts.of(&owner).unwrap();
+        let linear = LinearId { layer: 3, group: protocol::ids::Group::O };
+        let shape = protocol::ids::LinearShape { d_in: 2, d_out: 2 };
+        let matrix = protocol::quant::Int8Matrix { values: vec![1; 4], shape };
+        let held = Arc::new(HeldLinear::hold(&[], &[], &matrix).unwrap());
+        let assigned = account.matrix(linear).err().unwrap();
+        account.remember(assigned, linear, &held);
+        assert!(account.matrix(linear).is_ok_and(|known| Arc::ptr_eq(&known, &held)));
+        accounts.open(owner.clone());
+        assert_eq!(account.matrix(linear).err(), Some(assigned + 1), "other layers may be its own now");
+        account.remember(assigned, linear, &held);
+        assert!(account.matrix(linear).is_err(), "what was found before they were");
+        account.remember(assigned + 1, linear, &held);
+        assert!(account.matrix(linear).is_ok());
+        drop(held);
+        assert!(account.matrix(linear).is_err(), "nobody holds it any more");
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use super::parts::HeldLinear;
 use super::place::Place;
 use super::service::Devices;
 use super::streams::forward;
-use crate::matmul::{Multiplicand, ProductTask};
+use crate::matmul::{Multiplicand, ProductTask, answer_columns};
 use crate::transport::{Admitted, Answer, PeerName};
 
 /// Tiles that wait for a slow reader beside those that the executor holds for it.
@@ -82,10 +82,18 @@ impl Admitted for AdmittedProduct {
             (Operand::Masks { .. }, Some(_)) => return Err(Refusal::Malformed("a mask product with a body".into())),
             (Operand::Body { .. }, None) => return Err(Refusal::Malformed("a body product without a body".into())),
         };
-        let time = self.devices.take_in(&self.owner, &self.place, &self.weights, self.operations()).await?;
+        let time = self.devices.take_in(&self.owner, &self.place, &self.weights, self.operations())?;
         let (limbs, output_bits) = (self.header.operand_limbs(), self.header.answer_bits());
         let task = ProductTask { direction: product.direction, limbs, output_bits, rows };
-        let parts = self.devices.multiply(Arc::clone(&self.weights), task, &self.place).await?;
+        let mut parts = self.devices.multiply(Arc::clone(&self.weights), task, &self.place).await?;
+        let (rows, (_, outer)) = (self.header.rows(), self.dimensions());
+        if let [(0, _)] = parts[..]
+            && answer_columns(rows, outer) >= outer
+            && let Some((_, tiles)) = parts.pop()
+        {
+            // One tile needs nobody to hand it on.
+            return Ok(Answer { tiles, time, place: Box::new(self.place) });
+        }
         let (sender, tiles) = mpsc::channel(READY_TILES);
         tokio::spawn(forward(parts, sender, Arc::clone(&self.place)));
         Ok(Answer { tiles, time, place: Box::new(self.place) })

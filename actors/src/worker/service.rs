@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix::prelude::SendError;
 use actix::{Addr, Arbiter, Handler, MailboxError, Message, Supervisor};
 use async_trait::async_trait;
 use protocol::ids::ModelDigest;
@@ -15,7 +16,7 @@ use protocol::wire::messages::{
 use tokio_util::sync::CancellationToken;
 
 use super::aggregator::{CiphertextAggregator, Combine};
-use super::executor::{Drain, MatmulExecutor, Multiply};
+use super::executor::{DeviceQueue, Drain, MatmulExecutor, Multiply};
 use super::limits::WorkerLimits;
 use super::parts::{HeldLinear, HeldPart};
 use super::place::{Accounts, Backlog, Place};
@@ -60,6 +61,7 @@ const MOST_TIME: Duration = Duration::from_secs(3600);
 struct Serving {
     name: String,
     macs_per_second: f64,
+    queue: Arc<DeviceQueue>,
     executor: Addr<MatmulExecutor>,
 }
 
@@ -110,8 +112,9 @@ impl Worker {
         let executors = devices.iter().map(executor).collect::<std::io::Result<Vec<_>>>()?;
         let arbiter = Arbiter::new();
         let serve = |(executor, site): (MatmulExecutor, &Site)| {
+            let queue = executor.queue();
             let executor = Supervisor::start_in_arbiter(&arbiter.handle(), move |_| executor);
-            Serving { name: site.name.clone(), macs_per_second: site.speed, executor }
+            Serving { name: site.name.clone(), macs_per_second: site.speed, queue, executor }
         };
         let serving = executors.into_iter().zip(&sites).map(serve).collect();
         let shape = |group| source.shape(LinearId { layer: 0, group });
@@ -186,6 +189,18 @@ impl Worker {
         Ok(ControlReply::Released)
     }
 
+    /// A matrix for one of an owner's products: the one that it last had, if that is still there and its own.
+    async fn matrix(&self, owner: &PeerName, linear: LinearId) -> Result<Arc<HeldLinear>, Refusal> {
+        let account = self.accounts.of(owner).ok_or_else(no_layers)?;
+        let assigned = match account.matrix(linear) {
+            Ok(matrix) => return Ok(matrix),
+            Err(assigned) => assigned,
+        };
+        let found = ask(&self.devices.store, FindMatrix { owner: owner.clone(), linear }).await??;
+        account.remember(assigned, linear, &found);
+        Ok(found)
+    }
+
     /// Everything about a header that can be refused without knowing its body; the served matrix, and the product's bytes.
     async fn checked(&self, owner: &PeerName, header: &ProductHeader) -> Result<(Arc<HeldLinear>, u64), Refusal> {
         if header.version != PROTOCOL_VERSION {
@@ -200,8 +215,7 @@ impl Worker {
             let limit = self.limits.tokens;
             return Err(Refusal::Malformed(format!("{tokens} rows, where 1 to {limit} are allowed")));
         }
-        let find = FindMatrix { owner: owner.clone(), linear: header.product.linear };
-        let weights = ask(&self.devices.store, find).await??;
+        let weights = self.matrix(owner, header.product.linear).await?;
         let (bytes, limit) = (product_bytes(header, &weights), self.limits.product_bytes);
         if bytes > limit {
             return Err(Refusal::Capacity(format!("a product of {bytes} bytes, where {limit} are allowed")));
@@ -213,7 +227,7 @@ impl Worker {
 impl Devices {
     /// Takes a product in: its owner's lease begins anew, and what it asks for counts from now on. Returns the time that
     /// it takes the devices at most.
-    pub(super) async fn take_in(
+    pub(super) fn take_in(
         &self,
         owner: &PeerName,
         place: &Place,
@@ -223,7 +237,14 @@ impl Devices {
         if self.stopping.is_cancelled() {
             return Err(Refusal::Capacity("it is shutting down".into()));
         }
-        ask(&self.store, RenewLease(owner.clone())).await??;
+        if place.is_lost() {
+            return Err(no_layers());
+        }
+        // Nobody waits for that: who has lost its layers in this moment has lost its place.
+        self.store.try_send(RenewLease(owner.clone())).map_err(|error| match error {
+            SendError::Full(_) => Refusal::Busy("it is overloaded".into()),
+            SendError::Closed(_) => Refusal::Capacity("it is shutting down".into()),
+        })?;
         let speed = |part: &HeldPart| self.devices[part.device].macs_per_second;
         let slowest = weights.parts().iter().map(speed).fold(f64::INFINITY, f64::min);
         Ok(time_of(place.begin(operations), slowest))
@@ -251,7 +272,7 @@ impl Devices {
             let (weights, place) = (Arc::clone(&part.matrix), Arc::clone(place));
             let multiply = Multiply { weights, task, counts: number == 0, place };
             // Where a device refuses, the streams of the others are dropped, which breaks their parts off.
-            let tiles = ask(&self.devices[part.device].executor, multiply).await??;
+            let tiles = self.devices[part.device].queue.enqueue(multiply)?;
             parts.push((part.columns.start, tiles));
         }
         if direction == Direction::Forward || parts.len() == 1 {
@@ -309,6 +330,11 @@ fn time_of(operations: u64, macs_per_second: f64) -> Duration {
     LEAST_TIME + Duration::try_from_secs_f64(seconds).unwrap_or(MOST_TIME).min(MOST_TIME)
 }
 
+/// What an owner is told whose layers were given up.
+fn no_layers() -> Refusal {
+    Refusal::Layers("this owner any more".into())
+}
+
 /// Asks an actor; one that is gone or overwhelmed is a refusal, not a panic.
 async fn ask<A, M>(actor: &Addr<A>, message: M) -> Result<M::Result, Refusal>
 where
@@ -338,7 +364,7 @@ impl WorkerService for Worker {
     async fn admit(&self, owner: &PeerName, header: &ProductHeader) -> Result<Box<dyn Admitted>, Refusal> {
         let (weights, bytes) = self.checked(owner, header).await?;
         let account = self.accounts.of(owner);
-        let account = account.ok_or_else(|| Refusal::Layers("this owner any more".into()))?;
+        let account = account.ok_or_else(no_layers)?;
         let place = account.place(bytes, &self.devices.backlog).await?;
         let (devices, owner) = (Arc::clone(&self.devices), owner.clone());
         Ok(Box::new(AdmittedProduct::new(devices, owner, header.clone(), weights, place)))

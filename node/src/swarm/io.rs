@@ -16,6 +16,9 @@ use tokio::time::timeout;
 /// Bytes that are read or written under one time limit.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Bytes of planes that are copied to go with the message before them: a frame of the connection takes them both.
+const FEW_BYTES: usize = 32 * 1024;
+
 /// Bytes that a node sent and received, headers included.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -84,6 +87,29 @@ pub(super) async fn write_message<M: Message, W: AsyncWrite + Unpin>(
     Ok(())
 }
 
+/// Writes one message and the planes behind it, if there are any: in one piece where they are few, so that both travel, and
+/// wake up whoever reads them, together. `stall` is the limit for the message and for each chunk.
+pub(super) async fn write_with_planes<M: Message, W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    message: &M,
+    planes: Option<&Planes>,
+    stall: Duration,
+    counters: &Counters,
+) -> Result<(), LinkError> {
+    let mut frame = encode(message)?;
+    let (few, many) = match planes {
+        Some(planes) if planes.bytes().len() <= FEW_BYTES => (planes.bytes(), None),
+        planes => (&[][..], planes),
+    };
+    frame.extend_from_slice(few);
+    timeout(stall, writer.write_all(&frame)).await.map_err(|_| LinkError::TimedOut("accepted", stall))??;
+    counters.add_sent(frame.len());
+    match many {
+        Some(planes) => write_planes(writer, planes, stall, counters).await,
+        None => Ok(()),
+    }
+}
+
 /// Reads planes into a buffer of their shape; `stall` is the limit for each chunk.
 pub(super) async fn read_planes<R: AsyncRead + Unpin>(
     reader: &mut R,
@@ -101,7 +127,7 @@ pub(super) async fn read_planes<R: AsyncRead + Unpin>(
 }
 
 /// Writes planes; `stall` is the limit for each chunk.
-pub(super) async fn write_planes<W: AsyncWrite + Unpin>(
+async fn write_planes<W: AsyncWrite + Unpin>(
     writer: &mut W,
     planes: &Planes,
     stall: Duration,

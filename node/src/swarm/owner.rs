@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use super::PRODUCT_PROTOCOL;
 use super::error::SwarmError;
 use super::handle::{SwarmHandle, peer_name};
-use super::io::{Counters, LinkError, read_message, write_message, write_planes};
+use super::io::{Counters, LinkError, read_message, write_with_planes};
 use super::pool::{Pool, ProductStream, Reader};
 use super::tiles::read_tile;
 
@@ -301,10 +301,7 @@ impl Call {
         let stall = self.transport.config.stall;
         let stalled = |_| LinkError::TimedOut("accepted", stall);
         let ProductRequest { header, body, .. } = &self.request;
-        timeout(stall, write_message(writer, header, &self.counters)).await.map_err(stalled)??;
-        if let Some(body) = body {
-            write_planes(writer, body, stall, &self.counters).await?;
-        }
+        write_with_planes(writer, header, body.as_deref(), stall, &self.counters).await?;
         timeout(stall, writer.flush()).await.map_err(stalled)??;
         // The writing side stays open: its end would tell the worker that nobody waits for the tiles.
         let _ = sent.send(());

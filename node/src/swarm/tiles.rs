@@ -6,9 +6,8 @@ use futures::io::{AsyncRead, AsyncWrite};
 use protocol::he::ProductTile;
 use protocol::wire::TileShape;
 use protocol::wire::messages::{ProductReply, TileHeader};
-use tokio::time::timeout;
 
-use super::io::{Counters, LinkError, read_planes, write_message, write_planes};
+use super::io::{Counters, LinkError, read_planes, write_with_planes};
 
 /// Reads the planes of a tile whose header has been accepted.
 pub(super) async fn read_tile<R: AsyncRead + Unpin>(
@@ -28,7 +27,5 @@ pub(super) async fn write_tile<W: AsyncWrite + Unpin>(
     stall: Duration,
     counters: &Counters,
 ) -> Result<(), LinkError> {
-    let announced = timeout(stall, write_message(writer, &ProductReply::Tile(header), counters)).await;
-    announced.map_err(|_| LinkError::TimedOut("accepted", stall))??;
-    write_planes(writer, &tile.rows, stall, counters).await
+    write_with_planes(writer, &ProductReply::Tile(header), Some(&tile.rows), stall, counters).await
 }
