@@ -14,7 +14,7 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use super::digits::Quads;
 use super::lines::Line;
 use super::micro::{Loops, Micro, checked_lines};
-use super::vnni::with_avx512;
+use super::vnni::{Vnni, with_avx512};
 use super::weights::PANEL;
 
 /// Rows of a tile.
@@ -22,7 +22,10 @@ const TILE_ROWS: usize = 16;
 
 /// Thirty-two limb rows by thirty-two columns: four accumulators of 16 × 16 sums, of the eight tiles. A step is
 /// sixty-four inner elements of one limb, four `tdpbusd` of unsigned limbs and signed weights for four loads.
-pub(crate) struct Amx(());
+pub(crate) struct Amx {
+    /// For products of few rows, of which a tile would hold little else than nothing.
+    vectors: Option<Vnni>,
+}
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -52,7 +55,7 @@ impl Amx {
     /// The kernel, if this CPU can run it and the operating system lets this process use its tiles.
     pub(crate) fn detect() -> Option<Self> {
         let has_vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-        (has_vectors && has_tiles() && may_use_tiles()).then_some(Self(()))
+        (has_vectors && has_tiles() && may_use_tiles()).then(|| Self { vectors: Vnni::detect() })
     }
 }
 
@@ -134,6 +137,10 @@ impl Micro for Amx {
                 (_, false) => multiply_one(digits, weights, lines, sums),
             }
         }
+    }
+
+    fn multiply_few(&self, digits: &[&[Line]], packed: &[Line], _half: usize, rows: usize, sums: &mut [Line]) -> bool {
+        self.vectors.as_ref().is_some_and(|vectors| vectors.few(Self::LANES, digits, packed, rows, sums))
     }
 
     fn vectorised<W: Loops>(&self, loops: W) -> W::Output {

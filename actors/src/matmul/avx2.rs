@@ -3,10 +3,10 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::digits::Pairs;
+use super::digits::{Encoding as _, Pairs};
 use super::lines::Line;
 use super::micro::{Loops, Micro, checked_lines, widen_half};
-use super::weights::HALF;
+use super::weights::{BLOCK_LINES, HALF};
 
 /// Six rows by sixteen columns: twelve accumulators of the sixteen registers. A step is two inner elements,
 /// `vpmaddwd` of broadcast digits and widened weights; `vpmaddubsw` would saturate.
@@ -36,6 +36,40 @@ impl Micro for Avx2 {
         // SAFETY: `self` exists only where AVX2 was detected; `checked_lines` has seen that the slices hold `lines`
         // times 6 and 16 lines, and 6 lines of sums.
         unsafe { multiply(digits.as_ptr().cast(), weights.as_ptr().cast(), lines, sums.as_mut_ptr().cast()) }
+    }
+
+    fn multiply_few(&self, digits: &[&[Line]], packed: &[Line], half: usize, rows: usize, sums: &mut [Line]) -> bool {
+        let (count, blocks) = (digits.len() * rows, packed.len() / BLOCK_LINES);
+        if count == 0 || count > FEW || rows > Self::LANES || blocks == 0 {
+            return false;
+        }
+        let lines = blocks * Pairs::LINES;
+        assert!(digits.iter().all(|digits| digits.len() == lines * Self::LANES) && half < 2, "whole lines of digits");
+        assert_eq!(
+            (packed.len(), sums.len()),
+            (blocks * BLOCK_LINES, Self::LANES * digits.len()),
+            "weights and sums of these"
+        );
+        // The lane of a digit of a row: its first word, and where its sums go.
+        let mut of_lanes = [(digits[0].as_ptr().cast::<i32>(), 0); FEW];
+        for (at, lane) in of_lanes[..count].iter_mut().enumerate() {
+            let (digit, row) = (at / rows, at % rows);
+            *lane = (digits[digit][row..].as_ptr().cast(), digit * Self::LANES + row);
+        }
+        let (weights, sums) = (packed[half * HALF..].as_ptr().cast(), sums.as_mut_ptr().cast());
+        // SAFETY: `self` exists only where AVX2 was detected. A lane's words stand six lines apart, two lines for each of `blocks`, the last of
+        // which is inside of its slice, whose length was checked, since `row < rows <= 6`; half of each block's lines of weights are sixteen from
+        // `half` on; and a line of sums from each lane's place, which is below `6 · digits`.
+        unsafe {
+            match count {
+                1 => multiply_few::<1>(&of_lanes, weights, blocks, sums),
+                2 => multiply_few::<2>(&of_lanes, weights, blocks, sums),
+                3 => multiply_few::<3>(&of_lanes, weights, blocks, sums),
+                4 => multiply_few::<4>(&of_lanes, weights, blocks, sums),
+                _ => multiply_few::<FEW>(&of_lanes, weights, blocks, sums),
+            }
+        }
+        true
     }
 
     fn vectorised<W: Loops>(&self, loops: W) -> W::Output {
@@ -98,10 +132,55 @@ unsafe fn multiply(mut digits: *const i32, mut weights: *const __m256i, lines: u
     }
 }
 
-/// [`widen_half`], eight columns at a time: a shuffle brings each byte to the upper half of its 16-bit place, an
-/// arithmetic shift extends its sign.
+/// Most digits of rows that are multiplied at once: two registers of sums for each.
+const FEW: usize = 6;
+
+/// Sums of `N` lanes, each with its words and the place of its sums, by weights that are widened in registers. Lanes that there are not are copies of the
+/// first one, which is written last.
+///
+/// # Safety
+/// The CPU has AVX2. Of each lane sixteen words may be read from every sixth line on for `2·blocks` lines, and a line of `sums` written at
+/// its place; `weights` may be read for sixteen lines from every thirty-second line on for `blocks` of them.
 #[target_feature(enable = "avx2")]
-fn widen<'a>(packed: &[Line], half: usize, scratch: &'a mut Vec<Line>) -> &'a [Line] {
+unsafe fn multiply_few<const N: usize>(
+    lanes: &[(*const i32, usize); FEW],
+    weights: *const __m256i,
+    blocks: usize,
+    sums: *mut __m256i,
+) {
+    let picks = picks();
+    let mut acc = [[_mm256_setzero_si256(); 2]; N];
+    for block in 0..blocks {
+        for quad in 0..HALF {
+            // Four inner elements: two words of digits, in one of the block's two lines.
+            let word = (2 * block + quad / 8) * Avx2::LANES * 16 + quad % 8 * 2;
+            for part in 0..2 {
+                // SAFETY: the caller's: half a line of this block's weights, and two words of its digits.
+                unsafe {
+                    let bytes = _mm256_load_si256(weights.add(2 * (BLOCK_LINES * block + quad) + part));
+                    let [first, second] = picks.map(|pick| _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(bytes, pick)));
+                    for (acc, (words, _)) in acc.iter_mut().zip(lanes) {
+                        let low = _mm256_set1_epi32(words.add(word).read());
+                        let high = _mm256_set1_epi32(words.add(word + 1).read());
+                        let sum = _mm256_add_epi32(_mm256_madd_epi16(low, first), _mm256_madd_epi16(high, second));
+                        acc[part] = _mm256_add_epi32(acc[part], sum);
+                    }
+                }
+            }
+        }
+    }
+    for (acc, (_, place)) in acc.iter().zip(lanes).rev() {
+        // SAFETY: the caller's: a line of sums, two vectors.
+        unsafe {
+            _mm256_store_si256(sums.add(2 * place), acc[0]);
+            _mm256_store_si256(sums.add(2 * place + 1), acc[1]);
+        }
+    }
+}
+
+/// The shuffles that bring the first two bytes of each of four columns, and the last two, to the upper halves of 16-bit places.
+#[target_feature(enable = "avx2")]
+fn picks() -> [__m256i; 2] {
     /// The shuffle that picks bytes `first` and `first + 1` of each of four columns.
     const fn pick(first: i8) -> [i8; 32] {
         let mut bytes = [-128; 32];
@@ -114,7 +193,14 @@ fn widen<'a>(packed: &[Line], half: usize, scratch: &'a mut Vec<Line>) -> &'a [L
         bytes
     }
     // SAFETY: an array of 32 bytes is what the load reads.
-    let picks = [pick(0), pick(2)].map(|bytes| unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
+    [pick(0), pick(2)].map(|bytes| unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) })
+}
+
+/// [`widen_half`], eight columns at a time: a shuffle brings each byte to the upper half of its 16-bit place, an
+/// arithmetic shift extends its sign.
+#[target_feature(enable = "avx2")]
+fn widen<'a>(packed: &[Line], half: usize, scratch: &'a mut Vec<Line>) -> &'a [Line] {
+    let picks = picks();
     widen_half(packed, half, scratch, |quad, words| {
         assert_eq!(words.len(), 2, "a line for each pair of a quad");
         for part in 0..2 {

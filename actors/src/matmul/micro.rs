@@ -40,6 +40,23 @@ pub(crate) trait Micro: Send + Sync + 'static {
     /// If the slices do not hold the same number of lines, or `sums` is not `LANES × COLUMNS`.
     fn multiply(&self, digits: &[Line], weights: &[Line], rows: usize, sums: &mut [Line]);
 
+    /// [`Self::multiply`] for all digits of the first rows of a panel at once, `digits` as many runs of lines as there are digits, by
+    /// the weights of [`Self::COLUMNS`] columns as they are packed, half `half` of them where a block takes half a panel: each weight is read once, and no
+    /// time is spent on rows that there are not. Sums go to `sums`, `[digit][lane and half]`, as they would digit by digit. Whether it was
+    /// done: a block need not have anything better for so few rows, or for so many.
+    ///
+    /// Called inside of [`Self::task`] only.
+    fn multiply_few(
+        &self,
+        _digits: &[&[Line]],
+        _packed: &[Line],
+        _half: usize,
+        _rows: usize,
+        _sums: &mut [Line],
+    ) -> bool {
+        false
+    }
+
     /// Runs loops compiled for the instructions of this block: the plain loops around the block are vectorised as widely
     /// as the block itself.
     fn vectorised<W: Loops>(&self, loops: W) -> W::Output {

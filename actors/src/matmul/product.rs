@@ -20,11 +20,13 @@ use super::digits::{Encoding, Operand};
 use super::lines::{Line, Pool, at_least};
 use super::micro::{Loops, Micro};
 use super::weights::{HALF, PANEL, PackedMatrix};
-use super::{Kernel, MAX_LIMBS, Product, ProductError, TileSink};
+use super::{FEW_ROWS, Kernel, MAX_LIMBS, Product, ProductError, TileSink};
 
 /// Rows of a task: a multiple of every kernel's rows to a panel, and enough that fetching and preparing the weights is
 /// about 1 % of multiplying by them.
 const TASK_ROWS: usize = 192;
+/// Weights that a thread multiplies few rows by at least: as many as come from memory in a tenth of a millisecond or two.
+const TASK_WEIGHTS: usize = 1 << 20;
 /// Columns whose values wait between inner blocks.
 const STRIP_COLUMNS: usize = 128;
 /// Passes of the register loop in one timing, a few hundred microseconds, and timings of which the best counts.
@@ -157,6 +159,10 @@ impl<M: Micro> Cpu<M> {
         let work = Work { operand, weights, limbs, output_bits, stopped: AtomicBool::new(false) };
         let outer = weights.outer();
         let tile_columns = tile_columns.clamp(1, outer.max(1)).next_multiple_of(PANEL);
+        if work.operand.rows() <= FEW_ROWS && (1..=tile_columns).contains(&outer) {
+            self.run_few(scratch, &work, sink);
+            return;
+        }
         (0..outer.div_ceil(tile_columns)).into_par_iter().for_each(|tile| {
             let columns = tile * tile_columns..((tile + 1) * tile_columns).min(outer);
             let first_column = columns.start;
@@ -165,6 +171,26 @@ impl<M: Micro> Cpu<M> {
                 work.stopped.store(true, Ordering::Relaxed);
             }
         });
+    }
+
+    /// A product of few rows as one tile. Its weights are shared among threads where they are many, and else multiplied on this one:
+    /// another would take as long to wake up.
+    fn run_few<V: Value>(&self, scratch: &Pool<Scratch<V>>, work: &Work<'_, M>, sink: TileSink<'_>) {
+        let (inner, outer) = (work.weights.inner(), work.weights.outer());
+        let columns = (TASK_WEIGHTS / inner.max(1)).max(1).next_multiple_of(PANEL);
+        let tile = |first: usize| self.tile(scratch, work, first..(first + columns).min(outer));
+        // The sink decides whether all goes on only once there is a tile.
+        let rows = if outer <= columns {
+            self.tile(scratch, work, 0..outer)
+        } else {
+            let parts: Option<Vec<Planes>> =
+                (0..outer.div_ceil(columns)).into_par_iter().map(|part| tile(part * columns)).collect();
+            parts.map(|parts| side_by_side(&parts, outer))
+        };
+        if let Some(rows) = rows {
+            // There is nothing to be stopped any more.
+            let _ = sink(ProductTile { first_column: 0, rows });
+        }
     }
 
     /// All rows times some columns, unless the product is stopped meanwhile.
@@ -193,6 +219,21 @@ impl<M: Micro> Cpu<M> {
         // What a stopped task did not write is of earlier use.
         (!work.stopped.load(Ordering::Relaxed)).then_some(planes)
     }
+}
+
+/// The columns of some planes, one behind the other, `outer` of them.
+fn side_by_side(parts: &[Planes], outer: usize) -> Planes {
+    let (limbs, rows) = parts.first().map_or((1, 0), |part| (part.limbs(), part.rows()));
+    let mut whole = Planes::scratch(limbs, rows, outer);
+    for (at, run) in whole.bytes_mut().chunks_exact_mut(outer.max(1)).enumerate() {
+        let mut run = run;
+        for part in parts {
+            let (to, rest) = run.split_at_mut(part.columns());
+            to.copy_from_slice(&part.bytes()[at * part.columns()..][..part.columns()]);
+            run = rest;
+        }
+    }
+    whole
 }
 
 /// The loop that measures a peak.
@@ -246,11 +287,21 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
                 for block in 0..strip_blocks {
                     let first = strip + block * M::COLUMNS;
                     let packed = work.weights.panel(first / PANEL, inner.clone());
-                    let prepared = micro.prepare(packed, first / HALF % 2, &mut scratch.weights);
+                    let half = first / HALF % 2;
+                    let few = panels.len() == 1 && {
+                        let mut groups: [&[Line]; MAX_LIMBS] = [&[]; MAX_LIMBS];
+                        for (digit, group) in groups[..digits].iter_mut().enumerate() {
+                            *group = work.operand.group(panels.start, digit, inner.clone());
+                        }
+                        let rows = (rows.end - panels.start * M::LANES).min(M::LANES);
+                        micro.multiply_few(&groups[..digits], packed, half, rows, sums)
+                    };
+                    let prepared = if few { packed } else { micro.prepare(packed, half, &mut scratch.weights) };
                     for (index, panel) in panels.clone().enumerate() {
                         let first_row = panel * M::LANES;
                         let panel_rows = (rows.end - first_row).min(M::LANES);
-                        for (digit, sums) in sums.chunks_exact_mut(M::LANES * halves).enumerate() {
+                        let all = if few { 0 } else { digits };
+                        for (digit, sums) in sums.chunks_exact_mut(M::LANES * halves).enumerate().take(all) {
                             let group = work.operand.group(panel, digit, inner.clone());
                             micro.multiply(group, prepared, panel_rows, sums);
                         }

@@ -15,7 +15,7 @@ use super::lines::Line;
 use super::micro::{Micro, checked_lines};
 use super::product::Cpu;
 use super::weights::{HALF, PANEL};
-use super::{Kernel, MAX_LIMBS, PackedLinear, Product, ProductError, Rows, tile_columns};
+use super::{Kernel, MAX_LIMBS, PackedLinear, Product, ProductError, Rows, answer_columns};
 
 /// A block like those of VNNI and AMX with their instruction in plain Rust: what is around the instruction is tested
 /// on every CPU.
@@ -154,7 +154,7 @@ impl Case {
         let (_, outer) = self.shape.along(self.direction);
         let tiles = Mutex::new(Vec::new());
         kernel
-            .multiply(&self.product(rows), tile_columns(outer), &|tile| {
+            .multiply(&self.product(rows), answer_columns(rows.count(), outer), &|tile| {
                 tiles.lock().unwrap().push(tile);
                 ControlFlow::Continue(())
             })
@@ -209,6 +209,17 @@ proptest! {
         let direction = if backward { Direction::Backward } else { Direction::Forward };
         let fill = if extreme { Fill::Extreme } else { Fill::Uniform };
         Case::random(LinearShape { d_in, d_out }, direction, rows, widths, fill, seed).check();
+    }
+}
+
+/// As many as have a way of their own, or just not; in one pass and in several; by one thread and by several.
+#[test]
+fn every_kernel_multiplies_few_rows_right() {
+    for (shape, seed) in [((576, 96), 1), ((1700, 40), 2), ((1100, 1001), 3)] {
+        let shape = LinearShape { d_in: shape.0, d_out: shape.1 };
+        for (rows, widths) in [(1, (3, 12)), (2, (3, 16)), (3, (4, 24)), (5, (3, 10)), (1, (1, 8)), (2, (6, 32))] {
+            Case::random(shape, Direction::Forward, rows, widths, Fill::Extreme, seed).check();
+        }
     }
 }
 

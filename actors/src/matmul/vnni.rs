@@ -39,6 +39,10 @@ impl Micro for Vnni {
         unsafe { multiply(digits.as_ptr().cast(), weights.as_ptr().cast(), lines, sums.as_mut_ptr().cast()) }
     }
 
+    fn multiply_few(&self, digits: &[&[Line]], packed: &[Line], _half: usize, rows: usize, sums: &mut [Line]) -> bool {
+        self.few(Self::LANES, digits, packed, rows, sums)
+    }
+
     fn vectorised<W: Loops>(&self, loops: W) -> W::Output {
         // SAFETY: `self` exists only where AVX-512F and BW were detected.
         unsafe { with_avx512(loops) }
@@ -49,6 +53,89 @@ impl Micro for Vnni {
         unsafe { register_loop(passes) };
         // Twenty-four instructions on sixty-four limbs.
         Some(2 * 24 * 64 * passes)
+    }
+}
+
+/// Most digits of rows that are multiplied at once: two registers of sums for each.
+const FEW: usize = 12;
+
+impl Vnni {
+    /// [`Micro::multiply_few`] for a block of `lanes` rows, whose digits are bytes: each digit of each row is a lane here.
+    pub(crate) fn few(
+        &self,
+        lanes: usize,
+        digits: &[&[Line]],
+        packed: &[Line],
+        rows: usize,
+        sums: &mut [Line],
+    ) -> bool {
+        let (count, lines) = (digits.len() * rows, packed.len() / PANEL);
+        if count == 0 || count > FEW || rows > lanes || lines == 0 {
+            return false;
+        }
+        assert!(digits.iter().all(|digits| digits.len() == lines * lanes), "whole lines of digits");
+        assert_eq!((packed.len(), sums.len()), (lines * PANEL, 2 * lanes * digits.len()), "weights and sums of these");
+        // The lane of a digit of a row: its first word, and where its sums go.
+        let mut of_lanes = [(digits[0].as_ptr().cast::<i32>(), 0); FEW];
+        for (at, lane) in of_lanes[..count].iter_mut().enumerate() {
+            let (digit, row) = (at / rows, at % rows);
+            *lane = (digits[digit][row..].as_ptr().cast(), 2 * (digit * lanes + row));
+        }
+        let (weights, sums) = (packed.as_ptr().cast(), sums.as_mut_ptr().cast());
+        let stride = 16 * lanes;
+        // SAFETY: `self` exists only where AVX-512F and VNNI were detected. A lane's words stand `stride` apart, one line for each of
+        // `lines`, the last of which is inside of its slice, whose length was checked, since `row < rows <= lanes`; there are `lines` times 32 lines of
+        // weights; and two lines of sums from each lane's place, which is below `2 · lanes · digits`.
+        unsafe {
+            match count {
+                1 => multiply_few::<1>(&of_lanes, stride, weights, lines, sums),
+                2 => multiply_few::<2>(&of_lanes, stride, weights, lines, sums),
+                3 => multiply_few::<3>(&of_lanes, stride, weights, lines, sums),
+                4 => multiply_few::<4>(&of_lanes, stride, weights, lines, sums),
+                5 | 6 => multiply_few::<6>(&of_lanes, stride, weights, lines, sums),
+                7..=9 => multiply_few::<9>(&of_lanes, stride, weights, lines, sums),
+                _ => multiply_few::<FEW>(&of_lanes, stride, weights, lines, sums),
+            }
+        }
+        true
+    }
+}
+
+/// Sums of `N` lanes, each with its words and the place of its sums. Those that there are not are copies of the first one, which is
+/// written last.
+///
+/// # Safety
+/// The CPU has AVX-512F and AVX-512 VNNI. Of each lane sixteen words may be read from every multiple of `stride` below `lines · stride`, and two
+/// lines of `sums` written from its place on; `weights` may be read for `32·lines` lines.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn multiply_few<const N: usize>(
+    lanes: &[(*const i32, usize); FEW],
+    stride: usize,
+    weights: *const __m512i,
+    lines: usize,
+    sums: *mut __m512i,
+) {
+    let mut acc = [[_mm512_setzero_si512(); 2]; N];
+    for line in 0..lines {
+        for step in 0..16 {
+            // SAFETY: the caller's: words and weights of this line.
+            unsafe {
+                let weights = weights.add(PANEL * line + step);
+                let (low, high) = (_mm512_load_si512(weights), _mm512_load_si512(weights.add(HALF)));
+                for (acc, (words, _)) in acc.iter_mut().zip(lanes) {
+                    let limbs = _mm512_set1_epi32(words.add(stride * line + step).read());
+                    acc[0] = _mm512_dpbusd_epi32(acc[0], limbs, low);
+                    acc[1] = _mm512_dpbusd_epi32(acc[1], limbs, high);
+                }
+            }
+        }
+    }
+    for (acc, (_, place)) in acc.iter().zip(lanes).rev() {
+        // SAFETY: the caller's: two lines of sums from there on.
+        unsafe {
+            _mm512_store_si512(sums.add(*place), acc[0]);
+            _mm512_store_si512(sums.add(place + 1), acc[1]);
+        }
     }
 }
 
