@@ -34,6 +34,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(Tool::Bench { what: Bench::Linear(linear) }) => bench::linear::run(&linear.into()),
         Some(Tool::Bench { what: Bench::Step(step) }) => block_on(bench::step::run(step.into())),
         Some(Tool::Bench { what: Bench::Account(account) }) => block_on(bench::account::run(account.into())),
+        Some(Tool::Bench { what: Bench::Generate(generate) }) => block_on(bench::generate::run(generate.into())),
         Some(Tool::Bench { what: Bench::Exactness(exactness) }) => bench::exactness::run(&exactness.into()),
         Some(Tool::Bench { what: Bench::Gpu(gpu) }) if gpu.floor => {
             bench::floor::run(gpu.model_shape, &gpu.tokens, gpu.json)

@@ -3,6 +3,7 @@
 pub mod account;
 pub mod exactness;
 pub mod floor;
+pub mod generate;
 pub mod gpu;
 pub mod linear;
 pub mod multiplier;

@@ -11,6 +11,7 @@ use protocol::model::synthetic::KnownModel;
 use super::{count, known_model};
 use crate::bench::account::{AccountOptions, Subject};
 use crate::bench::exactness::ExactnessOptions;
+use crate::bench::generate::GenerateOptions;
 use crate::bench::gpu::GpuOptions;
 use crate::bench::linear::{LinearOptions, Parameters};
 use crate::bench::multiplier::Device;
@@ -27,6 +28,8 @@ pub enum Bench {
     Linear(LinearArguments),
     /// Whole training steps, with real worker processes on this machine
     Step(StepArguments),
+    /// Tokens one by one, as they are generated, with real worker processes on this machine
+    Generate(GenerateArguments),
     /// Random products against the portable kernel, byte for byte
     Exactness(ExactnessArguments),
     /// The products of a model's layer on a GPU, beside cuBLASLt's plain ones
@@ -108,6 +111,50 @@ impl From<ExactnessArguments> for ExactnessOptions {
     fn from(arguments: ExactnessArguments) -> Self {
         let ExactnessArguments { device, seconds, seed } = arguments;
         Self { device, seconds, seed }
+    }
+}
+
+/// The arguments of `node bench generate`.
+#[derive(Args, Debug)]
+pub struct GenerateArguments {
+    /// Model: a Hugging Face folder or a .gguf file
+    #[arg(long, value_name = "PATH")]
+    pub model: PathBuf,
+
+    /// Worker processes
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = count())]
+    pub workers: usize,
+
+    /// GPUs that each worker serves with: none, all, or indices like 0,1
+    #[arg(long, value_name = "LIST", default_value = "none")]
+    pub gpus: GpuRequest,
+
+    /// Tokens that are measured, after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = count())]
+    pub tokens: usize,
+
+    /// Rows of each product: texts that are generated at the same time, or tokens of a draft
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
+    pub rows: usize,
+
+    /// The owner's memory for pads, MiB (owner.pad_mib): as the model's size suggests where it is not given, and 0 for none
+    #[arg(long, value_name = "MIB")]
+    pub pad_mib: Option<u64>,
+
+    /// A link between the owner and each worker: its round trip, and its rate in each direction (kbit, mbit, gbit or
+    /// unlimited), such as 20ms,100mbit
+    #[arg(long, value_name = "DELAY,RATE")]
+    pub link: Option<Line>,
+
+    /// Print one JSON object instead of lines for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl From<GenerateArguments> for GenerateOptions {
+    fn from(arguments: GenerateArguments) -> Self {
+        let GenerateArguments { model, workers, gpus, tokens, rows, pad_mib, link, json } = arguments;
+        Self { model, workers, gpus, tokens, rows, pad_mib, link, json }
     }
 }
 

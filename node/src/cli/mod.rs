@@ -14,7 +14,9 @@ use protocol::model::synthetic::KnownModel;
 use crate::config::{BackendChoice, Config, HeadChoice};
 use crate::roles::Start;
 use crate::synth::SynthOptions;
-pub use bench::{AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments};
+pub use bench::{
+    AccountArguments, Bench, ExactnessArguments, GenerateArguments, GpuArguments, LinearArguments, StepArguments,
+};
 pub use data::{Data, ShowArguments};
 pub use export::{Export, ExportArguments};
 
@@ -57,6 +59,7 @@ Examples:
   Measure this machine, on a real model's shape if its weights cannot be had:
       node synth --config llama-3.2-1b --out models/llama-3.2-1b-random
       node bench step --model models/llama-3.2-1b-random --workers 2
+      node bench generate --model models/llama-3.2-1b-random --workers 2 --tokens 32
       node bench linear --d-in 2048 --d-out 2048 --tokens 1024
       node bench exactness --device cuda:0 --seconds 60
       node bench gpu --device cuda:0 --model-shape llama-3.2-1b --tokens 2048,4096

@@ -2,12 +2,12 @@
 
 mod adapter;
 mod bans;
-mod cluster;
+pub(crate) mod cluster;
 mod masks;
 mod model_name;
 pub mod owner;
 mod prefix;
-mod progress;
+pub(crate) mod progress;
 mod results;
 mod start;
 pub(crate) mod stop;

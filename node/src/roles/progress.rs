@@ -15,7 +15,7 @@ fn rewards(report: &PreferenceReport) -> String {
 }
 
 /// The display of one run.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     bar: ProgressBar,
     plain: bool,
     steps: usize,
@@ -24,7 +24,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// A display for a run whose length is not known yet.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let plain = !std::io::stderr().is_terminal();
         let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(0) };
         let template = "{spinner} step {pos}/{len} [{bar:30}] {elapsed} (about {eta} left)  {msg}";
@@ -101,7 +101,7 @@ impl Progress {
     }
 
     /// The run is over.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
