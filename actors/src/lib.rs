@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod export;
 pub mod files;
+pub mod generation;
 mod heavy;
 pub mod lora;
 pub mod matmul;
