@@ -55,10 +55,10 @@ pub trait LinearBackend: Send + Sync + 'static {
         false
     }
 
-    /// Whether products are as exact as f32 allows. Where they are not, what a pass keeps for its way back is rounded too, to
-    /// bfloat16: by less than the products are.
-    fn is_exact(&self) -> bool {
-        true
+    /// Whether products are asked of workers: then a call has its round trip whatever it carries, and products carry the noise of
+    /// integers and encryption. What a pass keeps for its way back is rounded then too, by less than they are.
+    fn asks_workers(&self) -> bool {
+        false
     }
 
     /// Bytes exchanged with workers so far; none where products are computed by the owner itself.

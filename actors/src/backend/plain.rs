@@ -1,6 +1,7 @@
 //! Base products from f32 weights in the owner's memory: the reference that encrypted training is held against.
 
 use std::collections::HashMap;
+use std::iter::repeat_with;
 use std::sync::Arc;
 
 use protocol::buffer::Buffer;
@@ -9,7 +10,14 @@ use protocol::model::{Model, ModelError};
 use rayon::prelude::*;
 
 use super::{BackendError, LinearBackend, Product};
-use crate::transformer::{Before, Matrix, MatrixMut, Threads, multiply};
+use crate::transformer::{Before, Matrix, MatrixMut, Threads, add_rows, multiply};
+
+/// Up to so many rows are multiplied one by one.
+const FEW: usize = 16;
+/// Columns of a task of these.
+const COLUMNS: usize = 256;
+/// Rows of a task's part of the weights that stay in the cache while they meet every row.
+const DEPTH: usize = 64;
 
 /// Every served matrix of a model in f32.
 pub struct PlainBackend {
@@ -43,6 +51,25 @@ impl PlainBackend {
     }
 }
 
+/// The product of a few rows: each weight is read once, and what comes out for a row does not depend on the others.
+fn few(rows: &[f32], weights: &[f32], inner: usize, outer: usize) -> Buffer {
+    let tokens = rows.len() / inner;
+    let mut out = Buffer::zeroed(tokens * outer);
+    let mut tasks: Vec<Vec<&mut [f32]>> = repeat_with(Vec::new).take(outer.div_ceil(COLUMNS)).collect();
+    for row in out.chunks_exact_mut(outer) {
+        tasks.iter_mut().zip(row.chunks_mut(COLUMNS)).for_each(|(task, part)| task.push(part));
+    }
+    tasks.into_par_iter().enumerate().for_each(|(task, mut parts)| {
+        for first in (0..inner).step_by(DEPTH) {
+            let depth = DEPTH.min(inner - first);
+            for (part, row) in parts.iter_mut().zip(rows.chunks_exact(inner)) {
+                add_rows(part, &row[first..first + depth], &weights[first * outer + task * COLUMNS..], outer);
+            }
+        }
+    });
+    out
+}
+
 impl LinearBackend for PlainBackend {
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
         let fail = |why: String| BackendError { product, why: why.into() };
@@ -51,6 +78,9 @@ impl LinearBackend for PlainBackend {
         let (inner, outer) = shape.along(product.direction);
         if tokens.checked_mul(inner) != Some(rows.len()) {
             return Err(fail(format!("{} values are not {tokens} rows of {inner} features", rows.len())));
+        }
+        if tokens <= FEW && product.direction == Direction::Forward {
+            return Ok(Product::of_owner(few(&rows, weights, inner, outer)));
         }
         let weights = Matrix::new(weights, shape.d_in, shape.d_out);
         let weights = match product.direction {

@@ -46,12 +46,12 @@ impl LinearBackend for EncryptedBackend {
         }
     }
 
-    fn serves_head(&self) -> bool {
-        self.head
+    fn asks_workers(&self) -> bool {
+        true
     }
 
-    fn is_exact(&self) -> bool {
-        false
+    fn serves_head(&self) -> bool {
+        self.head
     }
 
     fn traffic(&self) -> Traffic {

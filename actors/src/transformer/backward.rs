@@ -86,7 +86,7 @@ impl<'a> Backward<'a> {
         let gradient = Arc::new(gradient);
         let branch = self.behind_norm(Norm::AfterAttention(layer), &added.of_attention, &gradient);
         let Some(dout) = self.output(at(Group::O), &branch, &attended.rows, &lows.o)? else { return Ok(None) };
-        self.pass.attention.backward(self.pass.attending(layer), &mut qkv, &attended, &dout);
+        self.pass.attention.attention.backward(self.pass.attention.layer(layer), &mut qkv, &attended, &dout);
         drop((attended, dout, branch));
         self.before_qk_norms(layer, &unnormed, &mut qkv);
         self.through_norm(at(Group::Qkv), Norm::BeforeAttention(layer), &input, &gradient, qkv, &lows.qkv)
@@ -108,8 +108,9 @@ impl<'a> Backward<'a> {
     fn before_qk_norms(&self, layer: usize, unnormed: &Buffer, gradients: &mut Buffer) {
         let pass = self.pass;
         let (Some(query), Some(key)) = (pass.norm(Norm::Query(layer)), pass.norm(Norm::Key(layer))) else { return };
-        let (width, turned) = (pass.attention.width(), pass.attention.turned_width());
-        let queries = pass.attention.heads * pass.attention.head_dim;
+        let heads = pass.attention.attention.heads;
+        let (width, turned) = (heads.width(), heads.turned_width());
+        let queries = heads.queries * heads.features;
         for_each_block2(pass.tokens, (gradients, width), (&mut [], 0), |first, gradients, _| {
             let unnormed = block(unnormed, turned, first).chunks_exact(turned);
             for (row, unnormed) in gradients.chunks_exact_mut(width).zip(unnormed) {

@@ -5,11 +5,15 @@
 //! to automatic differentiation: a graph would keep each operation's result, and a model of a billion parameters has
 //! a gigabyte of them that follow from others.
 
+mod attends;
 mod backward;
 mod below;
+mod beside;
+mod continuation;
 mod gemm;
 mod head;
 mod layer;
+mod logits;
 mod noise;
 mod ops;
 mod pass;
@@ -40,7 +44,10 @@ use crate::trace::WORK;
 use crate::transport::Traffic;
 
 pub use self::below::Prefix;
+pub use self::continuation::{Continuation, KvCache};
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
+pub use self::logits::Logits;
+pub(crate) use self::vector::{add_rows, exp_row, maximum};
 
 /// Why a pass through the model failed.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +110,11 @@ impl Llama {
         Self { prefix: Some(prefix), ..self }
     }
 
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
     /// The model's dimensions.
     pub fn config(&self) -> &LlamaConfig {
         self.model.config()
@@ -111,6 +123,11 @@ impl Llama {
     /// Bytes exchanged with workers so far.
     pub fn traffic(&self) -> Traffic {
         self.backend.traffic()
+    }
+
+    /// Whether base products are asked of workers.
+    pub fn asks_workers(&self) -> bool {
+        self.backend.asks_workers()
     }
 
     /// How far the workers are on average, there and back, if that is known.

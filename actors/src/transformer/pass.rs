@@ -1,4 +1,4 @@
-//! One micro-batch on its way through the model, forward.
+//! Rows on their way through the model, forward: a micro-batch, or what texts go on with.
 //!
 //! Between two base products everything that is row by row is done block of rows by block of rows: the adapters'
 //! part of the product that came back, the residual sum, the norm, the adapters' part of the next one.
@@ -11,9 +11,11 @@ use protocol::buffer::Buffer;
 use protocol::ids::{Direction, Group, LinearId};
 use protocol::model::Norm;
 
+use super::attends::{Attends, Whole};
+use super::beside::Beside;
 use super::ops::norm::through;
 use super::ops::rows::{block, for_each_block2, for_each_block3};
-use super::ops::{Adapter, CausalAttention, LayerAttention, RmsNorm, RopeTables, Sequences, gates};
+use super::ops::{Adapter, RmsNorm, gates};
 use super::tape::{Added, LayerTape, Lows, Waiting};
 use super::vector::add;
 use super::{Llama, LlamaError};
@@ -21,17 +23,14 @@ use crate::backend::BackendError;
 use crate::data::MicroBatch;
 use crate::lora::{Draw, Dropout, LoraAdapters, Values};
 
-/// A micro-batch and what it goes through.
-pub(super) struct Pass<'a> {
+/// Rows and what they go through.
+pub(super) struct Pass<'a, A = Whole<'a>> {
     pub(super) llama: &'a Llama,
-    pub(super) adapters: Option<&'a LoraAdapters>,
+    /// The adapters, each with the rows that it is beside.
+    adapters: Vec<(Range<usize>, &'a LoraAdapters)>,
     /// Where the adapters' inputs are dropped at random from; `None` drops nothing.
-    pub(super) draw: Option<Draw>,
-    pub(super) attention: CausalAttention,
-    /// Rotations of the texts' positions.
-    rope: RopeTables,
-    /// Those of layers with a window, where they differ.
-    local_rope: Option<RopeTables>,
+    draw: Option<Draw>,
+    pub(super) attention: A,
     pub(super) tokens: usize,
     /// The norms that are trained, as they are now.
     norms: HashMap<Norm, Values<'a>>,
@@ -46,28 +45,39 @@ pub(super) struct Hidden {
 }
 
 impl<'a> Pass<'a> {
+    /// A micro-batch.
     pub(super) fn new(
         llama: &'a Llama,
         batch: &MicroBatch,
         adapters: Option<&'a LoraAdapters>,
         draw: Option<Draw>,
     ) -> Result<Self, LlamaError> {
-        let config = llama.config();
-        let runs = batch.runs();
-        let attention = CausalAttention {
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            sequences: Sequences::new(&runs),
-            scale: config.score_scale() as f32,
-            cap: config.traits.score_cap.map(|cap| cap as f32),
-        };
-        let rope = RopeTables::new(&config.rope, &runs);
-        let local_rope = config.traits.local_rope.as_ref().map(|rope| RopeTables::new(rope, &runs));
-        let trained = adapters.into_iter().flat_map(LoraAdapters::norms);
+        let tokens = batch.tokens.len();
+        let attention = Whole::new(llama.config(), &batch.runs());
+        let beside = adapters.map(|adapters| (0..tokens, adapters)).into_iter().collect();
+        Ok(Self { draw, ..Self::of_rows(llama, tokens, attention, beside)? })
+    }
+
+    /// The adapters of a group, if it has any, locked against change.
+    pub(super) fn adapter(&self, linear: LinearId) -> Result<Option<Adapter<'a>>, LlamaError> {
+        let Some((_, adapters)) = self.adapters.first() else { return Ok(None) };
+        self.adapter_of(adapters, linear)
+    }
+}
+
+impl<'a, A: Attends> Pass<'a, A> {
+    /// So many rows that attend in this way, each with the adapters beside it. Norms that are trained are those of the first
+    /// adapters: the others must have none, or be the same.
+    pub(super) fn of_rows(
+        llama: &'a Llama,
+        tokens: usize,
+        attention: A,
+        adapters: Vec<(Range<usize>, &'a LoraAdapters)>,
+    ) -> Result<Self, LlamaError> {
+        let trained = adapters.iter().take(1).flat_map(|(_, adapters)| adapters.norms());
         let norms =
             trained.map(|saved| Ok((saved.norm, Values::of(&saved.factors)?))).collect::<Result<_, LlamaError>>()?;
-        Ok(Self { llama, adapters, draw, attention, rope, local_rope, tokens: batch.tokens.len(), norms })
+        Ok(Self { llama, adapters, draw: None, attention, tokens, norms })
     }
 
     /// Through some layers, of which `stream` enters the first; what those from `keep_from` on keep is pushed on `tape`.
@@ -79,9 +89,9 @@ impl<'a> Pass<'a> {
         tape: &mut Vec<Waiting>,
     ) -> Result<Hidden, LlamaError> {
         let config = self.llama.config();
-        let first = self.adapter(LinearId { layer: layers.start as u16, group: Group::Qkv })?;
+        let first = self.beside(LinearId { layer: layers.start as u16, group: Group::Qkv })?;
         let Entered { mut normed, mut low } =
-            self.enter(&mut stream, None, self.norm(Norm::BeforeAttention(layers.start)), first);
+            self.enter(&mut stream, None, self.norm(Norm::BeforeAttention(layers.start)), &first);
         for layer in layers {
             let at = |group| LinearId { layer: layer as u16, group };
             let keep = layer >= keep_from;
@@ -89,18 +99,19 @@ impl<'a> Pass<'a> {
 
             let mut qkv = self.product(at(Group::Qkv), Direction::Forward, Arc::new(normed))?;
             let unnormed = self.turn(layer, &mut qkv, &lows.qkv, keep)?;
-            let attended = self.attention.forward(self.attending(layer), &qkv);
-            lows.o = self.down(self.adapter(at(Group::O))?, &attended.rows);
+            let attended = self.attention.attend(layer, &qkv);
+            let beside = self.beside(at(Group::O))?;
+            lows.o = self.down(&beside, &attended.rows);
 
             let out = self.product(at(Group::O), Direction::Forward, attended.rows.clone())?;
             let branch = Branch {
                 stream: &stream,
-                part: self.adapter(at(Group::O))?.map(|adapter| (adapter, &lows.o)),
+                part: (&beside, &lows.o),
                 bias: self.bias(at(Group::O)),
                 norm: self.norm(Norm::AfterAttention(layer)),
             };
             let norm = self.norm(Norm::BeforeFeedForward(layer));
-            let joined = self.join(out, branch, norm, self.adapter(at(Group::GateUp))?);
+            let joined = self.join(out, branch, norm, &self.beside(at(Group::GateUp))?);
             let (middle, of_attention) = (joined.stream, joined.added);
             (normed, lows.gate_up) = (joined.entered.normed, joined.entered.low);
 
@@ -109,25 +120,26 @@ impl<'a> Pass<'a> {
             (gated, lows.down) = self.gate(&mut both, at(Group::GateUp), &lows.gate_up)?;
 
             let out = self.product(at(Group::Down), Direction::Forward, Arc::new(gated))?;
+            let beside = self.beside(at(Group::Down))?;
             let branch = Branch {
                 stream: &middle,
-                part: self.adapter(at(Group::Down))?.map(|adapter| (adapter, &lows.down)),
+                part: (&beside, &lows.down),
                 bias: self.bias(at(Group::Down)),
                 norm: self.norm(Norm::AfterFeedForward(layer)),
             };
             let (norm, next) = if layer + 1 < config.layers {
                 let next = LinearId { layer: layer as u16 + 1, group: Group::Qkv };
-                (self.norm(Norm::BeforeAttention(layer + 1)), self.adapter(next)?)
+                (self.norm(Norm::BeforeAttention(layer + 1)), self.beside(next)?)
             } else {
-                (self.norm(Norm::Final), None)
+                (self.norm(Norm::Final), Beside::new(Vec::new()))
             };
-            let joined = self.join(out, branch, norm, next);
+            let joined = self.join(out, branch, norm, &next);
             (normed, low) = (joined.entered.normed, joined.entered.low);
 
             if keep {
                 let added = Added { of_attention, of_feed_forward: joined.added };
                 let kept = LayerTape { input: stream, qkv, unnormed, attended, middle, both, added, lows };
-                tape.push(kept.wait(self.llama.backend.is_exact()));
+                tape.push(kept.wait(self.llama.backend.asks_workers()));
             }
             stream = joined.stream;
         }
@@ -150,12 +162,18 @@ impl<'a> Pass<'a> {
         Ok(out)
     }
 
+    /// A group's adapters of all rows, locked against change.
+    fn beside(&self, linear: LinearId) -> Result<Beside<'a>, LlamaError> {
+        let parts = self
+            .adapters
+            .iter()
+            .map(|(rows, adapters)| Ok(self.adapter_of(adapters, linear)?.map(|adapter| (rows.clone(), adapter))));
+        Ok(Beside::new(parts.filter_map(Result::transpose).collect::<Result<_, LlamaError>>()?))
+    }
+
     /// The adapters of a group, if it has any, locked against change.
-    pub(super) fn adapter(&self, linear: LinearId) -> Result<Option<Adapter<'a>>, LlamaError> {
-        let Some((adapters, group)) = self.adapters.and_then(|adapters| Some((adapters, adapters.group(linear)?)))
-        else {
-            return Ok(None);
-        };
+    fn adapter_of(&self, adapters: &'a LoraAdapters, linear: LinearId) -> Result<Option<Adapter<'a>>, LlamaError> {
+        let Some(group) = adapters.group(linear) else { return Ok(None) };
         let config = adapters.config();
         let dropout = self.draw.filter(|_| config.dropout > 0.0).map(|draw| {
             let slots = group.slots.iter();
@@ -192,16 +210,6 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// How a layer attends.
-    pub(super) fn attending(&self, layer: usize) -> LayerAttention<'_> {
-        let config = self.llama.config();
-        let rope = config.rope_of(layer).map(|rope| match &self.local_rope {
-            Some(local) if config.traits.local_rope.as_ref() == Some(rope) => local,
-            _ => &self.rope,
-        });
-        LayerAttention { rope, window: config.window_of(layer).unwrap_or(usize::MAX) }
-    }
-
     /// What is added to each row of a group's product.
     fn bias(&self, linear: LinearId) -> Option<&'a [f32]> {
         self.llama.layers[usize::from(linear.layer)].bias(linear.group)
@@ -209,13 +217,7 @@ impl<'a> Pass<'a> {
 
     /// Adds to the residual stream what a product gives, and takes its next norm. What the product gave, with all that is
     /// added to its rows, is kept where a norm stands behind it.
-    fn join(
-        &self,
-        mut out: Buffer,
-        branch: Branch<'_>,
-        norm: Option<RmsNorm<'_>>,
-        next: Option<Adapter<'_>>,
-    ) -> Joined {
+    fn join(&self, mut out: Buffer, branch: Branch<'_>, norm: Option<RmsNorm<'_>>, next: &Beside<'_>) -> Joined {
         let hidden = self.llama.config().hidden_size;
         let Some(behind) = branch.norm else {
             let entered = self.enter(&mut out, Some(branch), norm, next);
@@ -238,10 +240,10 @@ impl<'a> Pass<'a> {
         rows: &mut Buffer,
         branch: Option<Branch<'_>>,
         norm: Option<RmsNorm<'_>>,
-        next: Option<Adapter<'_>>,
+        next: &Beside<'_>,
     ) -> Entered {
         let hidden = self.llama.config().hidden_size;
-        let low_width = next.as_ref().map_or(0, Adapter::width);
+        let low_width = next.width();
         let mut normed = Buffer::scratch(rows.len());
         let mut low = Buffer::scratch(self.tokens * low_width);
         let operands = ((&mut rows[..], hidden), (&mut normed[..], hidden), (&mut low[..], low_width));
@@ -251,9 +253,7 @@ impl<'a> Pass<'a> {
                 add(rows, block(branch.stream, hidden, first));
             }
             through(norm, rows, normed);
-            if let Some(next) = &next {
-                next.down_rows(first, normed, low);
-            }
+            next.down_rows(first, normed, low);
         });
         Entered { normed, low }
     }
@@ -263,15 +263,15 @@ impl<'a> Pass<'a> {
     /// they are to be kept.
     fn turn(&self, layer: usize, qkv: &mut Buffer, low: &Buffer, keep: bool) -> Result<Buffer, LlamaError> {
         let linear = LinearId { layer: layer as u16, group: Group::Qkv };
-        let (adapter, bias) = (self.adapter(linear)?, self.bias(linear));
+        let (beside, bias) = (self.beside(linear)?, self.bias(linear));
         let (query, key) = (self.norm(Norm::Query(layer)), self.norm(Norm::Key(layer)));
-        let (width, turned) = (self.attention.width(), self.attention.turned_width());
-        let queries = self.attention.heads * self.attention.head_dim;
+        let heads = self.attention.heads();
+        let (width, turned) = (heads.width(), heads.turned_width());
+        let queries = heads.queries * heads.features;
         let kept_width = if keep && query.is_some() { turned } else { 0 };
         let mut kept = Buffer::scratch(self.tokens * kept_width);
-        let attending = self.attending(layer);
         for_each_block2(self.tokens, (qkv, width), (&mut kept, kept_width), |first, qkv, kept| {
-            complete(bias, adapter.as_ref().map(|adapter| (adapter, low)), first, qkv);
+            complete(bias, &beside, low, first, qkv);
             if kept_width > 0 {
                 kept.chunks_exact_mut(turned).zip(qkv.chunks_exact(width)).for_each(|(to, from)| {
                     to.copy_from_slice(&from[..turned]);
@@ -284,17 +284,19 @@ impl<'a> Pass<'a> {
                     key.replace(of_key);
                 }
             }
-            self.attention.turn_rows(attending, first, qkv);
+            self.attention.turn_rows(layer, first, qkv);
         });
         Ok(kept)
     }
 
     /// What a group's adapters make of its input between their projections; empty without adapters.
-    fn down(&self, adapter: Option<Adapter<'_>>, x: &Buffer) -> Buffer {
-        let Some(adapter) = adapter else { return Buffer::default() };
-        let mut low = Buffer::scratch(self.tokens * adapter.width());
-        for_each_block2(self.tokens, (&mut low, adapter.width()), (&mut [], 0), |first, low, _| {
-            adapter.down_rows(first, block(x, adapter.shape.d_in, first), low);
+    fn down(&self, beside: &Beside<'_>, x: &Buffer) -> Buffer {
+        if beside.width() == 0 {
+            return Buffer::default();
+        }
+        let mut low = Buffer::scratch(self.tokens * beside.width());
+        for_each_block2(self.tokens, (&mut low, beside.width()), (&mut [], 0), |first, low, _| {
+            beside.down_rows(first, block(x, x.len() / self.tokens, first), low);
         });
         low
     }
@@ -303,19 +305,17 @@ impl<'a> Pass<'a> {
     /// next group's adapters make of these.
     fn gate(&self, both: &mut Buffer, linear: LinearId, low: &Buffer) -> Result<(Buffer, Buffer), LlamaError> {
         let features = self.llama.config().intermediate_size;
-        let (adapter, bias) = (self.adapter(linear)?, self.bias(linear));
-        let next = self.adapter(LinearId { group: Group::Down, ..linear })?;
-        let next_width = next.as_ref().map_or(0, Adapter::width);
+        let (beside, bias) = (self.beside(linear)?, self.bias(linear));
+        let next = self.beside(LinearId { group: Group::Down, ..linear })?;
+        let next_width = next.width();
         let activation = self.llama.config().traits.activation;
         let mut gated = Buffer::scratch(self.tokens * features);
         let mut next_low = Buffer::scratch(self.tokens * next_width);
         let operands = ((&mut both[..], 2 * features), (&mut gated[..], features), (&mut next_low[..], next_width));
         for_each_block3(self.tokens, operands.0, operands.1, operands.2, |first, both, gated, next_low| {
-            complete(bias, adapter.as_ref().map(|adapter| (adapter, low)), first, both);
+            complete(bias, &beside, low, first, both);
             gates::forward(activation, features, both, gated);
-            if let Some(next) = &next {
-                next.down_rows(first, gated, next_low);
-            }
+            next.down_rows(first, gated, next_low);
         });
         Ok((gated, next_low))
     }
@@ -326,7 +326,7 @@ struct Branch<'a> {
     /// The stream that it is added to.
     stream: &'a Buffer,
     /// The product's adapters, and what they made of its input between their projections.
-    part: Option<(Adapter<'a>, &'a Buffer)>,
+    part: (&'a Beside<'a>, &'a Buffer),
     bias: Option<&'a [f32]>,
     /// The norm that it goes through first.
     norm: Option<RmsNorm<'a>>,
@@ -334,17 +334,18 @@ struct Branch<'a> {
 
 impl Branch<'_> {
     fn complete(&self, first: usize, rows: &mut [f32]) {
-        complete(self.bias, self.part.as_ref().map(|(adapter, low)| (adapter, *low)), first, rows);
+        let (beside, low) = self.part;
+        complete(self.bias, beside, low, first, rows);
     }
 }
 
 /// Adds to a product's rows, of which the first has number `first`, what the owner adds to them.
-fn complete(bias: Option<&[f32]>, part: Option<(&Adapter<'_>, &Buffer)>, first: usize, rows: &mut [f32]) {
+fn complete(bias: Option<&[f32]>, beside: &Beside<'_>, low: &Buffer, first: usize, rows: &mut [f32]) {
     if let Some(bias) = bias {
         rows.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
     }
-    if let Some((adapter, low)) = part {
-        adapter.up_rows(block(low, adapter.width(), first), rows);
+    if beside.width() > 0 {
+        beside.up_rows(first, block(low, beside.width(), first), rows);
     }
 }
 

@@ -77,9 +77,9 @@ pub(super) struct RoundedTape {
 }
 
 impl LayerTape {
-    /// Lays it by until the way back.
-    pub(super) fn wait(self, exact: bool) -> Waiting {
-        if exact {
+    /// Lays it by until the way back, as it is or rounded.
+    pub(super) fn wait(self, rounded: bool) -> Waiting {
+        if !rounded {
             return Waiting::Exact(self);
         }
         let Self { input, qkv, unnormed, attended, middle, both, added, lows } = self;

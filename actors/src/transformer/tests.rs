@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod continued;
 mod families;
 
 use std::sync::{Arc, Mutex};
@@ -241,8 +242,8 @@ impl LinearBackend for Coarse {
         self.0.apply(product, rows, tokens)
     }
 
-    fn is_exact(&self) -> bool {
-        false
+    fn asks_workers(&self) -> bool {
+        true
     }
 }
 

@@ -53,6 +53,30 @@ pub(crate) fn exp(x: f32) -> f32 {
     p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
+/// `Σ aᵢ·bᵢ` by as many sums side by side as `W`, which is a power of two, added up by halves. The order of the sums depends on
+/// the length alone.
+#[inline(always)]
+fn halved_dot<const W: usize>(a: &[f32], b: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; W];
+    let (chunks, rest) = a.as_chunks::<W>();
+    for (number, chunk) in chunks.iter().enumerate() {
+        for (i, (lane, a)) in lanes.iter_mut().zip(chunk).enumerate() {
+            *lane += a * b(number * W + i);
+        }
+    }
+    let behind = a.len() - rest.len();
+    let mut sum: f32 = rest.iter().enumerate().map(|(i, a)| a * b(behind + i)).sum();
+    let mut width = W;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    sum += lanes[0];
+    sum
+}
+
 /// The hyperbolic tangent with a relative error below 5e-7.
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
@@ -128,6 +152,44 @@ vectorised! {
             }
         }
         lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+    }
+
+    /// Products of a row with some rows that begin `stride` apart: `outᵢ = scale · Σ aⱼ·rowsᵢⱼ`.
+    pub(crate) fn dots(a: &[f32], rows: &[f32], stride: usize, scale: f32, out: &mut [f32]) {
+        for (out, row) in out.iter_mut().zip(rows.chunks(stride)) {
+            let row = &row[..a.len()];
+            *out = scale * halved_dot::<16>(a, |i| row[i]);
+        }
+    }
+
+    /// The same with rows of bf16, one after the other.
+    pub(crate) fn dots_bf16(a: &[f32], rows: &[u16], out: &mut [f32]) {
+        for (out, row) in out.iter_mut().zip(rows.chunks_exact(a.len())) {
+            *out = halved_dot::<32>(a, |i| f32::from_bits(u32::from(row[i]) << 16));
+        }
+    }
+
+    /// The same with rows of f32, one after the other.
+    pub(crate) fn dots_f32(a: &[f32], rows: &[f32], out: &mut [f32]) {
+        for (out, row) in out.iter_mut().zip(rows.chunks_exact(a.len())) {
+            *out = halved_dot::<32>(a, |i| row[i]);
+        }
+    }
+
+    /// `to += Σ factorᵢ · rowsᵢ` of rows that begin `stride` apart.
+    pub(crate) fn add_rows(to: &mut [f32], factors: &[f32], rows: &[f32], stride: usize) {
+        let width = to.len();
+        let (fours, rest) = factors.as_chunks::<4>();
+        let row = |number: usize| &rows[number * stride..][..width];
+        for (four, &[a, b, c, d]) in fours.iter().enumerate() {
+            let (first, second, third, fourth) = (row(4 * four), row(4 * four + 1), row(4 * four + 2), row(4 * four + 3));
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = *to + a * first[i] + b * second[i] + c * third[i] + d * fourth[i];
+            }
+        }
+        for (factor, number) in rest.iter().zip(4 * fours.len()..) {
+            to.iter_mut().zip(row(number)).for_each(|(to, from)| *to += factor * from);
+        }
     }
 
     /// `Σ aᵢ·bᵢ·cᵢ`.
@@ -221,6 +283,16 @@ mod tests {
             let exact: Vec<f64> = row.iter().zip(&other).map(|(a, b)| f64::from(*a) * f64::from(*b)).collect();
             let size: f64 = exact.iter().map(|x| x.abs()).sum::<f64>() + 1e-9;
             assert!((f64::from(dot(&row, &other)) - exact.iter().sum::<f64>()).abs() < 1e-5 * size);
+            let mut found = [0.0; 1];
+            dots(&row, &other, length, 2.0, &mut found);
+            assert!((f64::from(found[0]) - 2.0 * exact.iter().sum::<f64>()).abs() < 2e-5 * size);
+            dots_f32(&row, &other, &mut found);
+            assert!((f64::from(found[0]) - exact.iter().sum::<f64>()).abs() < 1e-5 * size);
+            let halves: Vec<u16> = other.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
+            dots_bf16(&row, &halves, &mut found);
+            let cut = |x: &f32| f64::from(f32::from_bits(x.to_bits() >> 16 << 16));
+            let exact_of_cut: f64 = row.iter().zip(&other).map(|(a, b)| f64::from(*a) * cut(b)).sum();
+            assert!((f64::from(found[0]) - exact_of_cut).abs() < 1e-5 * size);
             let cubed: f64 = exact.iter().zip(&other).map(|(x, b)| x * f64::from(*b)).sum();
             assert!((f64::from(dot3(&row, &other, &other)) - cubed).abs() < 2e-5 * size);
         }
@@ -244,6 +316,10 @@ mod tests {
             check(&on(&|x| add_scaled(x, 2.0, &b)), &|a, b| a + 2.0 * b);
             check(&on(&|x| multiply_into(x, &b, &b)), &|_, b| b * b);
             check(&on(&|x| add_product(x, &b, &b)), &|a, b| a + b * b);
+            let rows = [&b[..], &[7.0; 3]].concat().repeat(6);
+            let factors = [2.0, -1.0, 0.5, 1.0, 3.0, -0.25];
+            let added = |a: f32, b: f32| factors.iter().fold(a, |sum, factor| sum + factor * b);
+            check(&on(&|x| add_rows(x, &factors, &rows, length + 3)), &added);
             check(&on(&|x| multiply_by(x, &b)), &|a, b| a * b);
             check(&on(&|x| scale(x, 3.0)), &|a, _| a * 3.0);
         }

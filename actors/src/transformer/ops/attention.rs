@@ -24,20 +24,27 @@ use crate::transformer::vector::{
 /// Queries that are scored together.
 const BLOCK: usize = 32;
 
-/// `tokens × (heads + 2·kv_heads)·head_dim` to `tokens × heads·head_dim`.
-pub(crate) struct CausalAttention {
-    /// Where the sequences lie.
-    pub(crate) sequences: Sequences,
+/// The heads of a model's attention.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
     /// Query heads.
-    pub(crate) heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub(crate) kv_heads: usize,
+    pub(crate) queries: usize,
+    /// Key and value heads; divides `queries`.
+    pub(crate) keys: usize,
     /// Features of a head.
-    pub(crate) head_dim: usize,
+    pub(crate) features: usize,
     /// What scores are multiplied by.
     pub(crate) scale: f32,
     /// The bound that scores approach, if there is one: `cap · tanh(score / cap)`.
     pub(crate) cap: Option<f32>,
+}
+
+/// `tokens × (queries + 2·keys)·features` to `tokens × queries·features`.
+pub(crate) struct CausalAttention {
+    /// Where the sequences lie.
+    pub(crate) sequences: Sequences,
+    /// What attends.
+    pub(crate) heads: Heads,
 }
 
 /// What layers do differently.
@@ -51,7 +58,7 @@ pub(crate) struct LayerAttention<'a> {
 
 impl LayerAttention<'_> {
     /// The first key that a query sees.
-    fn first_key(&self, query: usize) -> usize {
+    pub(super) fn first_key(&self, query: usize) -> usize {
         (query + 1).saturating_sub(self.window)
     }
 }
@@ -66,19 +73,35 @@ pub(crate) struct Attended {
 
 /// The part of the turned input that one query head of one sequence sees, copied side by side: in the input each row
 /// lies on another page of memory.
-struct Head {
+pub(super) struct Head {
     /// Tokens of the sequence.
     length: usize,
-    /// `length × head_dim`, like the next two.
+    /// Those of them, the last ones, that ask.
+    rows: usize,
+    /// `rows × features`.
     queries: Buffer,
+    /// `length × features`, like the next one.
     keys: Buffer,
     values: Buffer,
-    /// `head_dim × length`.
+    /// `features × length`.
     turned_keys: Buffer,
 }
 
+impl Head {
+    /// From queries, which belong to the last of as many tokens as there are keys and values.
+    pub(super) fn new(queries: Buffer, keys: Buffer, values: Buffer, features: usize) -> Self {
+        let (rows, length) = (queries.len() / features, keys.len() / features);
+        Self { length, rows, queries, turned_keys: transposed(&keys, features), keys, values }
+    }
+
+    /// Tokens before the first one that asks.
+    fn past(&self) -> usize {
+        self.length - self.rows
+    }
+}
+
 /// Rows of `width` values, which begin `stride` apart, one after the other.
-fn gathered(from: &[f32], stride: usize, rows: usize, width: usize) -> Buffer {
+pub(super) fn gathered(from: &[f32], stride: usize, rows: usize, width: usize) -> Buffer {
     let mut to = Buffer::scratch(rows * width);
     for (to, from) in to.chunks_exact_mut(width).zip(from.chunks(stride)) {
         to.copy_from_slice(&from[..width]);
@@ -100,66 +123,47 @@ fn transposed(from: &[f32], width: usize) -> Buffer {
     to
 }
 
-impl CausalAttention {
+impl Heads {
     /// Features of a row of the input.
     pub(crate) fn width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        (self.queries + 2 * self.keys) * self.features
     }
 
     /// Query heads that share a key head.
-    fn sharing(&self) -> usize {
-        self.heads / self.kv_heads
+    pub(super) fn sharing(&self) -> usize {
+        self.queries / self.keys
     }
 
     /// Features of the queries and keys of a row of the input, which come first.
     pub(crate) fn turned_width(&self) -> usize {
-        (self.heads + self.kv_heads) * self.head_dim
+        (self.queries + self.keys) * self.features
     }
 
-    /// Turns the queries and keys of some rows, of which the first has number `first`, to their positions.
-    pub(crate) fn turn_rows(&self, layer: LayerAttention<'_>, first: usize, qkv: &mut [f32]) {
-        let (Some(rope), turned) = (layer.rope, self.turned_width()) else { return };
-        for (row, token) in qkv.chunks_exact_mut(self.width()).zip(first..) {
-            let heads = row[..turned].chunks_exact_mut(self.head_dim);
-            let (sequence, position) = self.sequences.of_row(token);
-            let table = rope.of(sequence.length);
-            heads.for_each(|head| table.turn(position, head));
-        }
-    }
-
-    fn head(&self, qkv: &[f32], Sequence { first, length }: Sequence, head: usize) -> Head {
-        let (d, kv_head) = (self.head_dim, head / self.sharing());
-        let rows = &qkv[first * self.width()..];
-        let part = |head: usize| gathered(&rows[head * d..], self.width(), length, d);
-        let keys = part(self.heads + kv_head);
-        let turned_keys = transposed(&keys, d);
-        Head { length, queries: part(head), keys, values: part(self.heads + self.kv_heads + kv_head), turned_keys }
-    }
-
-    /// Scores of the queries `start .. end` with the keys `begin .. end`, row-major.
+    /// Scores of the queries `start .. end` with the keys from `begin` to that of the last of them, row-major.
     fn scores(&self, head: &Head, begin: usize, (start, end): (usize, usize), out: &mut [f32]) {
-        let d = self.head_dim;
+        let (d, last) = (self.features, head.past() + end);
         let queries = Matrix::new(&head.queries[start * d..], end - start, d);
-        let keys = Matrix::strided(&head.turned_keys[begin..], d, end - begin, head.length);
-        let written = MatrixMut::new(out, end - start, end - begin);
+        let keys = Matrix::strided(&head.turned_keys[begin..], d, last - begin, head.length);
+        let written = MatrixMut::new(out, end - start, last - begin);
         multiply(written, Before::Replaced, self.scale, queries, keys, Threads::One);
         if let Some(cap) = self.cap {
-            soft_cap(&mut out[..(end - start) * (end - begin)], cap);
+            soft_cap(&mut out[..(end - start) * (last - begin)], cap);
         }
     }
 
-    /// One head's output, `length × head_dim`, and the logarithms of its queries' sums.
-    fn head_forward(&self, layer: LayerAttention<'_>, head: &Head, out: &mut [f32], log_sums: &mut [f32]) {
-        let (d, length) = (self.head_dim, head.length);
-        let mut scores = Buffer::scratch(BLOCK.min(length) * length);
-        for start in (0..length).step_by(BLOCK) {
-            let end = (start + BLOCK).min(length);
-            let begin = layer.first_key(start);
-            let keys = end - begin;
+    /// One head's output, `rows × features`, and the logarithms of its queries' sums.
+    pub(super) fn head_forward(&self, layer: LayerAttention<'_>, head: &Head, out: &mut [f32], log_sums: &mut [f32]) {
+        let (d, past) = (self.features, head.past());
+        let mut scores = Buffer::scratch(BLOCK.min(head.rows) * head.length);
+        for start in (0..head.rows).step_by(BLOCK) {
+            let end = (start + BLOCK).min(head.rows);
+            let begin = layer.first_key(past + start);
+            let keys = past + end - begin;
             self.scores(head, begin, (start, end), &mut scores);
             let mut inverses = [0.0; BLOCK];
             for ((row, query), inverse) in scores.chunks_exact_mut(keys).zip(start..end).zip(&mut inverses) {
-                let seen = seen(row, layer.first_key(query) - begin, query + 1 - begin);
+                let position = past + query;
+                let seen = seen(row, layer.first_key(position) - begin, position + 1 - begin);
                 let largest = maximum(seen);
                 let sum = exp_row(seen, largest);
                 log_sums[query] = largest + sum.ln();
@@ -172,6 +176,27 @@ impl CausalAttention {
             out.chunks_exact_mut(d).zip(inverses).for_each(|(row, inverse)| scale(row, inverse));
         }
     }
+}
+
+impl CausalAttention {
+    /// Turns the queries and keys of some rows, of which the first has number `first`, to their positions.
+    pub(crate) fn turn_rows(&self, layer: LayerAttention<'_>, first: usize, qkv: &mut [f32]) {
+        let (Some(rope), turned) = (layer.rope, self.heads.turned_width()) else { return };
+        for (row, token) in qkv.chunks_exact_mut(self.heads.width()).zip(first..) {
+            let heads = row[..turned].chunks_exact_mut(self.heads.features);
+            let (sequence, position) = self.sequences.of_row(token);
+            let table = rope.of(sequence.length);
+            heads.for_each(|head| table.turn(position, head));
+        }
+    }
+
+    fn head(&self, qkv: &[f32], Sequence { first, length }: Sequence, head: usize) -> Head {
+        let Heads { queries, keys, features, .. } = self.heads;
+        let (kv_head, width) = (head / self.heads.sharing(), self.heads.width());
+        let rows = &qkv[first * width..];
+        let part = |head: usize| gathered(&rows[head * features..], width, length, features);
+        Head::new(part(head), part(queries + kv_head), part(queries + keys + kv_head), features)
+    }
 
     /// Gradients of one head's queries, keys and values, each `length × head_dim`, one after the other. `out` and
     /// `dout` are its output and the gradient of that, rows apart by `heads·head_dim`.
@@ -183,22 +208,23 @@ impl CausalAttention {
         (out, dout): (&[f32], &[f32]),
         gradients: &mut [f32],
     ) {
-        let (d, length, stride) = (self.head_dim, head.length, self.heads * self.head_dim);
+        let Heads { queries, features: d, .. } = self.heads;
+        let (length, stride) = (head.length, queries * d);
         let (dq, rest) = gradients.split_at_mut(length * d);
         let (dk, dv) = rest.split_at_mut(length * d);
         dk.fill(0.0);
         dv.fill(0.0);
         let largest = BLOCK.min(length) * length;
         let (mut probabilities, mut dscores) = (Buffer::scratch(largest), Buffer::scratch(largest));
-        let mut slopes = Buffer::scratch(if self.cap.is_some() { largest } else { 0 });
+        let mut slopes = Buffer::scratch(if self.heads.cap.is_some() { largest } else { 0 });
         let (out, dout) = (gathered(out, stride, length, d), gathered(dout, stride, length, d));
         let turned_values = transposed(&head.values, d);
         for start in (0..length).step_by(BLOCK) {
             let end = (start + BLOCK).min(length);
             let begin = layer.first_key(start);
             let (rows, keys) = (end - start, end - begin);
-            self.scores(head, begin, (start, end), &mut probabilities);
-            if let Some(cap) = self.cap {
+            self.heads.scores(head, begin, (start, end), &mut probabilities);
+            if let Some(cap) = self.heads.cap {
                 soft_cap_slopes(&probabilities[..rows * keys], cap, &mut slopes);
             }
             let of_block = Matrix::new(&dout[start * d..], rows, d);
@@ -210,9 +236,9 @@ impl CausalAttention {
                 exp_row(seen(probabilities, layer.first_key(query) - begin, query + 1 - begin), log_sums[query]);
                 let row = query * d..(query + 1) * d;
                 let mean = dot(&out[row.clone()], &dout[row]);
-                through_softmax(probabilities, mean, self.scale, dscores);
+                through_softmax(probabilities, mean, self.heads.scale, dscores);
             }
-            if self.cap.is_some() {
+            if self.heads.cap.is_some() {
                 multiply_by(&mut dscores[..rows * keys], &slopes);
             }
             let seen = Matrix::new(&probabilities, rows, keys);
@@ -230,7 +256,8 @@ impl CausalAttention {
 
     /// Attention over rows whose queries and keys are turned already.
     pub(crate) fn forward(&self, layer: LayerAttention<'_>, qkv: &[f32]) -> Attended {
-        let (d, heads, width) = (self.head_dim, self.heads, self.heads * self.head_dim);
+        let Heads { queries: heads, features: d, .. } = self.heads;
+        let width = heads * d;
         let tokens = self.sequences.rows();
         let mut log_sums = Buffer::scratch(heads * tokens);
         let mut by_head = Buffer::scratch(tokens * width);
@@ -238,7 +265,7 @@ impl CausalAttention {
         let tasks = outs.into_par_iter().zip(self.sequences.by_head(heads, 1, &mut log_sums));
         tasks.with_max_len(1).for_each(|((sequence, head, out), (.., log_sums))| {
             let _part = Part::Own.mark();
-            self.head_forward(layer, &self.head(qkv, sequence, head), out, log_sums);
+            self.heads.head_forward(layer, &self.head(qkv, sequence, head), out, log_sums);
         });
         let mut rows = Buffer::scratch(tokens * width);
         rows.par_chunks_mut(width).with_min_len(16).enumerate().for_each(|(token, row)| {
@@ -254,7 +281,7 @@ impl CausalAttention {
 
     /// Replaces turned rows of queries, keys and values by their gradients, before they were turned.
     pub(crate) fn backward(&self, layer: LayerAttention<'_>, qkv: &mut [f32], attended: &Attended, dout: &[f32]) {
-        let (d, heads) = (self.head_dim, self.heads);
+        let Heads { queries: heads, keys: kv_heads, features: d, .. } = self.heads;
         let mut by_head = Buffer::scratch(self.sequences.rows() * heads * 3 * d);
         let tasks = self.sequences.by_head(heads, 3 * d, &mut by_head);
         tasks.into_par_iter().with_max_len(1).for_each(|(sequence, head, gradients)| {
@@ -265,18 +292,18 @@ impl CausalAttention {
             let outs = (&attended.rows[first..], &dout[first..]);
             self.head_backward(layer, &head, log_sums, outs, gradients);
         });
-        qkv.par_chunks_mut(self.width()).with_min_len(16).enumerate().for_each(|(token, row)| {
+        qkv.par_chunks_mut(self.heads.width()).with_min_len(16).enumerate().for_each(|(token, row)| {
             let _part = Part::Own.mark();
             let (sequence, position) = self.sequences.of_row(token);
             let part = sequence.length * d;
-            let (dq, rest) = row.split_at_mut(self.heads * d);
-            let (dk, dv) = rest.split_at_mut(self.kv_heads * d);
+            let (dq, rest) = row.split_at_mut(heads * d);
+            let (dk, dv) = rest.split_at_mut(kv_heads * d);
             dk.fill(0.0);
             dv.fill(0.0);
-            for head in 0..self.heads {
+            for head in 0..heads {
                 let gradients = &by_head[sequence.head(head, heads, 3 * d)];
                 let at = |part: usize| &gradients[part + position * d..part + (position + 1) * d];
-                let kv = (head / self.sharing()) * d;
+                let kv = (head / self.heads.sharing()) * d;
                 dq[head * d..(head + 1) * d].copy_from_slice(at(0));
                 add(&mut dk[kv..kv + d], at(part));
                 add(&mut dv[kv..kv + d], at(2 * part));

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod attention;
+mod cached;
 pub(crate) mod gates;
 mod local_head;
 mod loss;
@@ -18,9 +19,10 @@ mod sequences;
 mod tests;
 
 pub(crate) use adapter::{Adapter, AdapterGradient};
-pub(crate) use attention::{Attended, CausalAttention, LayerAttention};
+pub(crate) use attention::{Attended, CausalAttention, Heads, LayerAttention};
+pub(crate) use cached::{CachedAttention, FEW, KeptLayer, KeptSequences, PAGE, Piece};
 pub(crate) use local_head::LocalHead;
 pub(crate) use loss::{HeadBatch, HeadLoss, HeadRows, HeadSlices, Slice};
 pub(crate) use norm::RmsNorm;
-pub(crate) use rope::RopeTables;
+pub(crate) use rope::{RopeRows, RopeTables};
 pub(crate) use sequences::Sequences;

@@ -2,6 +2,7 @@
 //! as there are frequencies; what lies behind these two halves stays as it is.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use protocol::model::Rope;
 
@@ -44,10 +45,39 @@ impl RopeTables {
     }
 }
 
+/// Rotations of some rows, each at a position of its own and by frequencies of its own.
+pub(crate) struct RopeRows(RopeTable);
+
+impl RopeRows {
+    /// Nothing yet: of so many frequencies a row.
+    pub(crate) fn new(half: usize) -> Self {
+        Self(RopeTable { half, cosines: Vec::new(), sines: Vec::new() })
+    }
+
+    /// Adds rows for the positions from `first` on, from frequencies in radians a position.
+    pub(crate) fn extend(&mut self, frequencies: &[f32], factor: f32, first: usize, rows: usize) {
+        let added = RopeTable::at(frequencies, factor, first..first + rows);
+        self.0.cosines.extend(added.cosines);
+        self.0.sines.extend(added.sines);
+    }
+
+    /// Turns one head's features of a row. Rows that were not added stay as they are.
+    pub(crate) fn turn(&self, row: usize, head: &mut [f32]) {
+        if (row + 1) * self.0.half <= self.0.cosines.len() {
+            self.0.turn(row, head);
+        }
+    }
+}
+
 impl RopeTable {
     /// For positions `0 .. length`, from frequencies in radians a position; what turns is multiplied by `factor`.
     pub(crate) fn new(frequencies: &[f32], factor: f32, length: usize) -> Self {
-        let angles = (0..length).flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
+        Self::at(frequencies, factor, 0..length)
+    }
+
+    /// For some positions, of which the first is called 0 from then on.
+    fn at(frequencies: &[f32], factor: f32, positions: Range<usize>) -> Self {
+        let angles = positions.flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
         let (sines, cosines) = angles.map(f32::sin_cos).map(|(sine, cosine)| (sine * factor, cosine * factor)).unzip();
         Self { half: frequencies.len(), cosines, sines }
     }

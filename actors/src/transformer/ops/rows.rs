@@ -1,5 +1,5 @@
 //! Blocks of rows as parallel tasks: small enough that what one operation writes is still in the processor's cache
-//! when the next one reads it.
+//! when the next one reads it. One block alone is no task: waking a thread takes longer than a few rows.
 
 use protocol::parts::Part;
 use rayon::prelude::*;
@@ -24,13 +24,18 @@ pub(crate) fn block(values: &[f32], width: usize, first: usize) -> &[f32] {
     &values[start..end.min(values.len())]
 }
 
-/// Runs `work` on each block of two matrices of as many rows, with the number of its first row.
+/// Runs `work` on each block of two matrices of as many rows, with the number of its first row. A matrix of width 0 is
+/// empty.
 pub(crate) fn for_each_block2(
     rows: usize,
     (a, a_width): (&mut [f32], usize),
     (b, b_width): (&mut [f32], usize),
     work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
 ) {
+    if rows <= ROWS {
+        let _part = Part::Own.mark();
+        return work(0, a, b);
+    }
     let (a, b) = (blocks_mut(a, a_width, rows), blocks_mut(b, b_width, rows));
     a.into_par_iter().zip(b).enumerate().for_each(|(block, (a, b))| {
         let _part = Part::Own.mark();
@@ -46,6 +51,10 @@ pub(crate) fn for_each_block3(
     (c, c_width): (&mut [f32], usize),
     work: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]) + Sync,
 ) {
+    if rows <= ROWS {
+        let _part = Part::Own.mark();
+        return work(0, a.0, b.0, c);
+    }
     let (a, b) = (blocks_mut(a.0, a.1, rows), blocks_mut(b.0, b.1, rows));
     let c = blocks_mut(c, c_width, rows);
     let all = a.into_par_iter().zip(b).zip(c).enumerate();

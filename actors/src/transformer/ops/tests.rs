@@ -123,7 +123,7 @@ fn sequence_by_definition(
     frequencies: Option<&[f32]>,
     window: usize,
 ) -> Result<Tensor> {
-    let CausalAttention { heads, kv_heads, head_dim: d, scale, cap, .. } = *attention;
+    let Heads { queries: heads, keys: kv_heads, features: d, scale, cap } = attention.heads;
     let (batch, length) = (1, qkv.dim(0)?);
     let part = |first: usize, count: usize| qkv.narrow(1, first * d, count * d)?.reshape((batch, length, count, d));
     let turned = |x: Tensor| match frequencies {
@@ -162,14 +162,15 @@ fn attention_of_grouped_heads_over_several_blocks() {
     ] {
         let tables = RopeTables::new(&rope, &lengths);
         let (sequences, tokens) = (Sequences::new(&lengths), lengths.iter().sum::<usize>());
-        let attention = CausalAttention { sequences, heads, kv_heads, head_dim: 6, scale: 0.5, cap };
+        let heads_of = Heads { queries: heads, keys: kv_heads, features: 6, scale: 0.5, cap };
+        let attention = CausalAttention { sequences, heads: heads_of };
         let layer = LayerAttention { rope: rotated.then_some(&tables), window };
-        let qkv = random(4, &[tokens, attention.width()]);
+        let qkv = random(4, &[tokens, attention.heads.width()]);
         let frequencies = rope.frequencies(1);
         let frequencies = rotated.then_some(&frequencies[..]);
         let reference = attention_by_definition(&qkv, &attention, frequencies, window).unwrap();
         let mut turned = values(&qkv);
-        let (first, second) = turned.split_at_mut(tokens / 2 * attention.width());
+        let (first, second) = turned.split_at_mut(tokens / 2 * attention.heads.width());
         attention.turn_rows(layer, 0, first);
         attention.turn_rows(layer, tokens / 2, second);
         let attended = attention.forward(layer, &turned);

@@ -13,15 +13,15 @@ use crate::adapter;
 const TOLERANCE: f64 = 1e-4;
 
 /// One of the models.
-struct Case {
-    name: String,
-    model: Arc<Model>,
-    adapters: LoraAdapters,
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) model: Arc<Model>,
+    pub(super) adapters: LoraAdapters,
     expected: HashMap<String, Tensor>,
 }
 
 impl Case {
-    fn open(folder: &Path) -> Self {
+    pub(super) fn open(folder: &Path) -> Self {
         let model = Arc::new(Model::open(folder).unwrap());
         assert_eq!(model.notes(), [""; 0], "{}", folder.display());
         let adapters = adapter::load(&folder.join("adapter"), model.config()).unwrap();
@@ -35,7 +35,7 @@ impl Case {
     }
 
     /// Its sequences, of which every next token is a target.
-    fn batch(&self) -> MicroBatch {
+    pub(super) fn batch(&self) -> MicroBatch {
         let whole = |name| self.numbers(name).into_iter().map(|number| number as u32).collect::<Vec<_>>();
         let (tokens, lengths) = (whole("tokens"), whole("lengths"));
         let lengths: Vec<usize> = lengths.into_iter().map(|length| length as usize).collect();
@@ -49,15 +49,15 @@ impl Case {
         MicroBatch { lengths, multiple: 1, tokens, targets, numbers }
     }
 
-    fn llama(&self, head: bool) -> Llama {
+    pub(super) fn llama(&self, head: bool) -> Llama {
         let backend = if head { PlainBackend::with_head(&self.model) } else { PlainBackend::new(&self.model) };
         Llama::new(self.model.clone(), Arc::new(backend.unwrap())).unwrap()
     }
 
     /// Logits of every position, by the model's own forward pass and a product with the whole head.
-    fn logits(&self, llama: &Llama) -> Vec<f64> {
+    pub(super) fn logits(&self, llama: &Llama, adapters: Option<&LoraAdapters>) -> Vec<f64> {
         let (batch, config) = (self.batch(), self.model.config());
-        let pass = Pass::new(llama, &batch, Some(&self.adapters), None).unwrap();
+        let pass = Pass::new(llama, &batch, adapters, None).unwrap();
         let normed = llama.forward(&pass, None, &batch, None, usize::MAX, &mut Vec::new()).unwrap().normed;
         let head = self.model.head().unwrap();
         let logit = |state: &[f32], row: &[f32]| {
@@ -88,7 +88,7 @@ impl Case {
     }
 }
 
-fn folders() -> Vec<PathBuf> {
+pub(super) fn folders() -> Vec<PathBuf> {
     let all = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/families")).unwrap();
     let mut folders: Vec<PathBuf> = all.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
     folders.sort();
@@ -108,7 +108,7 @@ fn every_family_computes_what_hugging_face_computes() {
             assert_eq!(found.len(), expected.len());
             found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
         };
-        let of_logits = off(&case.logits(&llama), &case.numbers("logits"));
+        let of_logits = off(&case.logits(&llama, Some(&case.adapters)), &case.numbers("logits"));
         assert!(of_logits < TOLERANCE, "{}: logits off by {of_logits}", case.name);
 
         let draw = Draw { seed: 0, step: 0, micro_batch: 0 };

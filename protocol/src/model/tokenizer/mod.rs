@@ -88,6 +88,14 @@ impl TextTokenizer {
         self.inner.decode(tokens, false).map_err(|error| self.error(error))
     }
 
+    /// Text of tokens, without the special ones.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`].
+    pub fn decode_plain(&self, tokens: &[u32]) -> Result<String, ModelError> {
+        self.inner.decode(tokens, true).map_err(|error| self.error(error))
+    }
+
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
