@@ -1,5 +1,7 @@
 //! Why a text is not written.
 
+use std::sync::Arc;
+
 use crate::transformer::LlamaError;
 
 /// Why a request was refused, or ended before its time.
@@ -48,8 +50,8 @@ pub enum GenerationError {
         waiting: usize,
     },
     /// A pass through the model failed.
-    #[error(transparent)]
-    Pass(#[from] LlamaError),
+    #[error("{0}")]
+    Pass(Arc<LlamaError>),
     /// The model's tokenizer cannot be used.
     #[error(transparent)]
     Model(#[from] protocol::model::ModelError),
@@ -59,4 +61,17 @@ pub enum GenerationError {
     /// The engine has ended.
     #[error("the engine has ended")]
     Ended,
+}
+
+impl From<LlamaError> for GenerationError {
+    fn from(error: LlamaError) -> Self {
+        Self::Pass(Arc::new(error))
+    }
+}
+
+impl GenerationError {
+    /// Whether there are no workers to go on with: the same request may be done when there are.
+    pub fn is_lost_workers(&self) -> bool {
+        matches!(self, Self::Pass(error) if matches!(&**error, LlamaError::Product(why) if why.is_lost_workers()))
+    }
 }
