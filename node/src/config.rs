@@ -231,8 +231,8 @@ impl Default for OwnerConfig {
             replicas: 1,
             // A worker that is rebooted, or a link that is down for some minutes.
             patience_seconds: 600,
-            // All of a model of 135 million parameters.
-            mask_cache_mib: 1024,
+            // Enough to read ahead; the disk holds the rest.
+            mask_cache_mib: 256,
             // With it, all of a model of eight billion.
             mask_file_mib: 16 << 10,
             keep_masks: true,
