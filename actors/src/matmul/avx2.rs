@@ -38,38 +38,44 @@ impl Micro for Avx2 {
         unsafe { multiply(digits.as_ptr().cast(), weights.as_ptr().cast(), lines, sums.as_mut_ptr().cast()) }
     }
 
-    fn multiply_few(&self, digits: &[&[Line]], packed: &[Line], half: usize, rows: usize, sums: &mut [Line]) -> bool {
-        let (count, blocks) = (digits.len() * rows, packed.len() / BLOCK_LINES);
-        if count == 0 || count > FEW || rows > Self::LANES || blocks == 0 {
-            return false;
-        }
+    fn few_lanes(&self) -> usize {
+        // The weights of a panel stay in the second-level cache while one group of lanes after the other meets them.
+        2 * FEW
+    }
+
+    fn multiply_few(&self, digits: &[&[Line]], packed: &[Line], half: usize, rows: usize, sums: &mut [Line]) {
+        let blocks = packed.len() / BLOCK_LINES;
         let lines = blocks * Pairs::LINES;
-        assert!(digits.iter().all(|digits| digits.len() == lines * Self::LANES) && half < 2, "whole lines of digits");
-        assert_eq!(
-            (packed.len(), sums.len()),
-            (blocks * BLOCK_LINES, Self::LANES * digits.len()),
-            "weights and sums of these"
-        );
-        // The lane of a digit of a row: its first word, and where its sums go.
-        let mut of_lanes = [(digits[0].as_ptr().cast::<i32>(), 0); FEW];
-        for (at, lane) in of_lanes[..count].iter_mut().enumerate() {
-            let (digit, row) = (at / rows, at % rows);
-            *lane = (digits[digit][row..].as_ptr().cast(), digit * Self::LANES + row);
+        assert!((1..=Self::LANES).contains(&rows) && half < 2, "rows of the block, and one of two halves");
+        assert!(digits.iter().all(|digits| digits.len() == lines * Self::LANES), "whole lines of digits");
+        let sizes = (blocks * BLOCK_LINES, Self::LANES * digits.len());
+        assert_eq!((packed.len(), sums.len()), sizes, "weights and sums of these");
+        if blocks == 0 {
+            return sums.fill(Line::ZERO);
         }
+        let count = digits.len() * rows;
         let (weights, sums) = (packed[half * HALF..].as_ptr().cast(), sums.as_mut_ptr().cast());
-        // SAFETY: `self` exists only where AVX2 was detected. A lane's words stand six lines apart, two lines for each of `blocks`, the last of
-        // which is inside of its slice, whose length was checked, since `row < rows <= 6`; half of each block's lines of weights are sixteen from
-        // `half` on; and a line of sums from each lane's place, which is below `6 · digits`.
-        unsafe {
-            match count {
-                1 => multiply_few::<1>(&of_lanes, weights, blocks, sums),
-                2 => multiply_few::<2>(&of_lanes, weights, blocks, sums),
-                3 => multiply_few::<3>(&of_lanes, weights, blocks, sums),
-                4 => multiply_few::<4>(&of_lanes, weights, blocks, sums),
-                _ => multiply_few::<FEW>(&of_lanes, weights, blocks, sums),
+        for first in (0..count).step_by(FEW) {
+            // The lane of a digit of a row: its first word, and where its sums go.
+            let lane = |at: usize| {
+                let (digit, row) = (at / rows, at % rows);
+                (digits[digit][row..].as_ptr().cast::<i32>(), digit * Self::LANES + row)
+            };
+            let group: [_; FEW] = std::array::from_fn(|at| lane(if first + at < count { first + at } else { first }));
+            // SAFETY: `self` exists only where AVX2 was detected. A lane's words stand six lines apart, two lines for each of
+            // `blocks`, the last of which is inside of its slice, whose length was checked, since `row < rows <= 6`; half of
+            // each block's lines of weights are sixteen from `half` on; and a line of sums from each lane's place, which is
+            // below `6 · digits`.
+            unsafe {
+                match count - first {
+                    1 => multiply_few::<1>(&group, weights, blocks, sums),
+                    2 => multiply_few::<2>(&group, weights, blocks, sums),
+                    3 => multiply_few::<3>(&group, weights, blocks, sums),
+                    4 => multiply_few::<4>(&group, weights, blocks, sums),
+                    _ => multiply_few::<FEW>(&group, weights, blocks, sums),
+                }
             }
         }
-        true
     }
 
     fn vectorised<W: Loops>(&self, loops: W) -> W::Output {

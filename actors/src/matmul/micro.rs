@@ -40,21 +40,22 @@ pub(crate) trait Micro: Send + Sync + 'static {
     /// If the slices do not hold the same number of lines, or `sums` is not `LANES × COLUMNS`.
     fn multiply(&self, digits: &[Line], weights: &[Line], rows: usize, sums: &mut [Line]);
 
+    /// Digits of rows, of all rows of a panel together, up to which [`Self::multiply_few`] is faster than [`Self::multiply`].
+    fn few_lanes(&self) -> usize {
+        0
+    }
+
     /// [`Self::multiply`] for all digits of the first rows of a panel at once, `digits` as many runs of lines as there are digits, by
-    /// the weights of [`Self::COLUMNS`] columns as they are packed, half `half` of them where a block takes half a panel: each weight is read once, and no
-    /// time is spent on rows that there are not. Sums go to `sums`, `[digit][lane and half]`, as they would digit by digit. Whether it was
-    /// done: a block need not have anything better for so few rows, or for so many.
+    /// the weights of [`Self::COLUMNS`] columns as they are packed, half `half` of them where a block takes half a panel: each weight
+    /// comes from memory once, and no time is spent on rows that there are not. Sums go to `sums`, `[digit][lane and half]`, as they
+    /// would digit by digit.
     ///
-    /// Called inside of [`Self::task`] only.
-    fn multiply_few(
-        &self,
-        _digits: &[&[Line]],
-        _packed: &[Line],
-        _half: usize,
-        _rows: usize,
-        _sums: &mut [Line],
-    ) -> bool {
-        false
+    /// Called inside of [`Self::task`] only, and for as many digits of rows as [`Self::few_lanes`] says.
+    ///
+    /// # Panics
+    /// If there are more of these, or none, or the slices do not fit each other.
+    fn multiply_few(&self, digits: &[&[Line]], _packed: &[Line], _half: usize, rows: usize, _sums: &mut [Line]) {
+        assert!(digits.len() * rows <= self.few_lanes(), "as few as the block has a way for");
     }
 
     /// Runs loops compiled for the instructions of this block: the plain loops around the block are vectorised as widely

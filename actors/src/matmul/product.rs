@@ -270,7 +270,13 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
 
         // Inner blocks of equal size; one that is empty where there is nothing to sum, so that zeros are written.
         let blocks = work.weights.blocks();
-        let passes = blocks.div_ceil(M::INNER_BLOCKS.min(M::Encoding::exact_blocks(work.limbs))).max(1);
+        // Few rows do not wait for weights to come again: they run along them as these lie in memory.
+        let few = rows.len() <= FEW_ROWS
+            && digits * rows.len().min(M::LANES) <= micro.few_lanes()
+            && !rows.is_empty()
+            && blocks > 0;
+        let most_blocks = if few { blocks } else { M::INNER_BLOCKS };
+        let passes = blocks.div_ceil(most_blocks.min(M::Encoding::exact_blocks(work.limbs))).max(1);
         let blocks_per_pass = blocks.div_ceil(passes);
 
         for strip in columns.clone().step_by(STRIP_COLUMNS) {
@@ -288,22 +294,19 @@ impl<M: Micro, V: Value> Loops for Task<'_, '_, M, V> {
                     let first = strip + block * M::COLUMNS;
                     let packed = work.weights.panel(first / PANEL, inner.clone());
                     let half = first / HALF % 2;
-                    let few = panels.len() == 1 && {
-                        let mut groups: [&[Line]; MAX_LIMBS] = [&[]; MAX_LIMBS];
-                        for (digit, group) in groups[..digits].iter_mut().enumerate() {
-                            *group = work.operand.group(panels.start, digit, inner.clone());
-                        }
-                        let rows = (rows.end - panels.start * M::LANES).min(M::LANES);
-                        micro.multiply_few(&groups[..digits], packed, half, rows, sums)
-                    };
                     let prepared = if few { packed } else { micro.prepare(packed, half, &mut scratch.weights) };
                     for (index, panel) in panels.clone().enumerate() {
                         let first_row = panel * M::LANES;
                         let panel_rows = (rows.end - first_row).min(M::LANES);
-                        let all = if few { 0 } else { digits };
-                        for (digit, sums) in sums.chunks_exact_mut(M::LANES * halves).enumerate().take(all) {
-                            let group = work.operand.group(panel, digit, inner.clone());
-                            micro.multiply(group, prepared, panel_rows, sums);
+                        let group = |digit| work.operand.group(panel, digit, inner.clone());
+                        if few {
+                            let groups: [&[Line]; MAX_LIMBS] =
+                                std::array::from_fn(|digit| if digit < digits { group(digit) } else { &[] });
+                            micro.multiply_few(&groups[..digits], packed, half, panel_rows, sums);
+                        } else {
+                            for (digit, sums) in sums.chunks_exact_mut(M::LANES * halves).enumerate() {
+                                micro.multiply(group(digit), prepared, panel_rows, sums);
+                            }
                         }
                         let values = &mut values[block * block_step + index * panel_step..][..panel_rows * halves];
                         if pass == 0 {

@@ -39,8 +39,13 @@ impl Micro for Vnni {
         unsafe { multiply(digits.as_ptr().cast(), weights.as_ptr().cast(), lines, sums.as_mut_ptr().cast()) }
     }
 
-    fn multiply_few(&self, digits: &[&[Line]], packed: &[Line], _half: usize, rows: usize, sums: &mut [Line]) -> bool {
-        self.few(Self::LANES, digits, packed, rows, sums)
+    fn few_lanes(&self) -> usize {
+        // The weights of a panel stay in the second-level cache while one group of lanes after the other meets them.
+        3 * FEW
+    }
+
+    fn multiply_few(&self, digits: &[&[Line]], packed: &[Line], _half: usize, rows: usize, sums: &mut [Line]) {
+        self.few(Self::LANES, digits, packed, rows, sums);
     }
 
     fn vectorised<W: Loops>(&self, loops: W) -> W::Output {
@@ -61,43 +66,39 @@ const FEW: usize = 12;
 
 impl Vnni {
     /// [`Micro::multiply_few`] for a block of `lanes` rows, whose digits are bytes: each digit of each row is a lane here.
-    pub(crate) fn few(
-        &self,
-        lanes: usize,
-        digits: &[&[Line]],
-        packed: &[Line],
-        rows: usize,
-        sums: &mut [Line],
-    ) -> bool {
-        let (count, lines) = (digits.len() * rows, packed.len() / PANEL);
-        if count == 0 || count > FEW || rows > lanes || lines == 0 {
-            return false;
-        }
+    pub(crate) fn few(&self, lanes: usize, digits: &[&[Line]], packed: &[Line], rows: usize, sums: &mut [Line]) {
+        let lines = packed.len() / PANEL;
+        assert!((1..=lanes).contains(&rows), "rows of the block");
         assert!(digits.iter().all(|digits| digits.len() == lines * lanes), "whole lines of digits");
         assert_eq!((packed.len(), sums.len()), (lines * PANEL, 2 * lanes * digits.len()), "weights and sums of these");
-        // The lane of a digit of a row: its first word, and where its sums go.
-        let mut of_lanes = [(digits[0].as_ptr().cast::<i32>(), 0); FEW];
-        for (at, lane) in of_lanes[..count].iter_mut().enumerate() {
-            let (digit, row) = (at / rows, at % rows);
-            *lane = (digits[digit][row..].as_ptr().cast(), 2 * (digit * lanes + row));
+        if lines == 0 {
+            return sums.fill(Line::ZERO);
         }
-        let (weights, sums) = (packed.as_ptr().cast(), sums.as_mut_ptr().cast());
-        let stride = 16 * lanes;
-        // SAFETY: `self` exists only where AVX-512F and VNNI were detected. A lane's words stand `stride` apart, one line for each of
-        // `lines`, the last of which is inside of its slice, whose length was checked, since `row < rows <= lanes`; there are `lines` times 32 lines of
-        // weights; and two lines of sums from each lane's place, which is below `2 · lanes · digits`.
-        unsafe {
-            match count {
-                1 => multiply_few::<1>(&of_lanes, stride, weights, lines, sums),
-                2 => multiply_few::<2>(&of_lanes, stride, weights, lines, sums),
-                3 => multiply_few::<3>(&of_lanes, stride, weights, lines, sums),
-                4 => multiply_few::<4>(&of_lanes, stride, weights, lines, sums),
-                5 | 6 => multiply_few::<6>(&of_lanes, stride, weights, lines, sums),
-                7..=9 => multiply_few::<9>(&of_lanes, stride, weights, lines, sums),
-                _ => multiply_few::<FEW>(&of_lanes, stride, weights, lines, sums),
+        let count = digits.len() * rows;
+        let (weights, sums, stride) = (packed.as_ptr().cast(), sums.as_mut_ptr().cast(), 16 * lanes);
+        for first in (0..count).step_by(FEW) {
+            // The lane of a digit of a row: its first word, and where its sums go.
+            let lane = |at: usize| {
+                let (digit, row) = (at / rows, at % rows);
+                (digits[digit][row..].as_ptr().cast::<i32>(), 2 * (digit * lanes + row))
+            };
+            let group: [_; FEW] = std::array::from_fn(|at| lane(if first + at < count { first + at } else { first }));
+            // SAFETY: `self` exists only where AVX-512F and VNNI were detected. A lane's words stand `stride` apart, one line
+            // for each of `lines`, the last of which is inside of its slice, whose length was checked, since `row < rows <=
+            // lanes`; there are `lines` times 32 lines of weights; and two lines of sums from each lane's place, which is
+            // below `2 · lanes · digits`.
+            unsafe {
+                match count - first {
+                    1 => multiply_few::<1>(&group, stride, weights, lines, sums),
+                    2 => multiply_few::<2>(&group, stride, weights, lines, sums),
+                    3 => multiply_few::<3>(&group, stride, weights, lines, sums),
+                    4 => multiply_few::<4>(&group, stride, weights, lines, sums),
+                    5 | 6 => multiply_few::<6>(&group, stride, weights, lines, sums),
+                    7..=9 => multiply_few::<9>(&group, stride, weights, lines, sums),
+                    _ => multiply_few::<FEW>(&group, stride, weights, lines, sums),
+                }
             }
         }
-        true
     }
 }
 
