@@ -4,7 +4,7 @@
 //! ([`crate::backend::LinearBackend::expect_few_rows`]), and from then on pads are made for every forward product of the table, in the order of
 //! the layers, by threads of low priority. A call of up to [`FEW_ROWS`] rows takes its pads from the product's shelf. Where
 //! there are none yet, it makes a block itself, which takes as long as encrypting and decrypting without pads would; where there is no room for a
-//! block, it goes the way of other calls.
+//! block, or one is being made, it goes the way of other calls.
 //!
 //! **Memory.** One budget holds for all shelves, and each product has the same number of rows as its share of it. Three quarters of
 //! these are kept of a block. The rest is there so that turns come one after the other: whenever there is room for another block, the
@@ -196,12 +196,12 @@ impl PadStore {
         taken
     }
 
-    /// The right to make a block of a product: waited for while somebody else makes one. `None` where there is no room.
-    pub(crate) async fn begin(&self, product: ProductId) -> Option<Making<'_>> {
-        let making = Arc::clone(&self.stock().shelves.get(&product)?.making);
-        let only = making.lock_owned().await;
+    /// The right to make a block of a product. `None` where there is no room, or somebody else makes one: that may be a thread which
+    /// gives way to everybody, so that a call which waited for it might wait for long.
+    pub(crate) fn begin(&self, product: ProductId) -> Option<Making<'_>> {
         let mut stock = self.stock();
         let shelf = stock.shelves.get(&product)?;
+        let only = Arc::clone(&shelf.making).try_lock_owned().ok()?;
         let (rows, bytes) = (shelf.block, shelf.block_bytes());
         stock.room = stock.room.checked_sub(bytes)?;
         Some(Making { store: self, product, rows, bytes, _only: only })

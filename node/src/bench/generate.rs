@@ -77,8 +77,9 @@ struct GenerateFigures {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Phases {
     encrypt_us: f64,
-    /// On the network and at the worker.
+    /// On the network and at the worker, and of that what the worker's device works on it.
     exchange_us: f64,
+    multiply_us: Option<f64>,
     decrypt_us: f64,
     /// Asking, waking and handing over.
     rest_us: f64,
@@ -159,10 +160,13 @@ async fn measure(options: &GenerateOptions) -> anyhow::Result<GenerateFigures> {
     let told = Arc::clone(&backend);
     tokio::task::spawn_blocking(move || told.expect_few_rows()).await.context("asking for pads")?;
     let first = all(Arc::clone(&backend), 1).await.context("the first token")??;
+    let work_before = work(&cluster).await;
     let before = (clock.read(), backend.traffic(), report::cpu_seconds(), workers.cpu_seconds());
     let token_seconds = all(Arc::clone(&backend), options.tokens).await.context("a token")??;
     let (phases, traffic) = (clock.read(), backend.traffic().since(before.1));
     let (owner_cpu, workers_cpu) = (report::cpu_seconds() - before.2, workers.cpu_seconds());
+    let multiply =
+        work_before.zip(work(&cluster).await).map(|(before, after)| (after.0 - before.0, after.1 - before.1));
     cluster.stop().await;
     workers.stop().await;
 
@@ -188,7 +192,10 @@ async fn measure(options: &GenerateOptions) -> anyhow::Result<GenerateFigures> {
         workers_cpu_ms_per_token: before.3.zip(workers_cpu).map(|(before, after)| 1e3 * (after - before) / count),
         bytes_up_per_token: traffic.up / options.tokens as u64,
         bytes_down_per_token: traffic.down / options.tokens as u64,
-        phases: of_phases(before.0, phases, mean / of_token as f64),
+        phases: Phases {
+            multiply_us: multiply.filter(|(calls, _)| *calls > 0.0).map(|(calls, busy)| 1e6 * busy / calls),
+            ..of_phases(before.0, phases, mean / of_token as f64)
+        },
         pads: of_pads(before.0, phases, &products),
         floor: Floor {
             weights_bytes,
@@ -198,6 +205,14 @@ async fn measure(options: &GenerateOptions) -> anyhow::Result<GenerateFigures> {
             seconds: weights_seconds + link_seconds,
         },
     })
+}
+
+/// Products that all workers have computed so far, and the seconds that their devices were busy with them; `None` where one does not answer.
+async fn work(cluster: &Cluster) -> Option<(f64, f64)> {
+    let records = cluster.health().await.ok()?;
+    let mut of_each =
+        records.into_iter().map(|record| record.health.map(|health| (health.calls as f64, health.busy_seconds)));
+    of_each.try_fold((0.0, 0.0), |(calls, busy), of_one| of_one.map(|(c, b)| (calls + c, busy + b)))
 }
 
 /// Seconds of each of some tokens: all products, each once the one before it has come.
@@ -231,7 +246,13 @@ fn of_phases(before: PhaseTimes, after: PhaseTimes, seconds: f64) -> Phases {
     let each = |of: fn(&PhaseTimes) -> f64| 1e6 * (of(&after) - of(&before)) / products;
     let (encrypt_us, exchange_us) = (each(|times| times.encrypt_seconds), each(|times| times.exchange_seconds));
     let decrypt_us = each(|times| times.decrypt_seconds);
-    Phases { encrypt_us, exchange_us, decrypt_us, rest_us: 1e6 * seconds - encrypt_us - exchange_us - decrypt_us }
+    Phases {
+        encrypt_us,
+        exchange_us,
+        multiply_us: None,
+        decrypt_us,
+        rest_us: 1e6 * seconds - encrypt_us - exchange_us - decrypt_us,
+    }
 }
 
 fn of_pads(before: PhaseTimes, after: PhaseTimes, products: &[(LinearId, LinearShape)]) -> Pads {
@@ -264,6 +285,7 @@ fn bandwidth() -> f64 {
 
 fn lines(figures: &GenerateFigures) -> Vec<String> {
     let GenerateFigures { phases, pads, floor, .. } = figures;
+    let multiply = phases.multiply_us.map_or_else(|| "?".into(), |us| format!("{us:.0}"));
     let workers_cpu = figures.workers_cpu_ms_per_token.map_or_else(|| "?".into(), |ms| format!("{ms:.1}"));
     let mut lines = vec![
         format!("{}, {} products a token, rows of each: {}", figures.model, figures.products_per_token, figures.rows),
@@ -280,7 +302,8 @@ fn lines(figures: &GenerateFigures) -> Vec<String> {
             HumanBytes(figures.bytes_down_per_token)
         ),
         format!(
-            "  a product         encrypt {:.0} us, network and worker {:.0} us, decrypt {:.0} us, the rest {:.0} us",
+            "  a product         encrypt {:.0} us, network and worker {:.0} us (its device {multiply} us), decrypt {:.0} us, the rest \
+             {:.0} us",
             phases.encrypt_us, phases.exchange_us, phases.decrypt_us, phases.rest_us
         ),
         format!(

@@ -14,11 +14,18 @@ use crate::transport::PeerName;
 /// Pause after a block that could not be made: whoever was to give its mask product will be asked again.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// About as long as a block takes.
+const MOMENT: Duration = Duration::from_millis(10);
+
 /// Makes blocks of pads wherever there is room for one, until the run ends.
 pub(super) async fn fill(shell: Rc<Shell>) {
     loop {
         let product = shell.pads.needed().await;
-        let Some(making) = shell.pads.begin(product).await else { continue };
+        let Some(making) = shell.pads.begin(product) else {
+            // A call makes it in this moment.
+            tokio::time::sleep(MOMENT).await;
+            continue;
+        };
         match one_block(&shell, product, making).await {
             Ok(()) => {}
             Err(error) => {
@@ -52,11 +59,7 @@ pub(super) async fn pads(
     if let Some(taken) = shell.pads.take(product, tokens) {
         return Ok(Some(taken));
     }
-    let Some(making) = shell.pads.begin(product).await else { return Ok(None) };
-    // Somebody may have made some meanwhile.
-    if let Some(taken) = shell.pads.take(product, tokens) {
-        return Ok(Some(taken));
-    }
+    let Some(making) = shell.pads.begin(product) else { return Ok(None) };
     let masks = shell.masks.product(shell.transport.as_ref(), peer, product).await?;
     making.make(masks, Haste::Now).await?;
     Ok(shell.pads.take(product, tokens))

@@ -5,24 +5,39 @@ use crate::owner::pads::FEW_ROWS;
 
 const LINEAR: LinearId = LinearId { layer: 1, group: Group::O };
 
-/// Says that calls of few rows will come, from a thread as an engine does.
+/// Says that calls of few rows will come, from a thread as an engine does, and waits until pads are there: a block for each layer,
+/// and a second one for one of them.
 async fn expecting(cluster: Cluster) -> Cluster {
     let told = tokio::task::spawn_blocking(move || {
         cluster.backend.expect_few_rows();
         cluster
     });
-    told.await.unwrap()
+    let cluster = told.await.unwrap();
+    while cluster.actors.clock.read().pad_blocks < 4 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    cluster
 }
 
 /// Whether a product comes back right; how many with pads there were then.
 async fn right(cluster: Cluster, direction: Direction, tokens: usize, seed: u64) -> (Cluster, u64) {
+    right_of(LINEAR, cluster, direction, tokens, seed).await
+}
+
+async fn right_of(
+    linear: LinearId,
+    cluster: Cluster,
+    direction: Direction,
+    tokens: usize,
+    seed: u64,
+) -> (Cluster, u64) {
     let (inner, outer) = SHAPE.along(direction);
     let mut rows = random(tokens * inner, seed);
     if tokens > 1 {
         rows[inner..2 * inner].fill(0.0);
     }
-    let expected = plain_product(&rows, &cluster.weights[&LINEAR], direction);
-    let (cluster, result) = apply(cluster, LINEAR, direction, rows, tokens).await;
+    let expected = plain_product(&rows, &cluster.weights[&linear], direction);
+    let (cluster, result) = apply(cluster, linear, direction, rows, tokens).await;
     let found = result.unwrap();
     let error = relative_error(&found, &expected);
     assert!(error < 0.02, "{tokens} rows: relative error {error}");
@@ -47,16 +62,16 @@ fn forward_calls_of_few_rows_take_pads_and_others_do_not() {
         }
         let (cluster, with_pads) = right(cluster, Direction::Backward, 1, 1).await;
         assert_eq!(with_pads, expected);
-        // More than a block has.
+        // More rows than all blocks have: one may come while the next is being made, and go the way of other calls.
         let mut cluster = cluster;
         for seed in 0..40 {
-            let (back, with_pads) = right(cluster, Direction::Forward, FEW_ROWS, seed).await;
-            expected += 1;
-            assert_eq!(with_pads, expected);
-            cluster = back;
+            for linear in linears() {
+                (cluster, _) = right_of(linear, cluster, Direction::Forward, FEW_ROWS, seed).await;
+            }
         }
         let times = cluster.actors.clock.read();
-        assert!(times.pad_blocks >= 3 && times.pad_seconds > 0.0);
+        assert!(times.products_with_pads >= expected + 60, "{times:?}");
+        assert!(times.pad_blocks > 4 && times.pad_seconds > 0.0, "{times:?}");
         cluster.actors.stop();
     });
 }
@@ -66,10 +81,6 @@ fn every_attempt_takes_another_row() {
     actix::System::new().block_on(async {
         let (cluster, _) = cluster(&[1.0]).await;
         let mut cluster = expecting(cluster).await;
-        // One for each layer, and a second one for one of them: then nothing is asked of the worker but products.
-        while cluster.actors.clock.read().pad_blocks < 4 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
         for fault in [None, Some(Fault::Unreachable), Some(Fault::BusyLater)] {
             let (back, _) = right(cluster, Direction::Forward, 1, 7).await;
             back.workers.faults.lock().unwrap().push_back(fault);
@@ -102,12 +113,11 @@ fn a_liar_is_noticed_and_banned_and_its_answer_is_never_used() {
             (cluster, _) = right(cluster, Direction::Forward, 1 + products % 3, products as u64).await;
             products += 1;
             assert!(products < 100, "it is never asked again, or never banned");
-            match said.try_recv() {
-                Ok(Notice::Banned { peer, .. }) => break assert_eq!(peer, name(0)),
-                Ok(_) | Err(_) => {}
+            if let Ok(Notice::Banned { peer, .. }) = said.try_recv() {
+                break assert_eq!(peer, name(0));
             }
         }
-        assert_eq!(cluster.actors.clock.read().products_with_pads, 1 + products as u64);
+        assert!(cluster.actors.clock.read().products_with_pads > 0);
         cluster.actors.stop();
     });
 }
