@@ -68,6 +68,7 @@ impl Engine {
         let ends = ends::of(llama.model(), &tokenizer)?;
         let positions = llama.config().max_positions;
         let context = config.context.map_or(positions, |context| context.min(positions));
+        llama.expect_few_rows();
         let logits = Logits::new(&llama)?;
         let guesses = config.drafts.most(llama.asks_workers());
         let (state, changed) = (Mutex::default(), Condvar::new());

@@ -178,7 +178,13 @@ impl PadStore {
     pub(crate) fn want(&self) -> bool {
         let mut stock = self.stock();
         self.freed.notify_one();
-        !std::mem::replace(&mut stock.wanted, true) && !stock.shelves.is_empty()
+        if std::mem::replace(&mut stock.wanted, true) || stock.shelves.is_empty() {
+            return false;
+        }
+        let of_token: usize = stock.shelves.values().map(|shelf| shelf.row_bytes).sum();
+        let rows = stock.shelves.values().map(|shelf| shelf.block).max();
+        tracing::info!(bytes = stock.room, of_token, rows, "pads are made for calls of few rows");
+        true
     }
 
     /// Whether a call may take pads.

@@ -130,6 +130,11 @@ impl Llama {
         self.backend.asks_workers()
     }
 
+    /// Says that passes of few rows will come: see [`LinearBackend::expect_few_rows`].
+    pub fn expect_few_rows(&self) {
+        self.backend.expect_few_rows();
+    }
+
     /// How far the workers are on average, there and back, if that is known.
     pub fn round_trip(&self) -> Option<Duration> {
         self.backend.round_trip()

@@ -129,11 +129,11 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "LIST", default_value = "none")]
     pub gpus: GpuRequest,
 
-    /// Tokens that are measured, after one that warms up
+    /// Tokens that are measured, after a few that warm up
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = count())]
     pub tokens: usize,
 
-    /// Rows of each product: texts that are generated at the same time, or tokens of a draft
+    /// Texts that are written side by side, each by a token at a time: rows of a product
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = count())]
     pub rows: usize,
 

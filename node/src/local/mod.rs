@@ -21,7 +21,7 @@ use tokio::process::Command;
 use crate::config::{BackendChoice, Config, WorkerConfig};
 use crate::link::{Line, Link};
 use crate::output;
-use crate::report::PARTS_VARIABLE;
+use crate::report::{self, PARTS_VARIABLE};
 use crate::roles::Start;
 use crate::trace;
 use worker::WorkerProcess;
@@ -130,8 +130,14 @@ impl LocalWorkers {
 
     /// Processor seconds that all of them have taken, from their start on; `None` where the system does not tell, or one has
     /// ended.
-    pub(crate) fn cpu_seconds(&self) -> Option<f64> {
+    fn cpu_seconds(&self) -> Option<f64> {
         self.workers.iter().map(WorkerProcess::cpu_seconds).sum()
+    }
+
+    /// The same for whoever wants to know while they run.
+    pub(crate) fn clock(&self) -> impl Fn() -> Option<f64> + Send + 'static {
+        let processes: Option<Vec<u32>> = self.workers.iter().map(WorkerProcess::id).collect();
+        move || processes.iter().flatten().map(|&process| report::cpu_seconds_of(process)).sum()
     }
 
     /// Ends them.

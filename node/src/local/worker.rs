@@ -80,9 +80,14 @@ impl WorkerProcess {
         }
     }
 
+    /// The process's number; `None` where it is gone.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Processor seconds that it has taken so far; `None` where it is gone or the system does not tell.
     pub(super) fn cpu_seconds(&self) -> Option<f64> {
-        report::cpu_seconds_of(self.child.id()?)
+        report::cpu_seconds_of(self.id()?)
     }
 
     /// Closes its standard input and waits; a worker that does not end by itself is killed.

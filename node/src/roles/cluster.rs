@@ -139,7 +139,7 @@ impl Cluster {
     }
 
     /// What each worker that ever served did so far.
-    pub(crate) async fn health(&self) -> anyhow::Result<Vec<WorkerRecord>> {
+    pub(super) async fn health(&self) -> anyhow::Result<Vec<WorkerRecord>> {
         self.actors.scheduler.send(AskHealth).await.context("the layer scheduler is gone")
     }
 

@@ -24,12 +24,13 @@
 //!
 //! | rows kept of a block | memory, of SmolLM2-135M | transforms of a row, of those of a call of one row without pads |
 //! |---|---|---|
-//! | 16 | 12 MB | 1/16 |
-//! | 64 | 49 MB | 1/64 |
-//! | 256 | 195 MB | 1/256 |
-//! | 1024 | 779 MB | 1/1024 |
+//! | 16 | 10 MB | 1/16 |
+//! | 64 | 39 MB | 1/64 |
+//! | 256 | 155 MB | 1/256 |
+//! | 1024 | 619 MB | 1/1024 |
 //!
-//! (All forward products of the model together: 97,920 features and 155,520 columns, of three bytes each.)
+//! (A row of all its forward products: 97,920 features of three bytes, and 155,520 columns of the two that are planned for its mask
+//! products.)
 
 use std::ops::DerefMut;
 
