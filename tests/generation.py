@@ -45,7 +45,9 @@ def written(name):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         if kind == "adapted":
             model = PeftModel.from_pretrained(model, os.path.join(folder, "adapter"))
-        settings = transformers.GenerationConfig(max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False, eos_token_id=None, pad_token_id=0)
+        # No token ends a text, and none is kept from coming.
+        model.generation_config.eos_token_id = None
+        settings = transformers.GenerationConfig(max_new_tokens=WRITTEN, do_sample=False, eos_token_id=None, pad_token_id=0)
         with torch.no_grad():
             tokens = model.generate(input_ids=prompt[None], attention_mask=torch.ones(1, PROMPT, dtype=torch.long), generation_config=settings)
         answers[kind] = tokens[0, PROMPT:].tolist()
