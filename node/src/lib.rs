@@ -8,6 +8,7 @@ pub mod demo;
 pub mod disk;
 pub mod export;
 pub mod folders;
+pub mod generate;
 pub mod link;
 mod local;
 pub mod logging;
@@ -43,6 +44,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(Tool::Data { what: Data::Show(show) }) => data::show(&show.into()),
         Some(Tool::Export { what: Export::Merged(merged) }) => export::merged(&merged.into()),
         Some(Tool::Export { what: Export::GgufAdapter(adapter) }) => export::gguf_adapter(&adapter.into()),
+        Some(Tool::Generate(generate)) => block_on(generate::run(generate.options()?)),
+        Some(Tool::Chat(chat)) => block_on(generate::chat(chat.options()?)),
         Some(Tool::Synth(synth)) => block_on(synth::run(synth.into())),
         None => run_role(arguments),
     }

@@ -152,12 +152,15 @@ async fn measure(options: &GenerateOptions) -> anyhow::Result<GenerateFigures> {
         anyhow::Ok((Arc::new(model), digest, bandwidth()))
     });
     let (model, digest, memory_bytes_per_second) = opened.await.context("reading the model")??;
-    let workers = LocalWorkers::start(&mut config, options.link, None, |_| {}).await?;
+    config.network.mdns = false;
+    config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
+    let workers = LocalWorkers::start(&config, &options.model, folder.path(), options.link, None, |_| {}).await?;
+    config.network.peers.extend(workers.addresses.iter().cloned());
     let cluster = Cluster::build(&config, &Start::Fresh, &model, digest, &Progress::new()).await?;
     let backend = cluster.backend();
     let shapes: Vec<_> = model.config().linears().map(|linear| model.config().shape(linear.group)).collect();
     let read = {
-        let (clock, workers) = (cluster.clock(), workers.clock());
+        let (clock, workers) = (cluster.clock(), workers.cpu_clock());
         let traffic = Arc::clone(&backend);
         move || Reading {
             phases: clock.read(),

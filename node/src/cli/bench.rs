@@ -29,7 +29,7 @@ pub enum Bench {
     /// Whole training steps, with real worker processes on this machine
     Step(StepArguments),
     /// Tokens one by one, as they are generated, with real worker processes on this machine
-    Generate(GenerateArguments),
+    Generate(TokenArguments),
     /// Random products against the portable kernel, byte for byte
     Exactness(ExactnessArguments),
     /// The products of a model's layer on a GPU, beside cuBLASLt's plain ones
@@ -116,7 +116,7 @@ impl From<ExactnessArguments> for ExactnessOptions {
 
 /// The arguments of `node bench generate`.
 #[derive(Args, Debug)]
-pub struct GenerateArguments {
+pub struct TokenArguments {
     /// Model: a Hugging Face folder or a .gguf file
     #[arg(long, value_name = "PATH")]
     pub model: PathBuf,
@@ -151,9 +151,9 @@ pub struct GenerateArguments {
     pub json: bool,
 }
 
-impl From<GenerateArguments> for GenerateOptions {
-    fn from(arguments: GenerateArguments) -> Self {
-        let GenerateArguments { model, workers, gpus, tokens, rows, pad_mib, link, json } = arguments;
+impl From<TokenArguments> for GenerateOptions {
+    fn from(arguments: TokenArguments) -> Self {
+        let TokenArguments { model, workers, gpus, tokens, rows, pad_mib, link, json } = arguments;
         Self { model, workers, gpus, tokens, rows, pad_mib, link, json }
     }
 }

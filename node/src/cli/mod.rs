@@ -3,6 +3,7 @@
 mod bench;
 mod data;
 mod export;
+mod generate;
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +16,11 @@ use crate::config::{BackendChoice, Config, HeadChoice};
 use crate::roles::Start;
 use crate::synth::SynthOptions;
 pub use bench::{
-    AccountArguments, Bench, ExactnessArguments, GenerateArguments, GpuArguments, LinearArguments, StepArguments,
+    AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments, TokenArguments,
 };
 pub use data::{Data, ShowArguments};
 pub use export::{Export, ExportArguments};
+pub use generate::{ChatArguments, GenerateArguments, ModelArguments, SamplingArguments};
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
 
@@ -51,6 +53,10 @@ Examples:
 
   See how records become examples, and what is learnt of them:
       node data show --model models/SmolLM2-135M-Instruct.Q4_1.gguf --data my.jsonl
+
+  Ask what was trained, with the products of strangers, and talk to it:
+      node generate --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --prompt 'Who may sign?'
+      node chat --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --workers 2
 
   Use what was trained in other tools, merged into the model or as an adapter for llama.cpp:
       node export merged --model models/Llama-3.2-1B --adapter run1/adapter --out merged
@@ -193,6 +199,12 @@ pub enum Tool {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Write texts with a model and an adapter: products come from workers, and what is written stays here
+    #[command(after_help = generate::EXAMPLES)]
+    Generate(GenerateArguments),
+    /// Talk to a model and an adapter in the terminal
+    #[command(after_help = generate::CHAT_EXAMPLES)]
+    Chat(ChatArguments),
     /// Write a model of a published configuration with random weights, in bf16
     Synth(SynthArguments),
     /// Write a trained adapter in the format of another tool

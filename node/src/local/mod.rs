@@ -51,13 +51,19 @@ impl LocalRun {
     /// When a process cannot be started, or the owner fails.
     pub(crate) async fn run(self) -> anyhow::Result<Option<f64>> {
         let Self { mut config, start, line, trace, parts, quiet } = self;
-        let out = config.owner.out.clone();
+        let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
+        config.network.mdns = false;
+        config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
         let say = |line: String| {
             if !quiet {
                 output::print(line);
             }
         };
-        let workers = LocalWorkers::start(&mut config, line, trace.as_deref(), say).await?;
+        let mut workers = LocalWorkers::default();
+        if config.owner.backend == BackendChoice::Encrypted {
+            workers = LocalWorkers::start(&config, &model, &out, line, trace.as_deref(), say).await?;
+            config.network.peers.extend(workers.addresses.iter().cloned());
+        }
         let settings = write(&out, "owner.toml", &toml::to_string(&config)?)?;
         let mut owner = Command::new(std::env::current_exe().context("the path of this program is not known")?);
         owner.args(["--role", "owner", "--config"]).arg(&settings);
@@ -76,73 +82,67 @@ impl LocalRun {
             owner.stdout(Stdio::null());
         }
         let status = owner.stdin(Stdio::null()).status().await.context("the owner's process cannot be started")?;
-        let workers_cpu_seconds = workers.cpu_seconds();
+        let workers_cpu_seconds = workers.processes.iter().map(WorkerProcess::cpu_seconds).sum();
         workers.stop().await;
         ensure!(status.success(), "the owner ended with {status}; the workers' logs are in {}", out.display());
         Ok(workers_cpu_seconds)
     }
 }
 
-/// The workers of a run, and what lies before them. They end with it.
+/// Workers of an owner on this machine, with what lies between.
+#[derive(Default)]
 pub(crate) struct LocalWorkers {
-    workers: Vec<WorkerProcess>,
-    _links: Vec<Link>,
+    processes: Vec<WorkerProcess>,
+    links: Vec<Link>,
+    /// Where each is reached.
+    pub(crate) addresses: Vec<String>,
 }
 
 impl LocalWorkers {
-    /// Starts as many workers as an owner with encryption waits for, and gives its configuration their addresses, or those of links to
-    /// them; logs and keys go to its folder for results, which exists.
+    /// Starts as many as the owner's configuration waits for. Logs and keys go to `out`; `say` is told of each.
     ///
     /// # Errors
-    /// When a process cannot be started.
+    /// When one cannot be started, or ends before it listens.
     pub(crate) async fn start(
-        config: &mut Config,
+        config: &Config,
+        model: &Path,
+        out: &Path,
         line: Option<Line>,
         trace: Option<&Path>,
         say: impl Fn(String),
     ) -> anyhow::Result<Self> {
-        let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
-        config.network.mdns = false;
-        config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
-        let (mut workers, mut links) = (Vec::new(), Vec::new());
-        if config.owner.backend == BackendChoice::Encrypted {
-            // The owner is a process of this run, under a name that it makes when it starts.
-            let worker = WorkerConfig { owners: Vec::new(), ..config.worker.clone() };
-            let settings = Config { worker, ..Config::default() };
-            let settings = write(&out, "worker.toml", &toml::to_string(&settings)?)?;
-            say(format!("starting {} workers", config.owner.workers));
-            // One after the other: each measures its speed when it starts, and two at a time would measure each other.
-            for number in 1..=config.owner.workers {
-                let mut worker = WorkerProcess::start(number, &model, &settings, &out, trace)?;
-                let mut address = worker.address().await?;
-                if let Some(line) = line {
-                    let (link, entrance) = over(&address, line).await?;
-                    links.push(link);
-                    address = entrance;
-                }
-                say(format!("  worker {number}: {address}"));
-                config.network.peers.push(address);
-                workers.push(worker);
+        // The owner is a process of this run, under a name that it makes when it starts.
+        let worker = WorkerConfig { owners: Vec::new(), ..config.worker.clone() };
+        let settings = Config { worker, ..Config::default() };
+        let settings = write(out, "worker.toml", &toml::to_string(&settings)?)?;
+        say(format!("starting {} workers", config.owner.workers));
+        let mut workers = Self::default();
+        // One after the other: each measures its speed when it starts, and two at a time would measure each other.
+        for number in 1..=config.owner.workers {
+            let mut worker = WorkerProcess::start(number, model, &settings, out, trace)?;
+            let mut address = worker.address().await?;
+            if let Some(line) = line {
+                let (link, entrance) = over(&address, line).await?;
+                workers.links.push(link);
+                address = entrance;
             }
+            say(format!("  worker {number}: {address}"));
+            workers.addresses.push(address);
+            workers.processes.push(worker);
         }
-        Ok(Self { workers, _links: links })
+        Ok(workers)
     }
 
-    /// Processor seconds that all of them have taken, from their start on; `None` where the system does not tell, or one has
+    /// What tells the processor seconds that all of them have taken, from their start on; `None` where the system does not tell, or one has
     /// ended.
-    fn cpu_seconds(&self) -> Option<f64> {
-        self.workers.iter().map(WorkerProcess::cpu_seconds).sum()
+    pub(crate) fn cpu_clock(&self) -> impl Fn() -> Option<f64> + Send + 'static {
+        let processes: Option<Vec<u32>> = self.processes.iter().map(WorkerProcess::id).collect();
+        move || processes.as_ref()?.iter().map(|&process| report::cpu_seconds_of(process)).sum()
     }
 
-    /// The same for whoever wants to know while they run.
-    pub(crate) fn clock(&self) -> impl Fn() -> Option<f64> + Send + 'static {
-        let processes: Option<Vec<u32>> = self.workers.iter().map(WorkerProcess::id).collect();
-        move || processes.iter().flatten().map(|&process| report::cpu_seconds_of(process)).sum()
-    }
-
-    /// Ends them.
+    /// Stops them, one after the other.
     pub(crate) async fn stop(self) {
-        for worker in self.workers {
+        for worker in self.processes {
             worker.stop().await;
         }
     }

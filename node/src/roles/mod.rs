@@ -3,6 +3,7 @@
 mod adapter;
 mod bans;
 pub(crate) mod cluster;
+pub(crate) mod generation;
 mod masks;
 mod model_name;
 pub mod owner;
@@ -13,4 +14,5 @@ mod start;
 pub(crate) mod stop;
 pub mod worker;
 
+pub use generation::GenerationSetup;
 pub use start::Start;
