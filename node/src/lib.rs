@@ -9,6 +9,7 @@ pub mod disk;
 pub mod export;
 pub mod folders;
 pub mod generate;
+mod http;
 pub mod link;
 mod local;
 pub mod logging;
@@ -42,6 +43,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Some(Tool::Bench { what: Bench::Gpu(gpu) }) => bench::gpu::run(&gpu.into()),
         Some(Tool::Data { what: Data::Show(show) }) => data::show(&show.into()),
+        Some(Tool::Serve(serve)) => block_on(roles::serve::run(serve.into_options()?)),
         Some(Tool::Export { what: Export::Merged(merged) }) => export::merged(&merged.into()),
         Some(Tool::Export { what: Export::GgufAdapter(adapter) }) => export::gguf_adapter(&adapter.into()),
         Some(Tool::Generate(generate)) => block_on(generate::run(generate.options()?)),

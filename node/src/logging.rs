@@ -10,8 +10,8 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 use crate::output::Unread;
 use crate::trace::{self, TraceFile};
 
-/// What is logged where `RUST_LOG` says nothing.
-const DEFAULT_FILTER: &str = "warn,node=info,actors=info,protocol=info";
+/// What is logged where `RUST_LOG` says nothing. What strangers send that is no HTTP is an error to actix, and to nobody else.
+const DEFAULT_FILTER: &str = "warn,node=info,actors=info,protocol=info,actix_http=off";
 
 /// Starts logging for the process, called `process` in its trace. A trace lasts until the value is dropped.
 ///

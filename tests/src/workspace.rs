@@ -53,6 +53,18 @@ impl Workspace {
         path
     }
 
+    /// The same, for texts of so many tokens.
+    ///
+    /// # Panics
+    /// When the folder cannot be written.
+    pub fn model_for(&self, name: &str, layers: usize, positions: usize) -> PathBuf {
+        let mut llama = SyntheticLlama::tiny(1);
+        (llama.config.layers, llama.config.max_positions) = (layers, positions);
+        let path = self.path(name);
+        llama.write_folder(&path, StoredAs::F32).expect("the test's folder can be written");
+        path
+    }
+
     /// A GGUF file without tensors that says it is of some architecture.
     ///
     /// # Panics

@@ -4,6 +4,8 @@ mod bench;
 mod data;
 mod export;
 mod generate;
+mod serve;
+mod using;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,8 @@ pub use bench::{
 pub use data::{Data, ShowArguments};
 pub use export::{Export, ExportArguments};
 pub use generate::{ChatArguments, GenerateArguments, ModelArguments, SamplingArguments};
+pub use serve::ServeArguments;
+pub use using::UsedModel;
 
 const ABOUT: &str = "Private LoRA fine-tuning of Llama models on computers that belong to strangers";
 
@@ -57,6 +61,10 @@ Examples:
   Ask what was trained, with the products of strangers, and talk to it:
       node generate --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --prompt 'Who may sign?'
       node chat --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --workers 2
+
+  Use what was trained, from any program that knows OpenAI's API, and in a browser, over workers or here alone:
+      node serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter tuned=run1/adapter --workers 2
+      node serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter tuned=run1/adapter --backend plain
 
   Use what was trained in other tools, merged into the model or as an adapter for llama.cpp:
       node export merged --model models/Llama-3.2-1B --adapter run1/adapter --out merged
@@ -207,6 +215,8 @@ pub enum Tool {
     Chat(ChatArguments),
     /// Write a model of a published configuration with random weights, in bf16
     Synth(SynthArguments),
+    /// Serve a model and its adapters over HTTP, to programs as OpenAI's API and to people as a page
+    Serve(ServeArguments),
     /// Write a trained adapter in the format of another tool
     Export {
         /// Which format.

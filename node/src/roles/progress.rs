@@ -36,13 +36,13 @@ impl Progress {
     }
 
     /// The run has so many steps.
-    pub(super) fn begin(&mut self, steps: usize) {
+    pub(crate) fn begin(&mut self, steps: usize) {
         self.steps = steps;
         self.bar.set_length(steps as u64);
     }
 
     /// A line that stays.
-    pub(super) fn note(&self, line: &str) {
+    pub(crate) fn note(&self, line: &str) {
         if self.plain {
             output::note(line);
         } else {
@@ -51,18 +51,18 @@ impl Progress {
     }
 
     /// What is being done before the first step; on a terminal only, where it does not stay.
-    pub(super) fn status(&self, text: impl Into<String>) {
+    pub(crate) fn status(&self, text: impl Into<String>) {
         self.bar.set_message(text.into());
     }
 
     /// The run goes on from there.
-    pub(super) fn resume(&mut self, state: &TrainState) {
+    pub(crate) fn resume(&mut self, state: &TrainState) {
         self.evaluation = state.evaluations.last().map(|evaluation| evaluation.loss);
         self.bar.set_position(state.steps as u64);
     }
 
     /// A step is done.
-    pub(super) fn step(&mut self, line: &StepReport) {
+    pub(crate) fn step(&mut self, line: &StepReport) {
         let rate = if line.seconds > 0.0 { line.tokens as f64 / line.seconds } else { 0.0 };
         let mut text = format!("loss {:.4}", line.loss);
         if let Some(loss) = self.evaluation {
@@ -84,14 +84,14 @@ impl Progress {
     }
 
     /// An evaluation is done.
-    pub(super) fn evaluation(&mut self, EvaluationReport { step, loss, preference, .. }: &EvaluationReport) {
+    pub(crate) fn evaluation(&mut self, EvaluationReport { step, loss, preference, .. }: &EvaluationReport) {
         self.evaluation = Some(*loss);
         let rewards = preference.as_ref().map(rewards).unwrap_or_default();
         self.note(&format!("evaluation after {step} steps: loss {loss:.4}{rewards}"));
     }
 
     /// The run is over, perhaps before its last step, and these are the adapters that it leaves.
-    pub(super) fn ended(&self, steps: usize, best: Option<usize>) {
+    pub(crate) fn ended(&self, steps: usize, best: Option<usize>) {
         if steps < self.steps {
             self.note(&format!("no evaluation was better for long: the run ends after step {steps} of {}", self.steps));
         }

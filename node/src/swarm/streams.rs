@@ -51,7 +51,8 @@ impl Streams {
         let StreamLimits { of_owner, of_stranger, of_strangers } = self.limits;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |lane| open.get(&(peer, lane)).copied().unwrap_or(0);
-        let strangers = || open.iter().filter(|((_, lane), _)| *lane == Lane::Stranger).map(|(_, count)| count).sum();
+        let strangers =
+            || open.iter().filter(|((_, lane), _)| *lane == Lane::Stranger).map(|(_, count)| count).sum::<usize>();
         let lane = match has_layers {
             true if count(Lane::Owner) < of_owner => Lane::Owner,
             true if count(Lane::Surplus) < of_owner => Lane::Surplus,

@@ -61,6 +61,11 @@ impl ChatTemplate {
         Self { environment, source, special, has_generation, takes_parts: OnceLock::new() }
     }
 
+    /// The program itself.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the template says itself what the model writes, by `{% generation %}`.
     pub fn has_generation(&self) -> bool {
         self.has_generation
