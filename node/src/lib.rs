@@ -6,6 +6,7 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod disk;
+mod eval;
 pub mod export;
 pub mod folders;
 pub mod generate;
@@ -44,6 +45,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(Tool::Bench { what: Bench::Gpu(gpu) }) => bench::gpu::run(&gpu.into()),
         Some(Tool::Data { what: Data::Show(show) }) => data::show(&show.into()),
         Some(Tool::Serve(serve)) => block_on(roles::serve::run(serve.into_options()?)),
+        Some(Tool::Eval(eval)) => block_on(eval::run(eval.into_options()?)),
         Some(Tool::Export { what: Export::Merged(merged) }) => export::merged(&merged.into()),
         Some(Tool::Export { what: Export::GgufAdapter(adapter) }) => export::gguf_adapter(&adapter.into()),
         Some(Tool::Generate(generate)) => block_on(generate::run(generate.options()?)),

@@ -7,7 +7,7 @@
 //! 4. `example` turns a record into tokens, and says which of them the model is to learn;
 //! 5. `dataset` loads a file of examples and sets some aside for evaluation, `preferences` a file of pairs;
 //! 6. `batches` deals them out in a seeded order that a resumed run takes up where it was left;
-//! 7. `show` writes an example for people, what is learnt of it marked.
+//! 7. `show` writes an example for people, what is learnt of it marked; `question` is what a model is asked of one.
 
 mod batch;
 mod batches;
@@ -17,6 +17,7 @@ mod example;
 mod load;
 mod options;
 mod preferences;
+mod question;
 mod record;
 mod show;
 mod source;
@@ -32,4 +33,5 @@ pub use example::Example;
 pub use load::Note;
 pub use options::{DataOptions, FieldNames, HeldOut, PromptFormat, TrainOnEnd, Turns};
 pub use preferences::{PreferencePair, Preferences};
+pub use question::Question;
 pub use show::marked;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod eval;
 mod export;
 mod generate;
 mod serve;
@@ -21,6 +22,7 @@ pub use bench::{
     AccountArguments, Bench, ExactnessArguments, GpuArguments, LinearArguments, StepArguments, TokenArguments,
 };
 pub use data::{Data, ShowArguments};
+pub use eval::EvalArguments;
 pub use export::{Export, ExportArguments};
 pub use generate::{ChatArguments, GenerateArguments, ModelArguments, SamplingArguments};
 pub use serve::ServeArguments;
@@ -65,6 +67,9 @@ Examples:
   Use what was trained, from any program that knows OpenAI's API, and in a browser, over workers or here alone:
       node serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter tuned=run1/adapter --workers 2
       node serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter tuned=run1/adapter --backend plain
+
+  See what the adapter is worth on other data:
+      node eval --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --data test.jsonl --backend plain --generate
 
   Use what was trained in other tools, merged into the model or as an adapter for llama.cpp:
       node export merged --model models/Llama-3.2-1B --adapter run1/adapter --out merged
@@ -217,6 +222,8 @@ pub enum Tool {
     Synth(SynthArguments),
     /// Serve a model and its adapters over HTTP, to programs as OpenAI's API and to people as a page
     Serve(ServeArguments),
+    /// Measure a model, with and without an adapter, on a file of examples
+    Eval(EvalArguments),
     /// Write a trained adapter in the format of another tool
     Export {
         /// Which format.
