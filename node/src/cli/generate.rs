@@ -274,3 +274,52 @@ impl ChatArguments {
         Ok(ChatOptions { setup: model.setup()?, writing: sampling.writing(0.7)?, system })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::Parser as _;
+
+    use super::super::{Arguments, Tool};
+    use super::*;
+
+    fn generate(line: &str) -> Result<GenerateOptions, String> {
+        let all = ["node", "generate", "--model", "m"].into_iter().chain(line.split_whitespace());
+        match Arguments::try_parse_from(all).map_err(|error| error.to_string())?.tool {
+            Some(Tool::Generate(arguments)) => arguments.options().map_err(|error| format!("{error:#}")),
+            tool => panic!("{tool:?}"),
+        }
+    }
+
+    #[test]
+    fn prompts_backends_and_samplings_are_understood_and_contradictions_refused() {
+        let options =
+            generate("--prompt hello --backend plain --temperature 0.5 --top-k 9 --seed 3 --stop x --stop yy").unwrap();
+        assert_eq!(options.setup.config.owner.backend, BackendChoice::Plain);
+        let Writing { sampling, max_tokens, stops } = options.writing;
+        assert_eq!((sampling.temperature, sampling.top_k, sampling.seed, max_tokens), (0.5, 9, Some(3), 256));
+        assert_eq!((stops.texts, options.json, options.setup.local), (vec!["x".to_owned(), "yy".into()], false, false));
+        let options = generate("--prompts p.jsonl --workers 2 --drafts 0 --batch 3").unwrap();
+        assert_eq!((options.setup.local, options.setup.config.owner.workers, options.json), (true, 2, true));
+        assert_eq!((options.setup.engine.drafts, options.setup.engine.sequences), (Drafts::UpTo(0), 3));
+        let peers = "--peer /ip4/127.0.0.1/tcp/1 --peer /ip4/127.0.0.1/tcp/2 --no-mdns --prompt x";
+        let config = generate(peers).unwrap().setup.config;
+        assert_eq!((config.network.peers.len(), config.owner.workers, config.network.mdns), (2, 2, false));
+        for (line, said) in [
+            ("", "--prompt"),
+            ("--prompt a --prompts b", "cannot be used with"),
+            ("--prompt a --workers 2 --backend plain", "--workers starts workers"),
+            ("--prompt a --workers 2 --peer x", "cannot be used with"),
+            ("--prompt a --raw --system s", "cannot be used with"),
+            ("--prompt a --logprobs 3", "give --json too"),
+            ("--prompt a --top-p 0", "top_p is 0"),
+            ("--prompt a --max-tokens 0", "at least one token"),
+            ("--prompt a --batch 17", "17"),
+            ("--prompt a --peer nowhere", "not a multiaddress"),
+        ] {
+            let error = generate(line).unwrap_err();
+            assert!(error.contains(said), "{line}: {error}");
+        }
+    }
+}
