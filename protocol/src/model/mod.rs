@@ -9,6 +9,7 @@ pub mod config;
 mod digest;
 mod error;
 pub mod family;
+mod gguf;
 mod inventory;
 mod served;
 pub mod synthetic;
@@ -25,7 +26,9 @@ use serde::{Deserialize, Serialize};
 pub use config::LlamaConfig;
 pub use error::ModelError;
 pub use family::{Activation, Family, GgufPlace, LayerSet, QkNorm, Rope, RopeScaling, Traits};
+pub use gguf::{GgufNumbers, GgufPlan, GgufTensor, ModelRows, Q8_0_BLOCK, UnknownNumbers};
 pub use tokenizer::{Chat, ChatMessage, ChatTemplate, PlacedToken, Rendered, TextTokenizer};
+pub use weights::Shard;
 
 use self::weights::{GgufFile, SafetensorsFiles, Stored, Weights, transpose_into};
 use crate::ids::{Group, LinearId, LinearShape, ModelDigest};
@@ -347,6 +350,17 @@ impl Model {
             stored.release_rows(first, rows);
         }
         Ok(())
+    }
+
+    /// The files of weights of a Hugging Face folder as they are; `None` of a GGUF file.
+    ///
+    /// # Errors
+    /// None that [`open`](Self::open) would not have found.
+    pub fn shards(&self) -> Result<Option<Vec<Shard<'_>>>, ModelError> {
+        match &self.weights {
+            Weights::Safetensors(files) => files.shards().map(Some),
+            Weights::Gguf(_) => Ok(None),
+        }
     }
 
     /// The tokenizer that comes with the weights.

@@ -234,6 +234,12 @@ impl Rope {
 }
 
 impl Llama3RopeScaling {
+    /// What each frequency of these rotary positions is divided by.
+    pub(crate) fn divisors(&self, rope: &Rope) -> Vec<f64> {
+        let exponents = (0..rope.features / 2).map(|i| -(2.0 * i as f64) / rope.features as f64);
+        exponents.map(|exponent| rope.theta.powf(exponent)).map(|plain| plain / self.scale(plain)).collect()
+    }
+
     fn scale(&self, frequency: f64) -> f64 {
         let turns = self.original_max_position_embeddings as f64 * frequency / std::f64::consts::TAU;
         let keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);

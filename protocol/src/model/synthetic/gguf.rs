@@ -71,7 +71,8 @@ impl SyntheticLlama {
             }
             let Some((name, interleaved)) = gguf_name(self.config.family, &name) else { continue };
             let rows = if interleaved { Rows::Interleaved { head_dim: self.config.head_dim } } else { Rows::Plain };
-            let columns = shape.last().copied().unwrap_or(1);
+            // The numbers of a bias lie as the rows do that it is added to.
+            let columns = if shape.len() == 1 { 1 } else { shape.last().copied().unwrap_or(1) };
             let mut in_file = vec![0.0; values.len()];
             for (row, values) in values.chunks_exact(columns).enumerate() {
                 in_file[rows.in_file(row) * columns..][..columns].copy_from_slice(values);

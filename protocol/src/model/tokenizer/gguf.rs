@@ -14,18 +14,18 @@ use crate::model::error::ModelError;
 use crate::model::weights::{GgufFile, Value};
 
 /// Llama 3's splitting of text into words, numbers of up to three digits, punctuation and space.
-const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+pub(super) const LLAMA3_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's, which differs in that digits stand alone.
-const QWEN2_WORDS: &str =
+pub(super) const QWEN2_WORDS: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Token types that matter here (llama.cpp's `llama_token_type`).
-const NORMAL: i128 = 1;
-const CONTROL: i128 = 3;
-const USER_DEFINED: i128 = 4;
+pub(super) const NORMAL: i128 = 1;
+pub(super) const CONTROL: i128 = 3;
+pub(super) const USER_DEFINED: i128 = 4;
 
 /// Keys of special tokens, and what templates call them.
-const SPECIAL: [(&str, &str); 7] = [
+pub(super) const SPECIAL: [(&str, &str); 7] = [
     ("bos_token_id", "bos_token"),
     ("eos_token_id", "eos_token"),
     ("unknown_token_id", "unk_token"),

@@ -4,6 +4,7 @@ mod folder;
 mod gguf;
 mod places;
 mod template;
+mod to_gguf;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;

@@ -75,6 +75,12 @@ impl GgufFile {
         Ok(header(&self.parts[0].file)?.metadata)
     }
 
+    /// The same as they lie in the file.
+    pub(crate) fn entries(&self) -> Result<Vec<(&str, u32, &[u8])>, ModelError> {
+        let file = &self.parts[0].file;
+        gguf_header::entries(&file.bytes).map_err(|what| ModelError::corrupt(&file.path, what))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.parts[0].file.path
     }

@@ -120,6 +120,25 @@ pub(crate) fn read(file: &[u8]) -> Result<Header<'_>, String> {
     Ok(Header { metadata, tensors, data_offset })
 }
 
+/// The metadata as they lie in a file: each one's key, the code of its type and the bytes of its value.
+///
+/// # Errors
+/// What contradicts, in words.
+pub(crate) fn entries(file: &[u8]) -> Result<Vec<(&str, u32, &[u8])>, String> {
+    let mut cursor = Cursor { left: file, elements: MAX_ELEMENTS };
+    cursor.take(8)?;
+    let (_tensors, count) = (cursor.u64()?, cursor.u64()?);
+    let mut entries = Vec::new();
+    for _ in 0..count {
+        let key = cursor.text()?;
+        let kind = cursor.u32()?;
+        let before = cursor.left;
+        cursor.value(kind, 0)?;
+        entries.push((key, kind, &before[..before.len() - cursor.left.len()]));
+    }
+    Ok(entries)
+}
+
 /// What the code of a number format means, for the formats that can be read.
 pub(crate) fn number_format(code: u32) -> Option<GgmlDType> {
     Some(match code {

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 pub(crate) use self::gguf::GgufFile;
-pub(crate) use self::gguf_header::Value;
+pub(crate) use self::gguf_header::{Header, Value, read as read_gguf_header};
 pub(crate) use self::safetensors::SafetensorsFiles;
+pub use self::safetensors::Shard;
 pub(crate) use self::stored::{Rows, Stored, transpose_into};
 
 use super::error::ModelError;

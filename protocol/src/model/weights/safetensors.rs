@@ -1,10 +1,12 @@
 //! Weights of a Hugging Face folder: one `model.safetensors`, or shards named by `model.safetensors.index.json`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -37,6 +39,32 @@ struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
+}
+
+/// One of a folder's files of weights.
+pub struct Shard<'a> {
+    /// Its path.
+    pub path: &'a Path,
+    /// Its tensors by their names in the file.
+    pub tensors: SafeTensors<'a>,
+    /// What else its head says.
+    pub metadata: Option<HashMap<String, String>>,
+}
+
+impl<'a> Shard<'a> {
+    /// A tensor by its usual name, which a checkpoint of the model without a head shortens.
+    pub fn find(&self, name: &str) -> Option<TensorView<'a>> {
+        let bare = || self.tensors.tensor(name.strip_prefix(PREFIX)?).ok();
+        self.tensors.tensor(name).ok().or_else(bare)
+    }
+
+    /// The usual name of a tensor of a file.
+    pub fn usual_name(name: &str) -> Cow<'_, str> {
+        match name.starts_with("layers.") || name.starts_with("embed_tokens.") || name.starts_with("norm.") {
+            true => format!("{PREFIX}{name}").into(),
+            false => name.into(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -100,6 +128,17 @@ impl SafetensorsFiles {
         }
         self.files.push(mapped);
         Ok(())
+    }
+
+    /// The files as they are.
+    pub(crate) fn shards(&self) -> Result<Vec<Shard<'_>>, ModelError> {
+        let shards = self.files.iter().map(|file| {
+            let failed = |error: safetensors::SafeTensorError| ModelError::corrupt(&file.path, error.to_string());
+            let (_, head) = SafeTensors::read_metadata(&file.bytes).map_err(failed)?;
+            let tensors = SafeTensors::deserialize(&file.bytes).map_err(failed)?;
+            Ok(Shard { path: &file.path, tensors, metadata: head.metadata().clone() })
+        });
+        shards.collect()
     }
 
     /// Gives a tensor, if it is there, a second name.

@@ -129,6 +129,17 @@ impl Rows {
             }
         }
     }
+
+    /// Which row of the model lies in row `row` of the file.
+    pub(crate) fn of_file(self, row: usize) -> usize {
+        match self {
+            Self::Plain => row,
+            Self::Interleaved { head_dim } => {
+                let (head, within, half) = (row / head_dim, row % head_dim, head_dim / 2);
+                head * head_dim + within % 2 * half + within / 2
+            }
+        }
+    }
 }
 
 impl Stored<'_> {
@@ -159,6 +170,9 @@ impl Stored<'_> {
     /// # Errors
     /// When it cannot be decoded, or holds a number that is none.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) -> Result<(), ModelError> {
+        if let ([_], Rows::Interleaved { .. }) = (self.shape, self.rows) {
+            return self.interleaved_vector(out);
+        }
         let in_file = self.rows.in_file(row);
         let row_bytes = self.bytes_of(out.len());
         self.decode(&self.bytes[in_file * row_bytes..(in_file + 1) * row_bytes], out)?;
@@ -166,6 +180,14 @@ impl Stored<'_> {
             scales.apply(in_file, out);
         }
         if all_finite(out) { Ok(()) } else { Err(self.not_finite(row)) }
+    }
+
+    /// A bias, whose numbers lie in the order of the rows that they are added to.
+    fn interleaved_vector(&self, out: &mut [f32]) -> Result<(), ModelError> {
+        let mut in_file = vec![0.0; out.len()];
+        self.decode(&self.bytes[..self.bytes_of(out.len())], &mut in_file)?;
+        out.iter_mut().enumerate().for_each(|(row, out)| *out = in_file[self.rows.in_file(row)]);
+        if all_finite(out) { Ok(()) } else { Err(self.not_finite(0)) }
     }
 
     /// Looks for numbers that are none in a tensor of the usual floats, at the speed of memory. Other formats are looked at

@@ -61,7 +61,7 @@ impl ChatTemplate {
         Self { environment, source, special, has_generation, takes_parts: OnceLock::new() }
     }
 
-    /// The program itself.
+    /// The template as its author wrote it.
     pub fn source(&self) -> &str {
         &self.source
     }
