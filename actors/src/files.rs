@@ -76,12 +76,7 @@ pub fn write_atomically_with(
 ) -> Result<(), FileError> {
     let write = || -> io::Result<()> {
         let folder = folder_of(path);
-        let mode = match readers {
-            Readers::Owner => 0o600,
-            Readers::Usual => 0o666,
-        };
-        let mut file =
-            tempfile::Builder::new().prefix(TEMPORARY).permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
+        let mut file = temporary(readers).tempfile_in(folder)?;
         let mut out = BufWriter::new(file.as_file_mut());
         content(&mut out)?;
         out.flush()?;
@@ -125,7 +120,19 @@ pub fn sweep(folder: &Path) {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// What temporary files are made by.
+pub(crate) fn temporary<'a, 'b>(readers: Readers) -> tempfile::Builder<'a, 'b> {
+    let mode = match readers {
+        Readers::Owner => 0o600,
+        Readers::Usual => 0o666,
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY).permissions(Permissions::from_mode(mode));
+    builder
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

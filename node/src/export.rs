@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use actors::adapter;
-use actors::export::{write_gguf_adapter, write_merged};
-use protocol::model::Model;
+use actors::export::{Existing, Merged, write_gguf, write_gguf_adapter, write_merged, write_ollama};
+use actors::lora::LoraAdapters;
+use protocol::model::{GgufNumbers, Model};
 
 use crate::output;
 
@@ -17,6 +18,27 @@ pub struct ExportOptions {
     pub adapter: PathBuf,
     /// What is written.
     pub out: PathBuf,
+    /// Whether what is there already may be replaced.
+    pub existing: Existing,
+}
+
+impl ExportOptions {
+    fn open(&self) -> anyhow::Result<(Model, LoraAdapters)> {
+        let model = Model::open(&self.model)?;
+        let adapters = adapter::load(&self.adapter, model.config())?;
+        Ok((model, adapters))
+    }
+
+    fn tell(&self, merged: &Merged) {
+        let (name, lost) = &merged.worst;
+        output::print(format_args!(
+            "{}: {} tensors merged, read again and found right; rounding takes most, beside what the adapter adds, from \
+             {name}: {:.2} %",
+            self.out.display(),
+            merged.changed,
+            100.0 * lost
+        ));
+    }
 }
 
 /// Writes a Hugging Face folder with the adapter merged into the weights.
@@ -24,16 +46,18 @@ pub struct ExportOptions {
 /// # Errors
 /// Whatever is wrong with model or adapter, and a merge that is not what it should be.
 pub fn merged(options: &ExportOptions) -> anyhow::Result<()> {
-    let model = Model::open(&options.model)?;
-    let adapters = adapter::load(&options.adapter, model.config())?;
-    let merged = write_merged(&model, &adapters, &options.out)?;
-    let (name, lost) = &merged.worst;
-    output::print(format_args!(
-        "{}: {} tensors merged, read again and found right; rounding takes most of what was added from {name}: {:.2} %",
-        options.out.display(),
-        merged.changed,
-        100.0 * lost
-    ));
+    let (model, adapters) = options.open()?;
+    options.tell(&write_merged(&model, &adapters, &options.out, options.existing)?);
+    Ok(())
+}
+
+/// Writes a GGUF file with the adapter merged into the weights.
+///
+/// # Errors
+/// Whatever is wrong with model or adapter, and a merge that is not what it should be.
+pub fn gguf(options: &ExportOptions, numbers: GgufNumbers) -> anyhow::Result<()> {
+    let (model, adapters) = options.open()?;
+    options.tell(&write_gguf(&model, &adapters, numbers, &options.out, options.existing)?);
     Ok(())
 }
 
@@ -42,13 +66,38 @@ pub fn merged(options: &ExportOptions) -> anyhow::Result<()> {
 /// # Errors
 /// Whatever is wrong with model or adapter, and a file that does not say what it should.
 pub fn gguf_adapter(options: &ExportOptions) -> anyhow::Result<()> {
-    let model = Model::open(&options.model)?;
-    let adapters = adapter::load(&options.adapter, model.config())?;
-    let tensors = write_gguf_adapter(&options.out, model.config(), &adapters)?;
+    let (model, adapters) = options.open()?;
+    let tensors = write_gguf_adapter(&options.out, model.config(), &adapters, options.existing)?;
     output::print(format_args!(
         "{}: changes {tensors} tensors of {}, read again and found right",
         options.out.display(),
         model.config().family.gguf_architecture()
+    ));
+    Ok(())
+}
+
+/// Writes a folder that Ollama makes a model of.
+///
+/// # Errors
+/// Whatever is wrong with model or adapter, and a chat template that Ollama has no form of.
+pub fn ollama(
+    model: &std::path::Path,
+    adapter: Option<&std::path::Path>,
+    out: &std::path::Path,
+    existing: Existing,
+) -> anyhow::Result<()> {
+    let model = Model::open(model)?;
+    let adapters = adapter.map(|folder| adapter::load(folder, model.config())).transpose()?;
+    let written = write_ollama(&model, adapters.as_ref(), out, existing)?;
+    let changes = match written.changes {
+        Some(tensors) => format!("an adapter that changes {tensors} tensors"),
+        None => "no adapter".to_owned(),
+    };
+    output::print(format_args!(
+        "{}: {changes}, conversations in the form of {}; `ollama create NAME -f {}` makes a model of it",
+        out.display(),
+        written.style,
+        out.join("Modelfile").display()
     ));
     Ok(())
 }

@@ -47,7 +47,11 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Some(Tool::Serve(serve)) => block_on(roles::serve::run(serve.into_options()?)),
         Some(Tool::Eval(eval)) => block_on(eval::run(eval.into_options()?)),
         Some(Tool::Export { what: Export::Merged(merged) }) => export::merged(&merged.into()),
+        Some(Tool::Export { what: Export::Gguf(gguf) }) => export::gguf(&gguf.export.into(), gguf.numbers),
         Some(Tool::Export { what: Export::GgufAdapter(adapter) }) => export::gguf_adapter(&adapter.into()),
+        Some(Tool::Export { what: Export::Ollama(ollama) }) => {
+            export::ollama(&ollama.model, ollama.adapter.as_deref(), &ollama.out, cli::existing(ollama.force))
+        }
         Some(Tool::Generate(generate)) => block_on(generate::run(generate.options()?)),
         Some(Tool::Chat(chat)) => block_on(generate::chat(chat.options()?)),
         Some(Tool::Synth(synth)) => block_on(synth::run(synth.into())),

@@ -4,8 +4,9 @@
 //! llama.cpp scales a product by `alpha / rank`, with one alpha for the file and each tensor's own rank. Where an adapter scales
 //! one otherwise (rsLoRA, patterns), the rest of the factor is folded into `B`.
 
-use std::collections::HashMap;
-use std::io::Cursor;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{self, Content, Value};
@@ -13,20 +14,47 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use protocol::model::LlamaConfig;
 
-use super::ExportError;
-use super::delta::Delta;
-use crate::files::{Readers, write_atomically};
+use super::changes::{Delta, nothing};
+use super::output::{Existing, OutputFile};
+use super::{ExportError, wrong};
+use crate::files::{FileError, Readers};
 use crate::lora::LoraAdapters;
 
 /// Writes an adapter of a model to a file. Returns how many of the model's tensors it changes.
 ///
 /// # Errors
-/// When the model's family has no form in llama.cpp, the disk refuses, or the file does not say what it should.
-pub fn write(path: &Path, model: &LlamaConfig, adapters: &LoraAdapters) -> Result<usize, ExportError> {
+/// When the model's family has no form in llama.cpp, the adapter has norms or adds nothing, there is a file that must be
+/// kept, the disk refuses, or the file does not say what it should.
+pub fn write(
+    path: &Path,
+    model: &LlamaConfig,
+    adapters: &LoraAdapters,
+    existing: Existing,
+) -> Result<usize, ExportError> {
+    let mut file = OutputFile::new(path, Readers::Owner, existing)?;
+    let tensors = write_to(file.file(), model, adapters)?;
+    check(file.path(), model, adapters)?;
+    file.done()?;
+    Ok(tensors)
+}
+
+/// Writes the file without a look back.
+pub(super) fn write_to(file: &mut File, model: &LlamaConfig, adapters: &LoraAdapters) -> Result<usize, ExportError> {
+    if let Some(norm) = adapters.norms().next() {
+        return Err(ExportError::Unsupported(format!(
+            "the adapter has norms that were trained ({}, lora.modules_to_save), which adapters for llama.cpp have no place \
+             for; write the merged model (`node export gguf`)",
+            norm.module
+        )));
+    }
+    let deltas = Delta::all(adapters)?;
+    if deltas.iter().all(Delta::is_zero) {
+        return Err(nothing());
+    }
     let alpha = adapters.config().alpha;
     let architecture = model.family.gguf_architecture();
     let mut tensors = Vec::new();
-    for delta in Delta::all(adapters)? {
+    for delta in deltas {
         let place = model.gguf_place(delta.layer.into(), delta.projection).ok_or_else(|| {
             ExportError::Unsupported(format!("llama.cpp has no tensor for {} of {architecture}", delta.weight()))
         })?;
@@ -47,22 +75,22 @@ pub fn write(path: &Path, model: &LlamaConfig, adapters: &LoraAdapters) -> Resul
         ("adapter.type", text("lora")),
         ("adapter.lora.alpha", Value::F32(alpha)),
     ];
-    let mut bytes = Cursor::new(Vec::new());
+    let failed = |source| FileError::Io { path: "the adapter".into(), action: "written", source };
+    let mut out = BufWriter::new(file);
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let named: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    gguf_file::write(&mut bytes, &metadata, &named)?;
-    write_atomically(path, bytes.get_ref(), Readers::Owner)?;
-    check(path, model, adapters)?;
+    gguf_file::write(&mut out, &metadata, &named)?;
+    out.flush().map_err(failed)?;
     Ok(tensors.len() / 2)
 }
 
 /// Reads a file back, and finds in it what each of the adapter's products adds.
-fn check(path: &Path, model: &LlamaConfig, adapters: &LoraAdapters) -> Result<(), ExportError> {
-    let wrong = |what: String| ExportError::Wrong { path: path.to_owned(), what };
-    let mut file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+pub(super) fn check(path: &Path, model: &LlamaConfig, adapters: &LoraAdapters) -> Result<(), ExportError> {
+    let wrong = |what: String| wrong(path, what);
+    let mut file = File::open(path).map_err(|error| wrong(error.to_string()))?;
     let content = Content::read(&mut file)?;
     let alpha = content.metadata.get("adapter.lora.alpha").ok_or_else(|| wrong("it has no alpha".into()))?.to_f32()?;
-    let mut names: HashMap<&str, ()> = content.tensor_infos.keys().map(|name| (name.as_str(), ())).collect();
+    let mut names: HashSet<&str> = content.tensor_infos.keys().map(String::as_str).collect();
     for delta in Delta::all(adapters)? {
         let Some(place) = model.gguf_place(delta.layer.into(), delta.projection) else { continue };
         let mut read = |side: &str| {
@@ -87,7 +115,7 @@ fn check(path: &Path, model: &LlamaConfig, adapters: &LoraAdapters) -> Result<()
             }
         }
     }
-    match names.into_keys().next() {
+    match names.into_iter().next() {
         Some(name) => Err(wrong(format!("{name} is of no projection that has an adapter"))),
         None => Ok(()),
     }

@@ -1,23 +1,32 @@
 //! A trained adapter in the formats of other tools: merged into the model's own weights, or as llama.cpp reads adapters.
 //!
-//! A folder or file is done when it was read again and found to be what it should be: what another tool makes of it later is
-//! too late to find out that nothing was merged.
+//! A folder or file gets its name when it was read again and found to be what it should be: what another tool makes of it
+//! later is too late to find out that nothing was merged.
 
-mod delta;
+mod changes;
+mod gguf;
 mod gguf_adapter;
 mod merged;
+mod numbers;
+mod ollama;
+mod output;
+mod tally;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protocol::model::ModelError;
 
 use crate::adapter::AdapterError;
 use crate::files::FileError;
 
+pub use self::gguf::write as write_gguf;
 pub use self::gguf_adapter::write as write_gguf_adapter;
-pub use self::merged::{Merged, write as write_merged};
+pub use self::merged::write as write_merged;
+pub use self::ollama::{Modelfile, write as write_ollama};
+pub use self::output::Existing;
+pub use self::tally::Merged;
 
 /// Why an adapter cannot be exported.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +47,9 @@ pub enum ExportError {
     /// This model or adapter has no such form.
     #[error("{0}")]
     Unsupported(String),
+    /// What was merged is not what should have been.
+    #[error("the merge is not right: {0}")]
+    Merge(String),
     /// What was written is not what should have been.
     #[error("{}: {what}", path.display())]
     Wrong {
@@ -46,4 +58,8 @@ pub enum ExportError {
         /// What is wrong with it.
         what: String,
     },
+}
+
+fn wrong(path: &Path, what: String) -> ExportError {
+    ExportError::Wrong { path: path.to_owned(), what }
 }

@@ -23,7 +23,7 @@ pub use bench::{
 };
 pub use data::{Data, ShowArguments};
 pub use eval::EvalArguments;
-pub use export::{Export, ExportArguments};
+pub use export::{Export, ExportArguments, GgufArguments, OllamaArguments, existing};
 pub use generate::{ChatArguments, GenerateArguments, ModelArguments, SamplingArguments};
 pub use serve::ServeArguments;
 pub use using::UsedModel;
@@ -73,7 +73,9 @@ Examples:
 
   Use what was trained in other tools, merged into the model or as an adapter for llama.cpp:
       node export merged --model models/Llama-3.2-1B --adapter run1/adapter --out merged
-      node export gguf-adapter --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --out run1.gguf
+      node export gguf --model models/Llama-3.2-1B --adapter run1/adapter --type q8_0 --out run1.gguf
+      node export gguf-adapter --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --out lora.gguf
+      node export ollama --model models/SmolLM2-135M-Instruct.Q4_1.gguf --adapter run1/adapter --out ollama
 
   Measure this machine, on a real model's shape if its weights cannot be had:
       node synth --config llama-3.2-1b --out models/llama-3.2-1b-random
