@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actors::backend::{BackendError, LinearBackend, Product};
-use actors::data::{BatchSource, MicroBatch, Position};
+use actors::data::{BatchSource, DataError, MicroBatch, Position};
 use actors::trainer::{
     EvaluationReport, TrainEvent, TrainableModel, Trainer, TrainerConfig, TrainingConfig, TrainingData,
 };
@@ -128,9 +128,9 @@ struct Endless<F> {
 }
 
 impl<F: Fn(u32) -> MicroBatch + Send> BatchSource for Endless<F> {
-    fn next_batch(&mut self) -> Option<MicroBatch> {
+    fn next_batch(&mut self) -> Result<Option<MicroBatch>, DataError> {
         self.next += 1;
-        Some((self.sequence)(self.next - 1))
+        Ok(Some((self.sequence)(self.next - 1)))
     }
 
     fn position(&self) -> Position {

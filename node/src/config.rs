@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use actors::checkpoint::CheckpointConfig;
-use actors::data::{DataOptions, HeldOut};
+use actors::data::{DataFile, DataOptions, HeldOut};
 use actors::matmul::devices::GpuRequest;
 use actors::owner::pads::PadRoom;
 use actors::trainer::TrainingConfig;
@@ -357,14 +357,18 @@ impl Config {
         }
     }
 
-    /// The data's path.
+    /// What is trained on: one file or folder, or several with weights.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn data(&self) -> anyhow::Result<&Path> {
-        match &self.owner.data {
-            Some(path) => Ok(path),
-            None => bail!("no training data: give --data FILE.jsonl, or `data` under [owner] in the configuration"),
+    /// When there is none, or the configuration says both.
+    pub fn data_files(&self) -> anyhow::Result<Vec<DataFile>> {
+        match (&self.owner.data, &self.data.files[..]) {
+            (Some(path), []) => Ok(vec![DataFile::new(path)]),
+            (None, files @ [_, ..]) => Ok(files.to_vec()),
+            (Some(_), [_, ..]) => bail!("owner.data and data.files both say what is trained on: take one of them out"),
+            (None, []) => {
+                bail!("no training data: give --data FILE.jsonl, or `data` under [owner] in the configuration")
+            }
         }
     }
 }
@@ -417,6 +421,18 @@ mod tests {
         assert!(error_of("[data]\npad_to = 0").contains("data.pad_to"));
         assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
         assert!(error_of("[encryption]\nbackward = 0.0").contains("encryption.backward"));
+    }
+
+    #[test]
+    fn data_are_one_path_or_several_files() {
+        let files = "files = [{ path = 'a.jsonl', weight = 2.0 }, { path = 'b.parquet' }]";
+        let read = |text: &str| toml::from_str::<Config>(text).unwrap().data_files();
+        let found = read(&format!("[data]\n{files}")).unwrap();
+        assert_eq!(found, [DataFile { path: "a.jsonl".into(), weight: 2.0 }, DataFile::new("b.parquet")]);
+        assert_eq!(read("[owner]\ndata = 'a.jsonl'").unwrap(), [DataFile::new("a.jsonl")]);
+        let both = read(&format!("[owner]\ndata = 'c.jsonl'\n[data]\n{files}")).unwrap_err().to_string();
+        assert!(both.contains("owner.data and data.files"), "{both}");
+        assert!(read("").unwrap_err().to_string().contains("--data"));
     }
 
     #[test]

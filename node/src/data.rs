@@ -1,9 +1,9 @@
 //! `node data show`: how a data set's records become examples, and what is learnt of them; and what is told of that before
 //! a run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use actors::data::{DataOptions, Dataset, Example, Note, Preferences, TrainOnEnd, marked};
+use actors::data::{DataFile, DataOptions, Dataset, Example, Note, TrainOnEnd, marked};
 use anyhow::Context as _;
 use protocol::model::{Model, TextTokenizer};
 
@@ -34,7 +34,10 @@ pub struct ShowOptions {
 pub fn show(options: &ShowOptions) -> anyhow::Result<()> {
     let config = options.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
     let model = options.model.as_ref().or(config.model.as_ref()).context("no model: give --model")?;
-    let data = options.data.as_ref().or(config.owner.data.as_ref()).context("no data: give --data")?;
+    let data = match &options.data {
+        Some(path) => vec![DataFile::new(path)],
+        None => config.data_files()?,
+    };
     let tokenizer = Model::open(model)?.tokenizer()?;
     let shown = |what: &str, example: &Example| -> anyhow::Result<()> {
         let (all, learnt) = (example.tokens.len(), example.loss_tokens());
@@ -50,28 +53,32 @@ pub fn show(options: &ShowOptions) -> anyhow::Result<()> {
         Ok(())
     };
     if options.preferences {
-        let pairs = Preferences::load(data, &config.data, &tokenizer)?;
+        let pairs = Dataset::load_pairs(&data, &config.data, &tokenizer)?;
         tell_notes(&pairs.notes, &pairs.unused);
-        let all = pairs.pairs.len();
-        for (number, pair) in (1..).zip(&pairs.pairs).take(options.count) {
-            shown(&format!("pair {number} of {all}, chosen"), &pair.chosen)?;
-            shown(&format!("pair {number} of {all}, rejected"), &pair.rejected)?;
+        let (all, answers) = (pairs.units(), ["chosen", "rejected"].into_iter().cycle());
+        for ((number, answer), example) in (0..).zip(answers).zip(pairs.iter()).take(2 * options.count) {
+            shown(&format!("pair {} of {all}, {answer}", number / 2 + 1), &example?)?;
         }
         return Ok(());
     }
-    let examples = Dataset::load(data, &config.data, &tokenizer)?;
-    tell(&examples, data, &config.data, &tokenizer);
-    let all = examples.examples().len();
-    for (number, example) in (1..).zip(examples.examples()).take(options.count) {
-        shown(&format!("example {number} of {all}"), example)?;
+    let examples = Dataset::load_files(&data, &config.data, &tokenizer)?;
+    tell(&examples, &named(&data), &config.data, &tokenizer);
+    let all = examples.len();
+    for (number, example) in (1..).zip(examples.iter()).take(options.count) {
+        shown(&format!("example {number} of {all}"), &example?)?;
     }
     Ok(())
 }
 
+/// The files of a data set, for messages.
+pub(crate) fn named(data: &[DataFile]) -> String {
+    data.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
 /// Says what of the data is not used as it is, and shows an example to whoever debugs.
-pub(crate) fn tell(examples: &Dataset, data: &Path, options: &DataOptions, tokenizer: &TextTokenizer) {
+pub(crate) fn tell(examples: &Dataset, data: &str, options: &DataOptions, tokenizer: &TextTokenizer) {
     tell_notes(&examples.notes, &examples.unused);
-    let (data, most) = (data.display(), options.max_tokens);
+    let most = options.max_tokens;
     if examples.truncated > 0 {
         tracing::warn!("{} examples of {data} were cut to {most} tokens (data.max_tokens)", examples.truncated);
     }
@@ -87,9 +94,9 @@ pub(crate) fn tell(examples: &Dataset, data: &Path, options: &DataOptions, token
              its chat template writes none, or data.max_tokens ({most}) cuts it off; node data show tells"
         );
     }
-    if let Some(first) = examples.examples().first() {
+    if let Some(Ok(first)) = examples.iter().next() {
         // Whoever debugs sees the data.
-        match marked(first, tokenizer) {
+        match marked(&first, tokenizer) {
             Ok(text) => tracing::debug!("the first example of {data}, what is learnt of it between ⟦ and ⟧:\n{text}"),
             Err(error) => tracing::debug!("the first example of {data} cannot be shown: {error}"),
         }

@@ -16,15 +16,16 @@ fn main() -> anyhow::Result<()> {
     let config = Config::read(&path)?;
     let tokenizer = Model::open(config.model()?)?.tokenizer()?;
     let examples = match config.training.objective.of_pairs() {
-        true => Dataset::load_pairs(config.data()?, &config.data, &tokenizer)?,
-        false => Dataset::load(config.data()?, &config.data, &tokenizer)?,
+        true => Dataset::load_pairs(&config.data_files()?, &config.data, &tokenizer)?,
+        false => Dataset::load_files(&config.data_files()?, &config.data, &tokenizer)?,
     };
     let (_, held_out) = examples.split(config.data.held_out, config.training.seed)?;
     let batches = match config.training.eval_batches {
         0 => usize::MAX,
         most => most,
     };
-    let sequences: Vec<_> = held_out.in_order(config.training.micro_batch, 1).take(batches).collect();
+    let sequences: Vec<_> =
+        held_out.in_order(config.training.micro_batch, 1).take(batches).collect::<Result<_, _>>()?;
     let mut lines = Vec::new();
     for batch in &sequences {
         for (tokens, targets) in batch.sequences().map(|rows| (&batch.tokens[rows.clone()], &batch.targets[rows])) {

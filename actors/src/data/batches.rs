@@ -1,12 +1,9 @@
 //! The order in which examples are trained on.
 
-use std::sync::Arc;
-
-use rand::{RngCore, SeedableRng, TryRngCore};
-use rand_chacha::ChaCha8Rng;
+use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
 
-use super::{Dataset, Example, MicroBatch};
+use super::{DataError, Dataset, MicroBatch};
 
 /// Where a run is in its data: the next example to take. What a checkpoint stores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +19,10 @@ pub struct Position {
 /// Micro-batches to train on, which a resumed run takes up where an earlier one left them.
 pub trait BatchSource: Send {
     /// The next one; `None` at the end of data that have one.
-    fn next_batch(&mut self) -> Option<MicroBatch>;
+    ///
+    /// # Errors
+    /// When the data cannot be read.
+    fn next_batch(&mut self) -> Result<Option<MicroBatch>, DataError>;
 
     /// The next example to take.
     fn position(&self) -> Position;
@@ -36,28 +36,23 @@ pub trait BatchSource: Send {
 /// Micro-batches are always full: the last one of a pass is filled with the first examples of the next.
 #[derive(Clone, Debug)]
 pub struct Batches {
-    examples: Arc<Vec<Example>>,
-    /// Examples that are dealt together.
-    unit: usize,
-    padding: u32,
+    dataset: Dataset,
     batch: usize,
     pad_to: usize,
     position: Position,
-    order: Vec<usize>,
+    order: Vec<u32>,
 }
 
 impl Batches {
-    /// Deals `dataset`, which must not be empty, in micro-batches of `batch ≥ 1` examples, or pairs of them, whose tokens
+    /// Deals `dataset`, of which a pass must take something, in micro-batches of `batch ≥ 1` examples, or pairs of them, whose tokens
     /// together are made up to a multiple of `pad_to`.
     ///
     /// # Panics
     /// When the data set or the batch is empty.
     pub fn new(dataset: &Dataset, batch: usize, pad_to: usize, seed: u64) -> Self {
-        let examples = dataset.shared();
-        assert!(!examples.is_empty() && batch > 0, "there is something to deal");
-        let order = shuffled(dataset.units(), seed, 0);
+        assert!(dataset.pass() > 0 && batch > 0, "there is something to deal");
         let position = Position { seed, ..Position::default() };
-        Self { examples, unit: dataset.unit(), padding: dataset.padding(), batch, pad_to, position, order }
+        Self { dataset: dataset.clone(), batch, pad_to, position, order: dataset.order(seed, 0) }
     }
 
     fn take(&mut self) -> usize {
@@ -66,21 +61,22 @@ impl Batches {
         }
         let example = self.order[self.position.index];
         self.position.index += 1;
-        example
+        example as usize
     }
 
     /// The next micro-batch.
-    pub fn deal(&mut self) -> MicroBatch {
+    ///
+    /// # Errors
+    /// When the examples cannot be read from where they are kept.
+    pub fn deal(&mut self) -> Result<MicroBatch, DataError> {
         let chosen: Vec<usize> = (0..self.batch).map(|_| self.take()).collect();
-        let examples = |&number: &usize| &self.examples[number * self.unit..(number + 1) * self.unit];
-        let examples: Vec<&Example> = chosen.iter().flat_map(examples).collect();
-        MicroBatch::of(&examples, chosen, self.padding, self.pad_to)
+        self.dataset.batch(chosen, self.pad_to)
     }
 }
 
 impl BatchSource for Batches {
-    fn next_batch(&mut self) -> Option<MicroBatch> {
-        Some(self.deal())
+    fn next_batch(&mut self) -> Result<Option<MicroBatch>, DataError> {
+        self.deal().map(Some)
     }
 
     fn position(&self) -> Position {
@@ -89,7 +85,7 @@ impl BatchSource for Batches {
 
     fn seek(&mut self, position: Position) {
         self.position = position;
-        self.order = shuffled(self.examples.len() / self.unit, position.seed, position.epoch);
+        self.order = self.dataset.order(position.seed, position.epoch);
     }
 }
 
@@ -100,19 +96,4 @@ impl BatchSource for Batches {
 /// When the operating system has no random numbers.
 pub fn fresh_seed() -> std::io::Result<u64> {
     rand::rngs::OsRng.try_next_u64().map(|seed| seed >> 1).map_err(std::io::Error::other)
-}
-
-/// The numbers below `count` in random order (Fisher and Yates). Written out here, since a resumed run relies on the
-/// order, and a library's shuffle may change with its version.
-pub(super) fn shuffled(count: usize, seed: u64, stream: u64) -> Vec<usize> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(stream);
-    let mut order: Vec<usize> = (0..count).collect();
-    for last in (1..count).rev() {
-        // The high half of a 64-by-64-bit product is a number below the bound; its bias is below 2^-32 for any data
-        // set that fits a memory.
-        let bound = last as u128 + 1;
-        order.swap(last, ((u128::from(random.next_u64()) * bound) >> 64) as usize);
-    }
-    order
 }

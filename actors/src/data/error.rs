@@ -16,13 +16,21 @@ pub enum DataError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A line is not what is expected.
-    #[error("{} line {line}: {what}", path.display())]
-    Line {
+    /// The tokens cannot be kept.
+    #[error("tokens cannot be kept in the folder for temporary files, {} (TMPDIR names another): {source}", folder.display())]
+    Temporary {
+        /// The folder.
+        folder: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A record is not what is expected.
+    #[error("{} {place}: {what}", path.display())]
+    Record {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
-        line: usize,
+        /// Its line or row, in words.
+        place: String,
         /// What is wrong and what was expected.
         what: String,
     },

@@ -54,14 +54,14 @@ impl std::fmt::Display for At<'_> {
 /// Gives `take` what `make` makes of each record of these files, in order.
 ///
 /// # Errors
-/// When a file cannot be read, and the first record that is not as expected.
+/// When a file cannot be read, the first record that is not as expected, and what `take` returns.
 pub(super) fn each<T: Send>(
     paths: &[PathBuf],
     options: &DataOptions,
     tokenizer: &TextTokenizer,
     notes: &mut Notes,
     make: impl Fn(Parsed, &Encoder<'_>) -> Result<T, String> + Sync,
-    mut take: impl FnMut(&At<'_>, T, &mut Notes),
+    mut take: impl FnMut(&At<'_>, T, &mut Notes) -> Result<(), DataError>,
 ) -> Result<(), DataError> {
     check(options)?;
     let encoder = Encoder::new(options, tokenizer)?;
@@ -82,7 +82,7 @@ pub(super) fn each<T: Send>(
                 let (made, unused) = made.map_err(|what| place.wrong(path, what))?;
                 let at = At { path, place };
                 unused.into_iter().for_each(|name| notes.add(&at, format!("the field `{name}`")));
-                take(&at, made, notes);
+                take(&at, made, notes)?;
             }
             match failed {
                 Some(error) => return Err(error),

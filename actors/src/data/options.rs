@@ -1,12 +1,43 @@
 //! What a user sets about data.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+/// A file or folder of records, and how often its examples are taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How often each of its examples is taken in a pass over the data; a fraction takes so large a part of them once more, in
+    /// each pass another one.
+    #[serde(default = "once")]
+    pub weight: f64,
+}
+
+/// Most that a weight may be.
+pub(super) const MAX_WEIGHT: f64 = 1000.0;
+
+fn once() -> f64 {
+    1.0
+}
+
+impl DataFile {
+    /// One whose examples are taken once in a pass.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), weight: once() }
+    }
+}
 
 /// How a file's lines become examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataOptions {
+    /// What is trained on, where that is more than one file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<DataFile>,
     /// What the fields of a line are called.
     pub fields: FieldNames,
     /// How prompts and messages are written.
@@ -31,6 +62,7 @@ pub struct DataOptions {
 impl Default for DataOptions {
     fn default() -> Self {
         Self {
+            files: Vec::new(),
             fields: FieldNames::default(),
             format: PromptFormat::Chat,
             chat_template: None,

@@ -35,7 +35,7 @@ use self::run::Run;
 use crate::adapter::AdapterError;
 use crate::backend::LinearBackend;
 use crate::checkpoint::Checkpoint;
-use crate::data::{BatchSource, MicroBatch};
+use crate::data::{BatchSource, DataError, MicroBatch};
 use crate::lora::LoraAdapters;
 use crate::transformer::{Llama, LlamaError, Prefix};
 
@@ -69,6 +69,9 @@ pub enum TrainError {
     /// The adapter cannot be saved.
     #[error("the adapter cannot be saved: {0}")]
     Adapter(#[from] AdapterError),
+    /// The training data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// There were not enough micro-batches.
     #[error("the training data ended before step {step}")]
     DataEnded {

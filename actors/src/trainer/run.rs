@@ -95,8 +95,8 @@ impl Run {
             if self.is_over(&self.saver.state()) || self.stopping() {
                 return Ok(());
             }
-            let micro_batches: Vec<MicroBatch> =
-                std::iter::from_fn(|| data.next_batch()).take(training.accumulation).collect();
+            let micro_batches = std::iter::from_fn(|| data.next_batch().transpose()).take(training.accumulation);
+            let micro_batches = micro_batches.collect::<Result<Vec<MicroBatch>, _>>()?;
             if micro_batches.len() < training.accumulation {
                 return Err(TrainError::DataEnded { step: steps + 1 });
             }

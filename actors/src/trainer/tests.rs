@@ -16,7 +16,7 @@ use protocol::ids::ProductId;
 use super::*;
 use crate::adapter;
 use crate::backend::{BackendError, PlainBackend, Product};
-use crate::data::{IGNORED, Position};
+use crate::data::{DataError, IGNORED, Position};
 use crate::lora::{Layers, LoraConfig};
 use crate::testing::TinyModel;
 
@@ -45,10 +45,10 @@ struct Sequences {
 }
 
 impl BatchSource for Sequences {
-    fn next_batch(&mut self) -> Option<MicroBatch> {
+    fn next_batch(&mut self) -> Result<Option<MicroBatch>, DataError> {
         let first = self.next.index;
         self.next.index += 1;
-        (first < self.end).then(|| micro_batch((first * self.batch) as u32, self.batch))
+        Ok((first < self.end).then(|| micro_batch((first * self.batch) as u32, self.batch)))
     }
 
     fn position(&self) -> Position {

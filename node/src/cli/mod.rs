@@ -315,6 +315,9 @@ impl Arguments {
         set(&mut config.worker.gpus, &self.gpus);
         set(&mut config.worker.split, &self.split);
         config.worker.owners.extend(self.owner.iter().cloned());
+        if self.data.is_some() {
+            config.data.files.clear();
+        }
         set_some(&mut config.owner.data, &self.data);
         set_some(&mut config.owner.adapter, &self.adapter);
         set(&mut config.owner.out, &self.out);

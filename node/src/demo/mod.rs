@@ -51,7 +51,7 @@ pub async fn run(mut config: Config, start: Start, trace: Option<PathBuf>) -> an
     if config.model.is_none() {
         config.model = Some(tokio::task::spawn_blocking(fetch::smollm2).await??);
     }
-    if config.owner.data.is_none() {
+    if config.owner.data.is_none() && config.data.files.is_empty() {
         config.owner.data = Some(write(&out, "handbook.jsonl", HANDBOOK)?);
     }
     LocalRun { config, start, line: None, trace, parts: false, quiet: false }.run().await?;

@@ -117,7 +117,7 @@ async fn evaluate(
         }
         let dataset = read(data, &reading, &tokenizer, *limit)?;
         let batches: Arc<Vec<MicroBatch>> =
-            Arc::new(dataset.in_order(config.training.micro_batch, reading.pad_to).collect());
+            Arc::new(dataset.in_order(config.training.micro_batch, reading.pad_to).collect::<Result<_, _>>()?);
         let mut models = vec![("the base model", None)];
         models.extend(adapter.map(|adapter| ("the adapter", Some(adapter))));
         let mut scores = Vec::new();
@@ -127,7 +127,7 @@ async fn evaluate(
         }
         let mut answered = Vec::new();
         if let Some(generation) = generation {
-            let questions = Question::of_all(dataset.examples(), &tokenizer)?;
+            let questions = Question::of_all(&dataset.examples()?, &tokenizer)?;
             ensure!(
                 !questions.is_empty(),
                 "--generate: {} has no prompts to answer, only texts; give {{\"prompt\", \"completion\"}} or {{\"messages\"}}",
@@ -149,7 +149,7 @@ async fn evaluate(
         Ok(Evaluation {
             model: Ready::name(config)?,
             data: data.display().to_string(),
-            examples: dataset.examples().len(),
+            examples: dataset.len(),
             loss_tokens: batches.iter().map(MicroBatch::loss_tokens).sum(),
             base: scores.next().context("the base model is always evaluated")?,
             adapter: scores.next(),
@@ -169,8 +169,8 @@ fn read(
     limit: Option<usize>,
 ) -> anyhow::Result<Dataset> {
     let dataset = Dataset::load(data, options, tokenizer)?;
-    tell(&dataset, data, options, tokenizer);
-    let first = dataset.examples().iter().take(limit.unwrap_or(usize::MAX)).cloned().collect();
+    tell(&dataset, &data.display().to_string(), options, tokenizer);
+    let first = dataset.iter().take(limit.unwrap_or(usize::MAX)).collect::<Result<_, _>>()?;
     Ok(Dataset::from_examples(first, dataset.padding()))
 }
 

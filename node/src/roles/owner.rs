@@ -17,7 +17,7 @@ use actors::trainer::{
     AdapterTarget, CheckpointTarget, Saver, TrainEvent, TrainHandle, TrainOutcome, TrainState, TrainableModel, Trainer,
     TrainerConfig, TrainingData,
 };
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use protocol::ids::ModelDigest;
 use protocol::model::Model;
 
@@ -28,7 +28,7 @@ use super::start::{self, Start};
 use super::stop::StopSignals;
 use super::{adapter, model_name, prefix};
 use crate::config::{BackendChoice, Config};
-use crate::data::tell;
+use crate::data::{named, tell};
 use crate::{output, protect};
 
 /// What an owner begins with: all that can be wrong with it is found before a worker is asked for anything.
@@ -91,7 +91,7 @@ async fn prepare(
 
 /// Reads and checks model, data and the checkpoint to go on from. Blocks.
 fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
-    let (path, data) = (config.model()?, config.data()?);
+    let (path, data) = (config.model()?, config.data_files()?);
     start.check(&config.owner.out)?;
     let model = Model::open(path)?;
     model.notes().iter().for_each(|note| tracing::warn!("{note}"));
@@ -107,12 +107,13 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
     let mut config = config.clone();
     let adapter = adapter::read(&mut config, model.config())?;
     let examples = match config.training.objective.of_pairs() {
-        true => Dataset::load_pairs(data, &config.data, &tokenizer)?,
-        false => Dataset::load(data, &config.data, &tokenizer)?,
+        true => Dataset::load_pairs(&data, &config.data, &tokenizer)?,
+        false => Dataset::load_files(&data, &config.data, &tokenizer)?,
     };
-    tell(&examples, data, &config.data, &tokenizer);
+    tell(&examples, &named(&data), &config.data, &tokenizer);
     let (training, held_out) = examples.split(config.data.held_out, config.training.seed)?;
-    config.training = config.training.resolved(training.units()).context("[training]")?;
+    ensure!(training.pass() > 0, "the weights under data.files leave nothing to train on; give larger ones");
+    config.training = config.training.resolved(training.pass()).context("[training]")?;
     let config = Arc::new(config);
     let digest = model.digest()?;
     let resume = start.checkpoint(&config.owner.out, config.training.lora.values(model.config())?)?;
@@ -121,7 +122,7 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
         (None, Some(found)) => found.checkpoint.state.position.seed,
         (None, None) => fresh_seed().context("no randomness from the operating system")?,
     };
-    let mut identity = start::identity(&config, data_seed, digest, training.digest(), held_out.digest())?;
+    let mut identity = start::identity(&config, data_seed, digest, training.digest()?, held_out.digest()?)?;
     if let Some(adapter) = &adapter {
         identity = identity.with("adapter to begin with (digest)", adapter.digest()?);
     }
@@ -143,7 +144,7 @@ async fn train(
     let out = &config.owner.out;
     let name = model_name::of(config.model()?);
     let sets = cluster.map(Cluster::parameter_sets).unwrap_or_default();
-    let report = empty_report(&name, &inputs, sets);
+    let report = empty_report(&name, &inputs, sets)?;
     let mut results = Results::create(out, report)?;
     start::check_disk(config, config.training.lora.values(inputs.model.config())?)?;
     progress.status("preparing the model");
@@ -182,7 +183,7 @@ async fn train(
         resume: resume.map(|found| found.checkpoint),
         ..TrainerConfig::new(config.training.clone())
     };
-    let data = training_data(config, &inputs);
+    let data = training_data(config, &inputs)?;
     output::print(format_args!(
         "training {} steps, {} {}",
         config.training.steps(),
@@ -264,12 +265,16 @@ async fn trainable(
     .context("preparing the model")?
 }
 
-fn training_data(config: &Config, inputs: &Inputs) -> TrainingData {
+fn training_data(config: &Config, inputs: &Inputs) -> anyhow::Result<TrainingData> {
     let (batch, pad_to) = (config.training.micro_batch, config.data.pad_to);
-    TrainingData {
+    let evaluated = match config.training.eval_batches {
+        0 => usize::MAX,
+        most => most,
+    };
+    Ok(TrainingData {
         train: Box::new(Batches::new(&inputs.training, batch, pad_to, inputs.data_seed)),
-        evaluation: inputs.held_out.in_order(batch, pad_to).collect(),
-    }
+        evaluation: inputs.held_out.in_order(batch, pad_to).take(evaluated).collect::<Result<_, _>>()?,
+    })
 }
 
 /// Shows and keeps what the run tells, and stops it at Ctrl-C.

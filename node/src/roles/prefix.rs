@@ -60,8 +60,7 @@ impl Plan {
             0 => usize::MAX,
             most => most.saturating_mul(config.training.micro_batch * texts.held_out.unit()),
         };
-        let tokens =
-            |data: &Dataset, most| -> usize { data.examples().iter().take(most).map(|e| e.tokens.len()).sum() };
+        let tokens = |data: &Dataset, most| -> usize { data.lengths().take(most).sum() };
         let tokens = tokens(texts.held_out, evaluated) + tokens(texts.training, if training { usize::MAX } else { 0 });
         let bytes = (tokens * texts.model.hidden_size * format.bytes()) as u64;
         Ok((layer > 0 && tokens > 0).then_some(Self { layer, format, training, bytes }))

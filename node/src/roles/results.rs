@@ -228,10 +228,13 @@ fn backend_name(backend: BackendChoice) -> &'static str {
 }
 
 /// A report of a run that has not begun.
-pub(super) fn empty_report(model: &str, inputs: &Inputs, parameter_sets: Vec<ParameterSet>) -> Report {
+///
+/// # Errors
+/// When the data cannot be read again.
+pub(super) fn empty_report(model: &str, inputs: &Inputs, parameter_sets: Vec<ParameterSet>) -> anyhow::Result<Report> {
     let Inputs { config, digest, training, held_out, data_seed, .. } = inputs;
     let settings = json!({"training": config.training, "data": config.data, "encryption": config.encryption});
-    Report {
+    Ok(Report {
         velum_version: env!("CARGO_PKG_VERSION").to_owned(),
         model: model.to_owned(),
         model_digest: digest.to_string(),
@@ -239,8 +242,8 @@ pub(super) fn empty_report(model: &str, inputs: &Inputs, parameter_sets: Vec<Par
         parameter_sets,
         seed: config.training.seed,
         data_seed: *data_seed,
-        data_digest: Some(training.digest()),
-        held_out_digest: (held_out.units() > 0).then(|| held_out.digest()),
+        data_digest: Some(training.digest()?),
+        held_out_digest: (held_out.units() > 0).then(|| held_out.digest()).transpose()?,
         settings: Some(settings),
         best_step: None,
         eval_loss_before: None,
@@ -251,5 +254,5 @@ pub(super) fn empty_report(model: &str, inputs: &Inputs, parameter_sets: Vec<Par
         workers: Vec::new(),
         owner_peak_rss_bytes: 0,
         owner_cpu_seconds: 0.0,
-    }
+    })
 }

@@ -174,7 +174,8 @@ pub(super) fn identity(
         .with("training.data_seed", data_seed)
         // Losses do not depend on how many micro-batches are in flight.
         .with_settings("training", &config.training, &["training.in_flight", "training.data_seed"])?
-        .with_settings("data", &config.data, &[])?
+        // Files may lie elsewhere; what is in them, and their weights, is in the digest.
+        .with_settings("data", &config.data, &["data.files"])?
         .with_settings("encryption", &config.encryption, &[])?;
     // What is kept as it is changes no number.
     Ok(match config.owner.prefix_cache {

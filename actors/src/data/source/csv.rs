@@ -39,7 +39,7 @@ impl<R: BufRead> Table<R> {
     /// The next row that is not empty.
     fn row(&mut self) -> Result<Option<(Place, Vec<String>)>, DataError> {
         loop {
-            let place = Place(self.line + 1);
+            let place = Place::Line(self.line + 1);
             let mut row = Vec::new();
             if !self.line_into(&mut row)? {
                 return Ok(None);

@@ -35,7 +35,7 @@ impl<R: BufRead> Records for Lines<R> {
             }
             self.number += 1;
             if !line.trim_ascii().is_empty() {
-                return Ok(Some((Place(self.number), Raw::Json(line))));
+                return Ok(Some((Place::Line(self.number), Raw::Json(line))));
             }
         }
     }
@@ -71,7 +71,7 @@ impl<R: BufRead> List<R> {
     }
 
     fn wrong(&self, what: &str) -> DataError {
-        Place(self.number).wrong(&self.path, what.to_owned())
+        Place::Line(self.number).wrong(&self.path, what.to_owned())
     }
 
     /// The member that begins with `byte`, up to the comma or bracket behind it, and that.
@@ -106,7 +106,7 @@ impl<R: BufRead> Records for List<R> {
                 (State::Before, b'[') => self.state = State::Within,
                 (State::Within, b']') => self.state = State::After,
                 (State::Within, byte) => {
-                    let place = Place(self.number);
+                    let place = Place::Line(self.number);
                     let (member, end) = self.member(byte)?;
                     if end == b']' {
                         self.state = State::After;
@@ -141,7 +141,8 @@ fn placed(error: &serde_json::Error, place: Place) -> String {
     let text = error.to_string();
     match text.rfind(" at line ") {
         Some(at) if error.line() > 1 => {
-            format!("{} (line {}, column {})", &text[..at], place.0 + error.line() - 1, error.column())
+            let (Place::Line(first) | Place::Row(first)) = place;
+            format!("{} (line {}, column {})", &text[..at], first + error.line() - 1, error.column())
         }
         Some(at) => format!("{} (column {})", &text[..at], error.column()),
         None => text,

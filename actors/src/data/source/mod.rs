@@ -1,11 +1,12 @@
 //! The records of a file, with the places that they stand at.
 //!
-//! What a file is, is told by what it begins with, and for tables of text by its name: gzip and zstd are undone first, then a
-//! file is a list in JSON (`[`), CSV (`.csv`, `.tsv`) or an object per line. All are read a part at a time.
+//! What a file is, is told by what it begins with, and for tables of text by its name: Parquet (`PAR1`), or, once gzip and zstd
+//! are undone, a list in JSON (`[`), CSV (`.csv`, `.tsv`) or an object per line. All are read a part at a time.
 
 mod csv;
 mod folder;
 mod json;
+mod parquet;
 mod zstd;
 
 use std::fs::File;
@@ -23,20 +24,28 @@ const NOT_UTF8: &str = "it is not UTF-8, perhaps Latin-1; write it as UTF-8 (ico
 /// What is read of a file at once, to tell what it is.
 const BUFFER: usize = 1 << 16;
 
-/// Where in a file a record begins: its line, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place(usize);
+/// Where in a file a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The line that it begins in, from 1.
+    Line(usize),
+    /// The row of a table that has no lines, from 1.
+    Row(usize),
+}
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "line {}", self.0)
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Row(row) => write!(f, "row {row}"),
+        }
     }
 }
 
 impl Place {
     /// What is wrong with the record at this place.
     pub(super) fn wrong(self, path: &Path, what: String) -> DataError {
-        DataError::Line { path: path.to_owned(), line: self.0, what }
+        DataError::Record { path: path.to_owned(), place: self.to_string(), what }
     }
 }
 
@@ -78,6 +87,9 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn Records>, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
     let mut file = BufReader::with_capacity(BUFFER, File::open(path).map_err(io)?);
     let first = file.fill_buf().map_err(io)?;
+    if first.starts_with(parquet::MAGIC) {
+        return Ok(Box::new(parquet::Table::open(path)?));
+    }
     let mut name = path.to_owned();
     let reader: Box<dyn Read> = if first.starts_with(b"\x1f\x8b") {
         name.set_extension("");
@@ -99,9 +111,7 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn Records>, DataError> {
         [0xfd, b'7', b'z', b'X', b'Z', ..] => return kind("the file is compressed with xz; unpack it first (xz -d)"),
         [b'B', b'Z', b'h', ..] => return kind("the file is compressed with bzip2; unpack it first (bzip2 -d)"),
         [b'P', b'A', b'R', b'1', ..] => {
-            return kind(
-                "the file is Parquet, which is not read; write it as JSON (pandas: to_json(lines=True, orient=\"records\"))",
-            );
+            return kind("the file is Parquet that was compressed as a whole; unpack it first (gunzip, zstd -d)");
         }
         _ if first.starts_with(b"version https://git-lfs") => {
             return kind("the file is a pointer of Git LFS and not the data; fetch them (git lfs pull)");

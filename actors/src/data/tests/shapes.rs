@@ -1,5 +1,7 @@
 //! The shapes that records have, and what is refused of them.
 
+use protocol::model::TextTokenizer;
+
 use super::super::*;
 use super::{learnt, load, one, tokenizer};
 
@@ -8,6 +10,10 @@ const FULL: &str = "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}{% for 
      <|im_start|>{{ m.role }}{{ ' ' + m.name if m.name }}\n{% if m.reasoning_content %}[{{ m.reasoning_content }}]{% endif %}\
      {{ m.content or '' }}{% for c in m.tool_calls %}CALL {{ c.function.name }}{% endfor %}<|im_end|>\n{% endfor %}\
      {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+fn load_pairs(line: &str, options: &DataOptions, tokenizer: &TextTokenizer) -> Result<Dataset, DataError> {
+    Dataset::load_pairs(&[DataFile::new(super::file(line).path())], options, tokenizer)
+}
 
 fn with(line: &str, template: Option<&str>) -> (String, String) {
     one(&line.replace('\n', " "), &DataOptions::default(), &tokenizer(template))
@@ -204,9 +210,9 @@ fn pairs_to_choose_from_are_read_in_all_their_shapes() {
         r#"{"chosen": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "inn"}], "rejected": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "tin"}]}"#,
         r#"{"conversations": [{"from": "human", "value": "the"}], "chosen": {"from": "gpt", "value": "inn"}, "rejected": {"from": "gpt", "value": "tin"}}"#,
     ] {
-        let pairs = Preferences::load(super::file(line).path(), &DataOptions::default(), &tokenizer).unwrap();
-        let [pair] = &pairs.pairs[..] else { panic!("one line is one pair") };
-        for (example, said) in [(&pair.chosen, "inn"), (&pair.rejected, "tin")] {
+        let pairs = load_pairs(line, &DataOptions::default(), &tokenizer).unwrap().examples().unwrap();
+        let [chosen, rejected] = &pairs[..] else { panic!("one line is one pair") };
+        for (example, said) in [(chosen, "inn"), (rejected, "tin")] {
             assert_eq!(learnt(example, &tokenizer), format!("{said}<|im_end|>"), "{line}");
             let text = tokenizer.decode(&example.tokens).unwrap();
             let head = "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n";
@@ -215,8 +221,8 @@ fn pairs_to_choose_from_are_read_in_all_their_shapes() {
     }
     let plain = DataOptions { format: PromptFormat::Plain, ..DataOptions::default() };
     let line = r#"{"prompt": "the ", "chosen": "inn", "rejected": "tin"}"#;
-    let pairs = Preferences::load(super::file(line).path(), &plain, &tokenizer).unwrap();
-    assert_eq!(tokenizer.decode(&pairs.pairs[0].rejected.tokens).unwrap(), "the tin<|im_end|>");
+    let pairs = load_pairs(line, &plain, &tokenizer).unwrap().examples().unwrap();
+    assert_eq!(tokenizer.decode(&pairs[1].tokens).unwrap(), "the tin<|im_end|>");
 }
 
 #[test]
@@ -231,8 +237,7 @@ fn pairs_and_examples_are_not_taken_for_each_other() {
         (r#"{"chosen": "inn", "rejected": "tin"}"#, "`prompt` is missing"),
         (r#"{"prompt": "the", "chosen": "inn", "rejected": ""}"#, "of `rejected`: the completion is empty"),
     ] {
-        let error =
-            Preferences::load(super::file(line).path(), &DataOptions::default(), &tokenizer).unwrap_err().to_string();
+        let error = load_pairs(line, &DataOptions::default(), &tokenizer).unwrap_err().to_string();
         assert!(error.contains("line 1: ") && error.contains(said), "{error}");
     }
 }

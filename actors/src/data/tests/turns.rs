@@ -155,9 +155,10 @@ fn turns_can_be_learnt_one_by_one() {
     let tokenizer = tokenizer(Some(&template("<|im_end|>")));
     let options = DataOptions { turns: Turns::Each, ..DataOptions::default() };
     let dataset = load(&TALK.replace('\n', " "), &options, &tokenizer).unwrap();
-    let learnt: Vec<String> = dataset.examples().iter().map(|example| super::learnt(example, &tokenizer)).collect();
+    let learnt: Vec<String> =
+        dataset.examples().unwrap().iter().map(|example| super::learnt(example, &tokenizer)).collect();
     assert_eq!(learnt, ["In the inn. <|im_end|>", "a tin<|im_end|>"]);
-    assert!(dataset.examples()[0].tokens.len() < dataset.examples()[1].tokens.len());
+    assert!(dataset.examples().unwrap()[0].tokens.len() < dataset.examples().unwrap()[1].tokens.len());
 }
 
 const THINKS: &str = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nin"},
@@ -185,7 +186,8 @@ fn thoughts_that_a_template_leaves_out_are_refused_with_a_way_out() {
     let each = DataOptions { turns: Turns::Each, ..DataOptions::default() };
     let tokenizer = tokenizer(Some(&strips("not loop.last")));
     let dataset = load(&line, &each, &tokenizer).unwrap();
-    let learnt: Vec<String> = dataset.examples().iter().map(|example| super::learnt(example, &tokenizer)).collect();
+    let learnt: Vec<String> =
+        dataset.examples().unwrap().iter().map(|example| super::learnt(example, &tokenizer)).collect();
     assert_eq!(learnt, ["<think>\nhm\n</think>\n\nin<|im_end|>", "<think>\nha\n</think>\n\ninn<|im_end|>"]);
     // As does a template of one's own.
     let file = super::file(&template("<|im_end|>"));
@@ -235,7 +237,7 @@ fn an_example_is_shown_with_what_is_learnt_of_it() {
     let tokenizer = tokenizer(Some(&template("<|im_end|>")));
     let dataset = load(r#"{"prompt": "the é", "completion": "in é"}"#, &DataOptions::default(), &tokenizer).unwrap();
     assert_eq!(
-        marked(&dataset.examples()[0], &tokenizer).unwrap(),
+        marked(&dataset.examples().unwrap()[0], &tokenizer).unwrap(),
         "<|im_start|>user\nthe é<|im_end|>\n<|im_start|>assistant\n⟦in é<|im_end|>⟧\n"
     );
 }

@@ -32,7 +32,7 @@ fn preferring(objective: Objective, steps: usize) -> TrainingConfig {
 #[test]
 fn gradients_of_preferences_are_finite_differences() {
     let tiny = TinyModel::new();
-    let batch = pairs().in_order(3, 8).next().unwrap();
+    let batch = pairs().in_order(3, 8).next().unwrap().unwrap();
     for objective in [Objective::Dpo, Objective::Orpo] {
         let config =
             TrainingConfig { lora: LoraConfig { rank: 2, ..LoraConfig::default() }, ..preferring(objective, 1) };
@@ -75,7 +75,7 @@ async fn what_is_preferred_is_learnt() {
         let training = TrainingConfig { learning_rate: 2e-2, ..preferring(objective, 20) };
         let data = TrainingData {
             train: Box::new(crate::data::Batches::new(&pairs(), 2, 1, 5)),
-            evaluation: pairs().in_order(2, 1).collect(),
+            evaluation: pairs().in_order(2, 1).map(Result::unwrap).collect(),
         };
         let (events, outcome) = run(training, data).await;
         let reports = events.iter().filter_map(|event| match event {
@@ -140,7 +140,7 @@ impl LinearBackend for Counting {
 async fn the_reference_sees_each_pair_once_and_is_what_the_run_began_with() {
     let tiny = TinyModel::new();
     let backend = Arc::new(Counting(PlainBackend::new(&tiny.model).unwrap(), Mutex::new(0)));
-    let tokens: usize = pairs().examples().iter().map(|example| example.tokens.len()).sum();
+    let tokens: usize = pairs().lengths().sum();
     let earlier = crate::lora::LoraAdapters::new(tiny.config(), &training(1).lora, 1).unwrap();
     earlier.parameters().iter().enumerate().for_each(|(i, var)| nudge(var, i as u64, 0.3));
     for (reference, separates) in [(Reference::Start, false), (Reference::Base, true)] {

@@ -60,7 +60,7 @@ async fn a_text_goes_through_the_lower_layers_once_and_the_run_is_the_same() {
     let (with, rows) =
         run(&place, Some(Prefix { cache: open(&path, StateFormat::F32), training: true }), 0, None).await;
     assert_eq!((with.losses, with.parameters), (without.losses.clone(), without.parameters.clone()));
-    let tokens: usize = texts().examples().iter().map(|example| example.tokens.len()).sum();
+    let tokens: usize = texts().lengths().sum();
     assert_eq!(rows[0].iter().sum::<usize>(), tokens, "each text once: {:?}", rows[0]);
     assert_eq!(rows[1].iter().sum::<usize>(), all[1].iter().sum::<usize>());
 

@@ -95,7 +95,7 @@ impl Place {
         let examples = if training.objective.of_pairs() { preference::pairs() } else { texts() };
         let data = TrainingData {
             train: Box::new(Batches::new(&examples, training.micro_batch, 1, seed)),
-            evaluation: examples.in_order(2, 1).collect(),
+            evaluation: examples.in_order(2, 1).map(Result::unwrap).collect(),
         };
         let config = TrainerConfig { checkpoints: Some(target), resume, ..TrainerConfig::new(training) };
         Trainer::launch(config, model, data)
