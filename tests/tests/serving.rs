@@ -180,7 +180,7 @@ fn an_echo_tells_what_the_training_path_computes() {
     let tokenizer = model.tokenizer().unwrap();
     let said = "What is the answer, in two words? Grüße";
     let tokens = tokenizer.encode(said, true).unwrap();
-    let asked = json!({"echo": true, "max_tokens": 1, "logprobs": 1, "temperature": 0, "ignore_eos": true});
+    let asked = json!({"echo": true, "max_tokens": 1, "logprobs": 1, "temperature": 0});
     for prompt in [json!(said), json!([tokens])] {
         let echoed = served.complete(merged(asked.clone(), json!({"prompt": prompt})));
         let choice = &echoed["choices"][0];

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::answer::{Part, Used};
 use super::asked::{Asked, Encoded, prompt_field};
 use super::error::ApiError;
-use super::request::Request;
+use super::request::{Endpoint, Request};
 use super::served::{Models, refused};
 
 /// The choices of one request. Dropping it cancels them.
@@ -22,7 +22,8 @@ pub(super) struct Choices {
     pub(super) used: Used,
     echo: bool,
     told: bool,
-    ignore_ends: bool,
+    /// Whether a token that ends an answer is told like any other.
+    ends_told: bool,
     field: &'static str,
     _seats: OwnedSemaphorePermit,
 }
@@ -40,9 +41,11 @@ impl Choices {
         let of: Vec<usize> = choices.iter().map(|&(prompt, _)| prompt).collect();
         let events = choices.into_iter().enumerate().map(|(choice, (_, events))| numbered(choice, events)).collect();
         let field = prompt_field(request.endpoint);
-        let (echo, told, ignore_ends) = (request.echo, request.logprobs.is_some(), request.ignore_ends);
+        let (echo, told) = (request.echo, request.logprobs.is_some());
+        // Who scores a prompt by /v1/completions counts on one more token than the prompt has, whatever it is.
+        let ends_told = request.ignore_ends || request.endpoint == Endpoint::Completions;
         let left = of.len();
-        Self { prompts, of, events, left, used: Used::default(), echo, told, ignore_ends, field, _seats: seats }
+        Self { prompts, of, events, left, used: Used::default(), echo, told, ends_told, field, _seats: seats }
     }
 
     /// Number of choices.
@@ -113,9 +116,9 @@ impl Choices {
         Part { text: text.clone(), tokens: if self.told { told(tokens) } else { Vec::new() }, offset: 0 }
     }
 
-    /// A token; that which ends a text is no part of it.
+    /// A token; that which ends a turn is no part of it.
     fn token(&self, models: &Models, token: Token) -> Part {
-        let ends = !self.ignore_ends && models.engine.ends().contains(&token.id);
+        let ends = !self.ends_told && models.engine.ends().contains(&token.id);
         let tokens = if self.told && !ends { vec![(token.id, token.scored)] } else { Vec::new() };
         Part { text: token.text, tokens, offset: 0 }
     }

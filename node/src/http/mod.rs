@@ -38,7 +38,7 @@ pub(crate) use self::served::{Limits, Models};
 /// Threads that read and write sockets; the models have their own.
 const THREADS: usize = 2;
 /// Connections of each of them.
-const CONNECTIONS: usize = 256;
+const CONNECTIONS: usize = 128;
 /// Time for the head of a request to come.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Time that a connection may do nothing between two requests.
@@ -84,9 +84,12 @@ impl Http {
             .disable_signals()
             // Whoever stops sending has left: its answer is not written on.
             .h1_allow_half_closed(false)
-            .on_connect(move |connection, _| {
+            .on_connect(move |connection, data| {
                 if let Some(stream) = connection.downcast_ref::<actix_web::rt::net::TcpStream>() {
                     close_when_stuck(stream, limits.patience);
+                    if let Ok(socket) = socket2::SockRef::from(stream).try_clone() {
+                        data.insert(Connection(Arc::new(socket)));
+                    }
                 }
             })
             .listen(listener)
@@ -106,6 +109,22 @@ impl Http {
     pub(crate) async fn abort(&self) {
         self.served.stop();
         self.handle.stop(false).await;
+    }
+}
+
+/// A connection, for whoever has to end it.
+#[derive(Clone)]
+struct Connection(Arc<socket2::Socket>);
+
+impl Connection {
+    /// Ends it once what was answered had time to arrive: a client whose request is refused may have more of it to send, and
+    /// would else keep its place for as long as it likes.
+    fn end_soon(self) {
+        drop(actix_web::rt::spawn(async move {
+            tokio::time::sleep(CLOSE_TIME).await;
+            // It may have ended by itself.
+            let _ = self.0.shutdown(std::net::Shutdown::Both);
+        }));
     }
 }
 

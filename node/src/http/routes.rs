@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::middleware::Next;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, ResponseError as _, web};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ use super::error::ApiError;
 use super::pieces::Pieces;
 use super::request::{Endpoint, Request};
 use super::served::{Limits, Served, now};
-use super::{page, stream};
+use super::{Connection, page, stream};
 
 type State = web::Data<Served>;
 
@@ -32,14 +33,24 @@ pub(super) fn configure(app: &mut web::ServiceConfig) {
         .default_service(web::to(nothing));
 }
 
-/// Lets in whom the gate lets in.
+/// Lets in whom the gate lets in. A connection whose request was refused before all of it was read is ended.
 pub(super) async fn guarded(
     state: State,
     request: ServiceRequest,
-    next: Next<impl MessageBody>,
+    next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, actix_web::Error> {
-    state.gate.check(request.head())?;
-    next.call(request).await
+    let connection = request.conn_data::<Connection>().cloned();
+    let mut response = match state.gate.check(request.head()) {
+        Ok(()) => next.call(request).await?.map_into_left_body(),
+        Err(refusal) => request.into_response(refusal.error_response()).map_into_right_body(),
+    };
+    let status = response.status();
+    let read = !status.is_client_error() || [StatusCode::BAD_REQUEST, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+    if !read {
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+        connection.into_iter().for_each(Connection::end_soon);
+    }
+    Ok(response)
 }
 
 async fn chat(state: State, payload: web::Payload) -> Result<HttpResponse, ApiError> {
