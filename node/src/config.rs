@@ -35,6 +35,8 @@ pub struct Config {
     pub data: DataOptions,
     /// The adapters, the optimiser and its schedule.
     pub training: TrainingConfig,
+    /// What an evaluation shows besides its loss.
+    pub eval: EvalConfig,
     /// When an owner saves what it has, so that it can go on from there.
     pub checkpoint: CheckpointConfig,
     /// The keys of `[training.lora]` that the file has.
@@ -136,6 +138,22 @@ impl Default for WorkerConfig {
             max_tokens: 16_384,
             product_memory_mib: 2048,
         }
+    }
+}
+
+/// `[eval]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Held-out prompts that are answered at each evaluation; 0 answers none.
+    pub generate: usize,
+    /// Tokens of an answer at most.
+    pub max_tokens: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { generate: 0, max_tokens: 48 }
     }
 }
 
@@ -327,8 +345,15 @@ impl Config {
             (1..=1000).contains(&self.checkpoint.keep),
             "checkpoint.keep must be from 1 to 1000; save_every = 0 and save_minutes = 0 make none while all goes well"
         );
+        ensure!(self.eval.generate <= 256, "eval.generate must be at most 256; node eval --generate answers more");
+        ensure!(self.eval.max_tokens > 0, "eval.max_tokens must be at least 1; eval.generate = 0 answers nothing");
         self.training.validate().context("[training]")?;
         let nothing_held_out = matches!(self.data.held_out, HeldOut::Count(0) | HeldOut::Fraction(0.0));
+        ensure!(
+            !nothing_held_out || self.eval.generate == 0,
+            "eval.generate is {}, and data.held_out is 0: hold something out that can be asked",
+            self.eval.generate
+        );
         ensure!(
             !nothing_held_out || (self.training.early_stopping_patience.is_none() && !self.training.loads_best()),
             "training.early_stopping_patience and training.load_best go by the held-out examples, and data.held_out is 0"

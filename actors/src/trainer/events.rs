@@ -17,6 +17,11 @@ pub enum TrainEvent {
     },
     /// The held-out split was evaluated.
     Evaluation(EvaluationReport),
+    /// Prompts were answered after an evaluation.
+    Answered {
+        /// Optimiser steps taken so far.
+        step: usize,
+    },
     /// An optimiser step was taken.
     Step(StepReport),
     /// The run ended, and its adapter is saved where one was asked for.

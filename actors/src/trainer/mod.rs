@@ -36,6 +36,7 @@ use crate::adapter::AdapterError;
 use crate::backend::LinearBackend;
 use crate::checkpoint::Checkpoint;
 use crate::data::{BatchSource, DataError, MicroBatch};
+use crate::generation::GenerationError;
 use crate::lora::LoraAdapters;
 use crate::transformer::{Llama, LlamaError, Prefix};
 
@@ -84,6 +85,9 @@ pub enum TrainError {
     /// A step ended without its summary.
     #[error("a step ended without a summary; this is a bug, please report it with the log")]
     Lost,
+    /// Prompts of an evaluation cannot be answered.
+    #[error("a held-out prompt cannot be answered: {0}")]
+    Generation(#[from] GenerationError),
     /// A thread could not be started.
     #[error("a training thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -98,6 +102,9 @@ impl From<candle_core::Error> for TrainError {
     }
 }
 
+/// Has prompts answered after so many steps with the adapters as they are then. Called on the training thread, which waits.
+pub type Answering = Arc<dyn Fn(usize, &LoraAdapters) -> Result<(), GenerationError> + Send + Sync>;
+
 /// A run's settings.
 pub struct TrainerConfig {
     /// Hyper-parameters.
@@ -106,6 +113,8 @@ pub struct TrainerConfig {
     pub adapter: Option<AdapterTarget>,
     /// Where checkpoints go; `None` makes none.
     pub checkpoints: Option<CheckpointTarget>,
+    /// What is done with the adapters as they are after each evaluation; `None` does nothing.
+    pub answering: Option<Answering>,
     /// What the run goes on from; `None` begins it. Whoever gives it has made sure that it is of this run.
     pub resume: Option<Checkpoint<TrainState>>,
 }
@@ -113,7 +122,7 @@ pub struct TrainerConfig {
 impl TrainerConfig {
     /// A new run that leaves nothing on the disk.
     pub fn new(training: TrainingConfig) -> Self {
-        Self { training, adapter: None, checkpoints: None, resume: None }
+        Self { training, adapter: None, checkpoints: None, answering: None, resume: None }
     }
 }
 

@@ -185,6 +185,10 @@ impl Run {
             && let Some((report, references)) = self.evaluate(steps)?
         {
             self.tell(TrainEvent::Evaluation(report));
+            if let Some(answering) = &self.config.answering {
+                answering(steps, &self.model.adapters)?;
+                self.tell(TrainEvent::Answered { step: steps });
+            }
             let best = stopping::best(&self.saver.state().evaluations).map_or(f64::INFINITY, |best| best.loss);
             if self.config.training.loads_best() && report.loss < best {
                 block_on(self.aggregator.send(Best::Keep))??;

@@ -39,7 +39,7 @@ pub(crate) fn rows_of_a_step(model: &Arc<Model>, data: &Path) -> anyhow::Result<
         TrainingConfig { steps: Some(1), micro_batch: SEQUENCES, accumulation: 1, ..TrainingConfig::default() };
     let data = TrainingData { train: Box::new(Batches::new(&examples, SEQUENCES, 1, 0)), evaluation: Vec::new() };
     let recorder = Arc::new(Recorder { plain: PlainBackend::new(model)?, rows: Mutex::default() });
-    let config = TrainerConfig { training: training.clone(), adapter: None, checkpoints: None, resume: None };
+    let config = TrainerConfig::new(training.clone());
     actix::System::new().block_on(async {
         let trainable = TrainableModel::new(Arc::clone(model), Arc::clone(&recorder) as _, &training)?;
         Trainer::launch(config, trainable, data)?.join().await?;

@@ -342,6 +342,7 @@ mod tests {
             best_step: None,
             eval_loss_before: None,
             eval_loss_after: None,
+            answers: Vec::new(),
             evaluations: Vec::new(),
             steps: cpu.iter().enumerate().map(step).collect(),
             time: TimeBreakdown::default(),

@@ -3,7 +3,7 @@
 //!
 //! 1. fetch a small real model, once;
 //! 2. run workers and an owner with the example data;
-//! 3. say what came out.
+//! 3. say what came out, with what the model answered before and after.
 
 pub mod fetch;
 mod summary;
@@ -54,8 +54,9 @@ pub async fn run(mut config: Config, start: Start, trace: Option<PathBuf>) -> an
     if config.owner.data.is_none() && config.data.files.is_empty() {
         config.owner.data = Some(write(&out, "handbook.jsonl", HANDBOOK)?);
     }
+    let data: Vec<PathBuf> = config.data_files()?.into_iter().map(|file| file.path).collect();
     LocalRun { config, start, line: None, trace, parts: false, quiet: false }.run().await?;
-    summary::print(&out)
+    summary::print(&out, &data)
 }
 
 #[cfg(test)]

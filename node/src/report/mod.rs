@@ -68,6 +68,9 @@ pub struct Report {
     pub eval_loss_after: Option<f64>,
     /// Every evaluation, the first and the last included.
     pub evaluations: Vec<EvaluationReport>,
+    /// What held-out prompts were answered at the evaluations, if they were (`eval.generate`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<AnswersReport>,
     /// Every optimiser step.
     pub steps: Vec<StepReport>,
     /// Where the seconds of all steps went.
@@ -128,6 +131,26 @@ pub struct EvaluationReport {
     /// What its pairs came to, if the run prefers answers.
     #[serde(flatten)]
     pub rewards: Option<Rewards>,
+}
+
+/// Answers to held-out prompts after some number of steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswersReport {
+    /// Steps done before; 0 is the untouched model.
+    pub step: u32,
+    /// The same prompts each time.
+    pub answers: Vec<AnswerReport>,
+}
+
+/// A held-out prompt and what was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerReport {
+    /// The prompt as the model reads it.
+    pub prompt: String,
+    /// What the data have as its answer.
+    pub expected: String,
+    /// What the model wrote.
+    pub answer: String,
 }
 
 /// What the pairs of a preferred answer and another one came to, on average.

@@ -33,6 +33,7 @@ fn report() -> Report {
         best_step: None,
         eval_loss_before: Some(3.1),
         eval_loss_after: None,
+        answers: Vec::new(),
         evaluations: vec![EvaluationReport { step: 0, loss: 3.1, rewards: None }],
         steps: steps.collect(),
         time: TimeBreakdown { encrypt_seconds: 1.0, ..TimeBreakdown::default() },

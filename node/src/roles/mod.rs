@@ -1,6 +1,7 @@
 //! What a process does in each role.
 
 mod adapter;
+mod answers;
 mod bans;
 pub(crate) mod cluster;
 pub(crate) mod generation;

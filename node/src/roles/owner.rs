@@ -14,13 +14,14 @@ use actors::data::{Batches, Dataset, fresh_seed};
 use actors::lora::LoraAdapters;
 use actors::owner::PhaseClock;
 use actors::trainer::{
-    AdapterTarget, CheckpointTarget, Saver, TrainEvent, TrainHandle, TrainOutcome, TrainState, TrainableModel, Trainer,
-    TrainerConfig, TrainingData,
+    AdapterTarget, Answering, CheckpointTarget, Saver, TrainEvent, TrainHandle, TrainOutcome, TrainState,
+    TrainableModel, Trainer, TrainerConfig, TrainingData,
 };
 use anyhow::{Context as _, anyhow, bail, ensure};
 use protocol::ids::ModelDigest;
 use protocol::model::Model;
 
+use super::answers::{self, Asking};
 use super::cluster::Cluster;
 use super::progress::Progress;
 use super::results::{Results, Spent, empty_report};
@@ -148,7 +149,9 @@ async fn train(
     let mut results = Results::create(out, report)?;
     start::check_disk(config, config.training.lora.values(inputs.model.config())?)?;
     progress.status("preparing the model");
-    let model = trainable(config, &mut inputs, cluster.map(Cluster::backend)).await?;
+    let backend = backend(&inputs, cluster.map(Cluster::backend)).await?;
+    let model = trainable(config, &mut inputs, Arc::clone(&backend)).await?;
+    let asking = asking(config, &inputs, backend).await?;
     start.make_room(out)?;
     let texts = prefix::Texts {
         model: inputs.model.config(),
@@ -161,7 +164,7 @@ async fn train(
         None => model,
     };
     let resume = inputs.resume.take();
-    let spent = spending(config.owner.backend, cluster.map(Cluster::clock), resume.as_ref());
+    let spent = spending(config.owner.backend, cluster.map(Cluster::clock), resume.as_ref(), asking.clone());
     match &resume {
         Some(found) => go_on(config, found, &mut results, progress),
         None if matches!(start, Start::Resume(_)) => progress.note("there is no checkpoint yet: the run begins"),
@@ -180,6 +183,9 @@ async fn train(
     let settings = TrainerConfig {
         adapter: Some(AdapterTarget { folder: results.adapter(), base_model: name }),
         checkpoints: Some(checkpoints),
+        answering: asking
+            .clone()
+            .map(|asking| -> Answering { Arc::new(move |step, adapters| asking.ask(step, adapters)) }),
         resume: resume.map(|found| found.checkpoint),
         ..TrainerConfig::new(config.training.clone())
     };
@@ -190,7 +196,8 @@ async fn train(
         inputs.training.units(),
         if config.training.objective.of_pairs() { "pairs" } else { "examples" }
     ));
-    let outcome = follow(Trainer::launch(settings, model, data)?, &mut results, progress, stop).await;
+    let outcome =
+        follow(Trainer::launch(settings, model, data)?, asking.as_deref(), &mut results, progress, stop).await;
     if let Some(cluster) = cluster {
         // Nothing may come between the end of a run and its report.
         match cluster.health().await {
@@ -220,12 +227,14 @@ fn spending(
     backend: BackendChoice,
     clock: Option<Arc<PhaseClock>>,
     resume: Option<&Found<TrainState>>,
+    asking: Option<Arc<Asking>>,
 ) -> Arc<dyn Fn() -> Spent + Send + Sync> {
     let earlier = resume.map(|found| Spent::from_notes(&found.checkpoint.state.notes)).unwrap_or_default();
     let started = Instant::now();
     Arc::new(move || {
         let phases = clock.as_ref().map(|clock| clock.read());
-        Spent::now(backend, phases, started.elapsed().as_secs_f64()).after(&earlier)
+        let answers = asking.as_ref().map(|asking| asking.answered()).unwrap_or_default();
+        Spent::now(backend, phases, started.elapsed().as_secs_f64()).with_answers(answers).after(&earlier)
     })
 }
 
@@ -242,19 +251,36 @@ fn go_on(config: &Config, found: &Found<TrainState>, results: &mut Results, prog
     }
 }
 
+/// Where products come from: the workers, or the model's own weights.
+async fn backend(inputs: &Inputs, encrypted: Option<Arc<dyn LinearBackend>>) -> anyhow::Result<Arc<dyn LinearBackend>> {
+    if let Some(encrypted) = encrypted {
+        return Ok(encrypted);
+    }
+    let model = Arc::clone(&inputs.model);
+    let plain = tokio::task::spawn_blocking(move || PlainBackend::new(&model));
+    Ok(Arc::new(plain.await.context("preparing the model")??))
+}
+
+/// What asks the model at each evaluation, if anything is to be asked.
+async fn asking(
+    config: &Arc<Config>,
+    inputs: &Inputs,
+    backend: Arc<dyn LinearBackend>,
+) -> anyhow::Result<Option<Arc<Asking>>> {
+    let (config, model, held_out) = (Arc::clone(config), Arc::clone(&inputs.model), inputs.held_out.clone());
+    let begun = tokio::task::spawn_blocking(move || Asking::begin(&config.eval, &held_out, &model, backend));
+    Ok(begun.await.context("preparing to ask")??.map(Arc::new))
+}
+
 /// The owner's half of the model over its backend.
 async fn trainable(
     config: &Arc<Config>,
     inputs: &mut Inputs,
-    encrypted: Option<Arc<dyn LinearBackend>>,
+    backend: Arc<dyn LinearBackend>,
 ) -> anyhow::Result<TrainableModel> {
     let (config, model) = (Arc::clone(config), Arc::clone(&inputs.model));
     let adapter = inputs.adapter.take();
     tokio::task::spawn_blocking(move || {
-        let backend = match encrypted {
-            Some(backend) => backend,
-            None => Arc::new(PlainBackend::new(&model)?),
-        };
         let trainable = TrainableModel::new(model, backend, &config.training)?;
         Ok(match adapter {
             Some(adapter) => trainable.starting_from(&adapter, &config.training)?,
@@ -280,6 +306,7 @@ fn training_data(config: &Config, inputs: &Inputs) -> anyhow::Result<TrainingDat
 /// Shows and keeps what the run tells, and stops it at Ctrl-C.
 async fn follow(
     mut run: TrainHandle,
+    asking: Option<&Asking>,
     results: &mut Results,
     progress: &mut Progress,
     stop: &mut StopSignals,
@@ -292,6 +319,11 @@ async fn follow(
                 Some(TrainEvent::Evaluation(evaluation)) => {
                     results.evaluation(&evaluation);
                     progress.evaluation(&evaluation);
+                }
+                Some(TrainEvent::Answered { step }) => {
+                    let told = asking.and_then(|asking| asking.answered().pop());
+                    let told = told.filter(|told| told.step as usize == step);
+                    told.iter().flat_map(answers::lines).for_each(|line| progress.note(&line));
                 }
                 Some(TrainEvent::Step(step)) => {
                     results.step(&step);

@@ -16,7 +16,8 @@ use serde_json::json;
 use super::owner::Inputs;
 use crate::config::BackendChoice;
 use crate::report::{
-    self, CARD_FILE, Curves, EvaluationReport, Parts, Report, Sampler, TimeBreakdown, WorkerReport, adapter_card,
+    self, AnswersReport, CARD_FILE, Curves, EvaluationReport, Parts, Report, Sampler, TimeBreakdown, WorkerReport,
+    adapter_card,
 };
 
 /// Name of the folder for the adapter in the folder for the results.
@@ -30,6 +31,9 @@ pub(super) struct Spent {
     time: TimeBreakdown,
     peak_rss_bytes: u64,
     cpu_seconds: f64,
+    /// What was answered at the evaluations.
+    #[serde(default)]
+    answers: Vec<AnswersReport>,
 }
 
 impl Spent {
@@ -42,7 +46,13 @@ impl Spent {
             }),
             peak_rss_bytes: report::peak_rss_bytes(),
             cpu_seconds: report::cpu_seconds(),
+            answers: Vec::new(),
         }
+    }
+
+    /// With what this process was answered.
+    pub(super) fn with_answers(self, answers: Vec<AnswersReport>) -> Self {
+        Self { answers, ..self }
     }
 
     /// Together with what was spent by earlier processes.
@@ -52,6 +62,7 @@ impl Spent {
             time: self.time.after(earlier.time),
             peak_rss_bytes: self.peak_rss_bytes.max(earlier.peak_rss_bytes),
             cpu_seconds: self.cpu_seconds + earlier.cpu_seconds,
+            answers: [earlier.answers.as_slice(), &self.answers].concat(),
         }
     }
 
@@ -205,6 +216,7 @@ impl Results {
         self.report.owner_peak_rss_bytes = spent.peak_rss_bytes;
         self.report.owner_cpu_seconds = spent.cpu_seconds;
         self.report.time = spent.time;
+        self.report.answers = spent.answers;
         self.report.time.multiply_seconds +=
             self.report.workers.iter().filter_map(|worker| worker.busy_seconds).sum::<f64>();
         self.report.write(&self.out)?;
@@ -249,6 +261,7 @@ pub(super) fn empty_report(model: &str, inputs: &Inputs, parameter_sets: Vec<Par
         eval_loss_before: None,
         eval_loss_after: None,
         evaluations: Vec::new(),
+        answers: Vec::new(),
         steps: Vec::new(),
         time: TimeBreakdown::default(),
         workers: Vec::new(),
