@@ -69,21 +69,17 @@ fn a_synthetic_model_is_measured_with_real_processes_and_traced() {
 
     let mut arguments = vec!["bench", "generate", "--model", text(&model), "--json", "--workers", "2"];
     arguments.extend(["--tokens", "40", "--rows", "2"]);
-    for (pads, share) in [(&["--pad-mib", "8"][..], 1.0), (&["--pad-mib", "0"][..], 0.0)] {
-        let figures = json(&[&arguments[..], pads].concat());
-        assert_eq!(
-            (&figures["products_per_token"], &figures["pads"]["share_of_products"]),
-            (&16.into(), &share.into())
-        );
+    for (mib, with_pads) in [("8", 0.8..=1.0), ("0", 0.0..=0.0)] {
+        let figures = json(&[&arguments[..], &["--pad-mib", mib]].concat());
+        assert_eq!(figures["products_per_token"], 16);
+        let share = figures["pads"]["share_of_products"].as_f64().unwrap();
+        assert!(with_pads.contains(&share), "{mib} MiB: {share}");
         let seconds = figures["token_seconds"].as_array().unwrap();
         assert!(seconds.len() == 40 && seconds.iter().all(|seconds| seconds.as_f64().unwrap() > 0.0));
         for figure in ["bytes_up_per_token", "bytes_down_per_token"] {
             assert!(figures[figure].as_u64().unwrap() > 0, "{figure}");
         }
-        assert!(
-            figures["floor"]["seconds"].as_f64().unwrap() > 0.0
-                && figures["phases"]["multiply_us"].as_f64().unwrap() > 0.0
-        );
+        assert!(figures["floor"]["seconds"].as_f64().unwrap() > 0.0, "{figures}");
     }
 
     let said = Node::start(["synth", "--config", "tiny", "--out", text(&model)]).finish().refused();

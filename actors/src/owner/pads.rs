@@ -183,7 +183,7 @@ impl PadStore {
         }
         let of_token: usize = stock.shelves.values().map(|shelf| shelf.row_bytes).sum();
         let rows = stock.shelves.values().map(|shelf| shelf.block).max();
-        tracing::info!(bytes = stock.room, of_token, rows, "pads are made for calls of few rows");
+        tracing::debug!(bytes = stock.room, of_token, rows, "pads are made for calls of few rows");
         true
     }
 
