@@ -463,14 +463,17 @@ mod tests {
     #[test]
     fn every_shipped_configuration_is_valid() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let entries =
+            |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+        let examples = entries(&folder.join("examples")).into_iter().filter(|example| example.is_dir());
+        let examples: Vec<_> = examples.flat_map(|example| entries(&example)).collect();
         let mut seen = 0;
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for path in entries(&folder).into_iter().chain(examples) {
             if path.extension().is_some_and(|extension| extension == "toml") {
                 Config::read(&path).and_then(|config| config.validate()).unwrap();
                 seen += 1;
             }
         }
-        assert!(seen >= 3, "configs/ has a file for every role");
+        assert!(seen >= 3 + 4, "configs/ has a file for every role, and one for every example");
     }
 }
