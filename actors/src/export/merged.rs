@@ -132,7 +132,7 @@ pub(super) fn check(shards: &[Shard<'_>], out: &Path, changes: &Changes) -> Resu
     for (name, before) in shards.iter().flat_map(|shard| shard.tensors.iter()) {
         let usual = Shard::usual_name(name);
         let after = || written.iter().find_map(|shard| shard.tensors.tensor(name).ok());
-        if changes.get(&usual).is_none() && !after().is_some_and(|after| after.data() == before.data()) {
+        if changes.get(&usual).is_none() && after().is_none_or(|after| after.data() != before.data()) {
             return Err(wrong(out, format!("{name} was to be copied, and is not what the base has")));
         }
     }

@@ -76,7 +76,7 @@ impl GgufFile {
     }
 
     /// The same as they lie in the file.
-    pub(crate) fn entries(&self) -> Result<Vec<(&str, u32, &[u8])>, ModelError> {
+    pub(crate) fn entries(&self) -> Result<Vec<gguf_header::RawEntry<'_>>, ModelError> {
         let file = &self.parts[0].file;
         gguf_header::entries(&file.bytes).map_err(|what| ModelError::corrupt(&file.path, what))
     }

@@ -120,11 +120,14 @@ pub(crate) fn read(file: &[u8]) -> Result<Header<'_>, String> {
     Ok(Header { metadata, tensors, data_offset })
 }
 
-/// The metadata as they lie in a file: each one's key, the code of its type and the bytes of its value.
+/// One of the metadata as it lies in a file: its key, the code of its type and the bytes of its value.
+pub(crate) type RawEntry<'a> = (&'a str, u32, &'a [u8]);
+
+/// The metadata as they lie in a file.
 ///
 /// # Errors
 /// What contradicts, in words.
-pub(crate) fn entries(file: &[u8]) -> Result<Vec<(&str, u32, &[u8])>, String> {
+pub(crate) fn entries(file: &[u8]) -> Result<Vec<RawEntry<'_>>, String> {
     let mut cursor = Cursor { left: file, elements: MAX_ELEMENTS };
     cursor.take(8)?;
     let (_tensors, count) = (cursor.u64()?, cursor.u64()?);
