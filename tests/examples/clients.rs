@@ -96,6 +96,8 @@ fn main() {
         text(&model),
         "--most-answers",
         "32",
+        "--text-memory",
+        "16",
     ]);
     let client = Client::of(&mut node);
     let (counts, over) = (Counts::default(), Arc::new(AtomicBool::new(false)));

@@ -159,7 +159,7 @@ fn what_a_text_ends_with_and_how_many_there_are() {
         );
     }
     // Prompts in every shape, each with its own answers.
-    let model = Model::open(&served.workspace.path("model")).unwrap();
+    let model = Model::open(served.workspace.path("model")).unwrap();
     let tokens = model.tokenizer().unwrap().encode("What is", true).unwrap();
     for prompt in [json!(["What is", "He"]), json!([tokens, [80, 81]])] {
         let both = with(json!({"prompt": prompt, "n": 2}));
@@ -174,7 +174,7 @@ fn what_a_text_ends_with_and_how_many_there_are() {
 #[test]
 fn an_echo_tells_what_the_training_path_computes() {
     let served = Served::start(&[]);
-    let model = Arc::new(Model::open(&served.workspace.path("model")).unwrap());
+    let model = Arc::new(Model::open(served.workspace.path("model")).unwrap());
     let backend = Arc::new(PlainBackend::new(&model).unwrap());
     let llama = Llama::new(Arc::clone(&model), backend).unwrap();
     let tokenizer = model.tokenizer().unwrap();

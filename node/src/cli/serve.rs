@@ -41,6 +41,11 @@ pub struct ServeArguments {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = count())]
     pub at_once: usize,
 
+    /// Memory for keys and values of texts, in MiB; those of finished ones stay in it while there is room, for conversations
+    /// that go on
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = count())]
+    pub text_memory: usize,
+
     /// Longest text, prompt and answer together, in tokens; as long as the model takes if not given
     #[arg(long, value_name = "N", value_parser = count())]
     pub context: Option<usize>,
@@ -60,7 +65,7 @@ impl ServeArguments {
     /// # Errors
     /// When the configuration file cannot be read, or something in it cannot be.
     pub(crate) fn into_options(self) -> anyhow::Result<ServeOptions> {
-        let Self { using, http, adapter, token_file, name, most_answers, at_once, context } = self;
+        let Self { using, http, adapter, token_file, name, most_answers, at_once, text_memory, context } = self;
         Ok(ServeOptions {
             config: using.into_config()?,
             http,
@@ -69,6 +74,7 @@ impl ServeArguments {
             names: name,
             most_answers,
             at_once,
+            text_memory_mib: text_memory as u64,
             context,
         })
     }

@@ -35,6 +35,8 @@ pub(crate) struct ServeOptions {
     pub(crate) most_answers: usize,
     /// Texts that are written side by side.
     pub(crate) at_once: usize,
+    /// Memory for keys and values of texts, in MiB.
+    pub(crate) text_memory_mib: u64,
     /// Longest text in tokens.
     pub(crate) context: Option<usize>,
 }
@@ -89,6 +91,7 @@ async fn serve(
         sequences: options.at_once,
         waiting: options.most_answers,
         context: options.context,
+        memory: options.text_memory_mib << 20,
         reuse: true,
         ..EngineConfig::default()
     };
