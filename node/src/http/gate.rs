@@ -164,8 +164,7 @@ mod tests {
     #[test]
     fn names_that_lead_elsewhere_and_foreign_pages_are_refused() {
         let gate = gate(false);
-        for host in ["localhost", "LocalHost:8080", "127.0.0.1:8080", "[::1]:8080", "192.0.2.7", "velum.lan:80"]
-        {
+        for host in ["localhost", "LocalHost:8080", "127.0.0.1:8080", "[::1]:8080", "192.0.2.7", "velum.lan:80"] {
             assert_eq!(status(&gate, "/", &[("Host", host)]), 200, "{host}");
         }
         for host in ["evil.example", "evil.example:8080", "localhost.evil.example", "", "velum.lan.evil", "127.0.0.1.x"]
