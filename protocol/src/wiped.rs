@@ -79,7 +79,7 @@ pub(crate) fn wipe_idle() {
     u64::pool().wipe();
 }
 
-/// A vector of numbers that goes back to a pool on drop, and is wiped there by [`wipe_idle`].
+/// A vector of numbers that goes back to a pool on drop, and is wiped there by [`crate::buffer::wipe_idle`].
 pub struct Reused<T: Reusable>(Vec<T>);
 
 impl<T: Reusable> Reused<T> {

@@ -10,7 +10,7 @@
 //! 4. the answer's tiles go to the key manager as they arrive, and decrypted rows go back to the trainer.
 //!
 //! A call of few rows takes a shorter way, where [`pads`] were made for it ahead: the scheduler itself encrypts and decrypts
-//! with them, which takes less time than another thread needs to wake up ([`small`]).
+//! with them, which takes less time than another thread needs to wake up (`small`).
 //!
 //! What the owner must know of each served matrix (scales, norms, the planned precision) is in
 //! [`table::LayerTable`]; who serves what, over time, is decided by the state machine of [`fleet`].
