@@ -282,7 +282,13 @@ fn an_owner_that_reads_no_answers_holds_its_own_share_and_not_for_long() {
         for call in 0..8 {
             assert_eq!(product(&honest, &handle, call).await, WIDE.d_out);
         }
-        assert_eq!(health(&honest, &handle).await.calls, 8);
+        // A product counts once its last tile is on its way.
+        let counted = async {
+            while health(&honest, &handle).await.calls < 8 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, counted).await.expect("all are counted");
         assert!(health(&hostile, &handle).await.calls <= 2, "two products fill its share");
         unread.iter().for_each(tokio::task::JoinHandle::abort);
         worker.stop().await;
