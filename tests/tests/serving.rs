@@ -232,7 +232,7 @@ fn an_encrypted_model_serves_what_a_plain_one_does() {
         logprobs.iter().filter_map(Value::as_f64).take(15).collect::<Vec<_>>()
     };
     let listen = ["--listen", "/ip4/127.0.0.1/tcp/0"];
-    let mut encrypted = serve(&[&listen[..], &["--peer", &address, "--workers", "1"]].concat());
+    let mut encrypted = serve(&[&listen[..], &["--peer", &address]].concat());
     let mut plain = serve(&["--backend", "plain"]);
     let (found, expected) = (ask(&mut encrypted), ask(&mut plain));
     assert!(expected.len() == 15 && found.len() == 15, "{expected:?}");

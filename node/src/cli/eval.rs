@@ -53,6 +53,6 @@ impl EvalArguments {
         let Self { using, data, adapter, limit, generate, max_tokens, answer_regex, json } = self;
         let bounded = using.config.is_some();
         let generation = generate.then_some(Generation { max_tokens, answer_regex });
-        Ok(EvalOptions { config: using.into_config()?, bounded, data, adapter, limit, generation, json })
+        Ok(EvalOptions { used: using.into_used()?, bounded, data, adapter, limit, generation, json })
     }
 }

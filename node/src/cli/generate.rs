@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use actors::generation::{Drafts, EngineConfig, Sampling, Stops};
-use anyhow::Context as _;
 use clap::{ArgGroup, Args};
 
-use crate::config::{BackendChoice, Config, HeadChoice};
+use super::using::UsedModel;
 use crate::generate::{ChatOptions, GenerateOptions, Source, Writing};
 use crate::roles::GenerationSetup;
 
@@ -39,48 +38,15 @@ Examples:
 In the chat: /adapter off and /adapter on answer without and with the adapter, /clear forgets the conversation, /quit ends it. \
 Ctrl-C stops an answer, and ends the chat where none is being written.";
 
-/// Which model writes, with whose products.
+/// Which model writes, with whose products, and how many texts at a time.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArguments {
-    /// Model: a Hugging Face folder (config.json, safetensors, tokenizer.json) or a .gguf file
-    #[arg(long, value_name = "PATH")]
-    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    using: UsedModel,
 
     /// Adapter in PEFT's format, such as run1/adapter; without one, the model writes as it is
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-
-    /// Configuration file of an owner, for network and encryption; flags win over it
-    #[arg(long, value_name = "TOML")]
-    pub config: Option<PathBuf>,
-
-    /// Where base products are computed: by workers on ciphertexts (the default), or here with f32 weights
-    #[arg(long, value_enum, help_heading = "Workers")]
-    pub backend: Option<BackendChoice>,
-
-    /// Where the head's products are computed, if the others are encrypted
-    #[arg(long, value_enum, help_heading = "Workers")]
-    pub head: Option<HeadChoice>,
-
-    /// Start so many workers on this machine, which end with this process
-    #[arg(long, value_name = "N", conflicts_with_all = ["peer", "worker", "identity"], value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Workers")]
-    pub workers: Option<u16>,
-
-    /// Address of a worker to dial, as it prints it (may be repeated); it waits for as many workers
-    #[arg(long, value_name = "MULTIADDR", help_heading = "Workers")]
-    pub peer: Vec<String>,
-
-    /// Only this worker may serve, and those named beside it, by their peer ids (may be repeated)
-    #[arg(long, value_name = "PEERID", help_heading = "Workers")]
-    pub worker: Vec<String>,
-
-    /// Do not look for workers on the local network by mDNS
-    #[arg(long, help_heading = "Workers")]
-    pub no_mdns: bool,
-
-    /// Key file of this peer's identity, where workers serve only owners that they know; else it is a new peer each time
-    #[arg(long, value_name = "FILE", help_heading = "Workers")]
-    pub identity: Option<PathBuf>,
 
     /// Texts that are written side by side
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=16))]
@@ -101,39 +67,12 @@ impl ModelArguments {
     ///
     /// # Errors
     /// When the configuration cannot be read, or no model is named.
-    pub fn setup(&self) -> anyhow::Result<GenerationSetup> {
-        let mut config = self.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
-        if self.model.is_some() {
-            config.model.clone_from(&self.model);
-        }
-        config.model.as_ref().context("no model: give --model")?;
-        // That of a configuration is what a run begins with.
-        config.owner.adapter.clone_from(&self.adapter);
-        config.owner.backend = self.backend.unwrap_or(config.owner.backend);
-        config.owner.head = self.head.unwrap_or(config.owner.head);
-        if let Some(workers) = self.workers {
-            anyhow::ensure!(
-                self.backend != Some(BackendChoice::Plain),
-                "--workers starts workers, and --backend plain asks none: give one of them"
-            );
-            config.owner.backend = BackendChoice::Encrypted;
-            config.owner.workers = workers.into();
-            (config.network.peers, config.owner.allowed) = (Vec::new(), Vec::new());
-            config.network.identity = None;
-        } else {
-            config.network.peers.extend(self.peer.iter().cloned());
-            config.owner.allowed.extend(self.worker.iter().cloned());
-            config.network.mdns &= !self.no_mdns;
-            config.owner.workers = config.owner.workers.max(self.peer.len());
-            if self.identity.is_some() {
-                config.network.identity.clone_from(&self.identity);
-            }
-        }
-        config.validate()?;
-        let drafts = self.drafts.map_or(Drafts::Auto, |most| Drafts::UpTo(most.into()));
-        let (sequences, memory) = (self.batch.into(), self.cache_mib << 20);
+    fn setup(self) -> anyhow::Result<GenerationSetup> {
+        let Self { using, adapter, batch, drafts, cache_mib } = self;
+        let drafts = drafts.map_or(Drafts::Auto, |most| Drafts::UpTo(most.into()));
+        let (sequences, memory) = (batch.into(), cache_mib << 20);
         let engine = EngineConfig { sequences, drafts, memory, ..EngineConfig::default() };
-        Ok(GenerationSetup { config, local: self.workers.is_some(), engine })
+        Ok(GenerationSetup { used: using.into_used()?, adapter, engine })
     }
 }
 
@@ -283,6 +222,7 @@ mod tests {
 
     use super::super::{Arguments, Tool};
     use super::*;
+    use crate::config::BackendChoice;
 
     fn generate(line: &str) -> Result<GenerateOptions, String> {
         let all = ["node", "generate", "--model", "m"].into_iter().chain(line.split_whitespace());
@@ -296,15 +236,18 @@ mod tests {
     fn prompts_backends_and_samplings_are_understood_and_contradictions_refused() {
         let options =
             generate("--prompt hello --backend plain --temperature 0.5 --top-k 9 --seed 3 --stop x --stop yy").unwrap();
-        assert_eq!(options.setup.config.owner.backend, BackendChoice::Plain);
+        assert_eq!(options.setup.used.config.owner.backend, BackendChoice::Plain);
         let Writing { sampling, max_tokens, stops } = options.writing;
         assert_eq!((sampling.temperature, sampling.top_k, sampling.seed, max_tokens), (0.5, 9, Some(3), 256));
-        assert_eq!((stops.texts, options.json, options.setup.local), (vec!["x".to_owned(), "yy".into()], false, false));
+        assert_eq!(
+            (stops.texts, options.json, options.setup.used.local),
+            (vec!["x".to_owned(), "yy".into()], false, false)
+        );
         let options = generate("--prompts p.jsonl --workers 2 --drafts 0 --batch 3").unwrap();
-        assert_eq!((options.setup.local, options.setup.config.owner.workers, options.json), (true, 2, true));
+        assert_eq!((options.setup.used.local, options.setup.used.config.owner.workers, options.json), (true, 2, true));
         assert_eq!((options.setup.engine.drafts, options.setup.engine.sequences), (Drafts::UpTo(0), 3));
         let peers = "--peer /ip4/127.0.0.1/tcp/1 --peer /ip4/127.0.0.1/tcp/2 --no-mdns --prompt x";
-        let config = generate(peers).unwrap().setup.config;
+        let config = generate(peers).unwrap().setup.used.config;
         assert_eq!((config.network.peers.len(), config.owner.workers, config.network.mdns), (2, 2, false));
         for (line, said) in [
             ("", "--prompt"),

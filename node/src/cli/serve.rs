@@ -67,7 +67,7 @@ impl ServeArguments {
     pub(crate) fn into_options(self) -> anyhow::Result<ServeOptions> {
         let Self { using, http, adapter, token_file, name, most_answers, at_once, text_memory, context } = self;
         Ok(ServeOptions {
-            config: using.into_config()?,
+            used: using.into_used()?,
             http,
             adapters: adapter,
             token_file,

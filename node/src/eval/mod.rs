@@ -22,16 +22,15 @@ use serde::Serialize;
 
 use self::generate::{Answered, answers};
 use self::measures::{AnswerExpression, Measures};
-use crate::config::Config;
 use crate::data::tell;
 use crate::roles::progress::Progress;
-use crate::roles::ready::Ready;
+use crate::roles::ready::{Ready, Used};
 use crate::roles::stop::StopSignals;
 use crate::{output, protect};
 
 /// What is evaluated, and how.
 pub(crate) struct EvalOptions {
-    pub(crate) config: Config,
+    pub(crate) used: Used,
     /// Whether a file of settings says how long examples may be; if not, they are as long as the model takes.
     pub(crate) bounded: bool,
     pub(crate) data: PathBuf,
@@ -106,10 +105,10 @@ async fn evaluate(
     expression: Option<AnswerExpression>,
     progress: &Progress,
 ) -> anyhow::Result<Evaluation> {
-    let EvalOptions { config, data, limit, generation, .. } = options;
-    let ready = Ready::prepare(config, progress).await?;
+    let EvalOptions { used, data, limit, generation, .. } = options;
+    let config = &used.config;
+    let ready = Ready::prepare(used, options.adapter.iter().cloned().collect(), progress).await?;
     let result = async {
-        let adapter = options.adapter.as_deref().map(|folder| ready.adapter(folder)).transpose()?;
         let tokenizer = Arc::new(ready.model.tokenizer()?);
         let mut reading = config.data.clone();
         if !options.bounded {
@@ -119,7 +118,7 @@ async fn evaluate(
         let batches: Arc<Vec<MicroBatch>> =
             Arc::new(dataset.in_order(config.training.micro_batch, reading.pad_to).collect::<Result<_, _>>()?);
         let mut models = vec![("the base model", None)];
-        models.extend(adapter.map(|adapter| ("the adapter", Some(adapter))));
+        models.extend(ready.adapters.first().map(|adapter| ("the adapter", Some(Arc::clone(adapter)))));
         let mut scores = Vec::new();
         for (name, adapter) in &models {
             progress.status(format!("evaluating {name}"));

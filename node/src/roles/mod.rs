@@ -18,4 +18,5 @@ pub(crate) mod stop;
 pub mod worker;
 
 pub use generation::GenerationSetup;
+pub use ready::Used;
 pub use start::Start;

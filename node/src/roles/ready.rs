@@ -1,5 +1,10 @@
-//! A model that is ready to be used: its files read, and its products computed here or by workers that were found.
+//! A model that is ready to be used: its files read, and its products computed here, by workers that were found, or by some
+//! that were started for it.
+//!
+//! It has no run and no folder for results, so that it is a new peer each time unless it was given a key: what it and its workers
+//! write is in a folder that is gone with it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use actors::adapter;
@@ -15,67 +20,88 @@ use super::model_name;
 use super::progress::Progress;
 use super::start::Start;
 use crate::config::{BackendChoice, Config};
+use crate::local::LocalWorkers;
+
+/// Which model is used, and where its products are computed.
+#[derive(Clone, Debug)]
+pub struct Used {
+    /// Model, backend and workers, as an owner that trains has them.
+    pub config: Config,
+    /// Start the workers on this machine, as many as the configuration waits for.
+    pub local: bool,
+}
 
 /// A model with whatever computes its products. [`Self::stop`] releases the workers.
 pub(crate) struct Ready {
     pub(crate) model: Arc<Model>,
     pub(crate) llama: Arc<Llama>,
+    /// The adapters that were asked for, in their order.
+    pub(crate) adapters: Vec<Arc<LoraAdapters>>,
     cluster: Option<Cluster>,
-    /// Where the owner's identity lies while it lasts: to its workers it is a new owner each time, unless it was given a key.
-    _identity: TempDir,
+    workers: LocalWorkers,
+    _folder: TempDir,
 }
 
 impl Ready {
-    /// Reads the model of a configuration, and finds workers where they are to compute.
+    /// Reads the model of a configuration and adapters of it in PEFT's format, and gathers workers where they are to compute.
     ///
     /// # Errors
-    /// When the model cannot be read, or not enough workers are found.
-    pub(crate) async fn prepare(config: &Config, progress: &Progress) -> anyhow::Result<Self> {
-        let identity = tempfile::tempdir().context("no folder for temporary files")?;
-        let mut config = config.clone();
-        config.owner.out = identity.path().to_owned();
+    /// When the model or an adapter cannot be read, or not enough workers are found or start.
+    pub(crate) async fn prepare(used: &Used, adapters: Vec<PathBuf>, progress: &Progress) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("velum-").tempdir().context("no folder for temporary files")?;
+        let mut config = used.config.clone();
+        config.owner.out = folder.path().to_owned();
         let path = config.model()?.to_owned();
         progress.status("reading the model");
-        let opened = tokio::task::spawn_blocking(move || {
-            let model = Model::open(&path)?;
-            model.notes().iter().for_each(|note| tracing::warn!("{note}"));
-            anyhow::Ok(Arc::new(model))
-        });
-        let model = opened.await.context("reading the model")??;
-        let cluster = match config.owner.backend {
-            BackendChoice::Plain => None,
-            BackendChoice::Encrypted => {
-                let digest = tokio::task::spawn_blocking({
-                    let model = Arc::clone(&model);
-                    move || model.digest()
-                });
-                let digest = digest.await.context("reading the model")??;
-                Some(Cluster::build(&config, &Start::Fresh, &model, digest, progress).await?)
+        // What is wrong with an adapter shows before anybody is asked for anything.
+        let (model, adapters) = blocking({
+            let path = path.clone();
+            move || {
+                let model = Model::open(&path)?;
+                model.notes().iter().for_each(|note| tracing::warn!("{note}"));
+                let read = |folder: &PathBuf| {
+                    let read = adapter::load(folder, model.config());
+                    read.with_context(|| format!("the adapter {}", folder.display())).map(Arc::new)
+                };
+                let adapters = adapters.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+                Ok((Arc::new(model), adapters))
             }
-        };
+        })
+        .await?;
+        let (mut workers, mut cluster) = (LocalWorkers::default(), None);
+        if config.owner.backend == BackendChoice::Encrypted {
+            if used.local {
+                config.network.mdns = false;
+                config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
+                let say = |line: String| progress.note(&line);
+                workers = match LocalWorkers::start(&config, &path, folder.path(), None, None, say).await {
+                    Ok(workers) => workers,
+                    Err(error) => {
+                        // The error names a log in it.
+                        drop(folder.keep());
+                        return Err(error);
+                    }
+                };
+                config.network.peers.extend(workers.addresses.iter().cloned());
+            }
+            let of = Arc::clone(&model);
+            let digest = blocking(move || Ok(of.digest()?)).await?;
+            cluster = Some(Cluster::build(&config, &Start::Fresh, &model, digest, progress).await?);
+        }
         progress.status("preparing the model");
         let encrypted = cluster.as_ref().map(Cluster::backend);
-        let llama = tokio::task::spawn_blocking({
+        let llama = blocking({
             let model = Arc::clone(&model);
             move || {
                 let backend: Arc<dyn LinearBackend> = match encrypted {
                     Some(backend) => backend,
                     None => Arc::new(PlainBackend::new(&model)?),
                 };
-                anyhow::Ok(Arc::new(Llama::new(model, backend)?))
+                Ok(Arc::new(Llama::new(model, backend)?))
             }
-        });
-        let llama = llama.await.context("preparing the model")??;
-        Ok(Self { model, llama, cluster, _identity: identity })
-    }
-
-    /// Reads an adapter of the model in PEFT's format.
-    ///
-    /// # Errors
-    /// When it cannot be read, or is of another model.
-    pub(crate) fn adapter(&self, folder: &std::path::Path) -> anyhow::Result<Arc<LoraAdapters>> {
-        let read = adapter::load(folder, self.model.config());
-        Ok(Arc::new(read.with_context(|| format!("the adapter {}", folder.display()))?))
+        })
+        .await?;
+        Ok(Self { model, llama, adapters, cluster, workers, _folder: folder })
     }
 
     /// What the model of a configuration is called.
@@ -88,8 +114,17 @@ impl Ready {
 
     /// Releases the workers.
     pub(crate) async fn stop(self) {
-        if let Some(cluster) = self.cluster {
+        let Self { cluster, workers, _folder, .. } = self;
+        if let Some(cluster) = cluster {
             cluster.stop().await;
         }
+        workers.stop().await;
     }
+}
+
+/// Runs what blocks on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("preparing the model")?
 }

@@ -11,9 +11,8 @@ use protocol::model::{ChatTemplate, TextTokenizer};
 use zeroize::Zeroizing;
 
 use super::progress::Progress;
-use super::ready::Ready;
+use super::ready::{Ready, Used};
 use super::stop::StopSignals;
-use crate::config::Config;
 use crate::http::{Gate, Http, Limits, Models, Token};
 use crate::{output, protect};
 
@@ -24,7 +23,7 @@ pub const SERVING: &str = "serving on ";
 
 /// What is served, and how.
 pub(crate) struct ServeOptions {
-    pub(crate) config: Config,
+    pub(crate) used: Used,
     pub(crate) http: SocketAddr,
     /// Adapters by name.
     pub(crate) adapters: Vec<(String, PathBuf)>,
@@ -56,13 +55,14 @@ pub(crate) async fn run(options: ServeOptions) -> anyhow::Result<()> {
          {TOKEN_VARIABLE} in the environment), or serve on 127.0.0.1",
         options.http
     );
-    let base = Ready::name(&options.config)?;
+    let base = Ready::name(&options.used.config)?;
     check_names(&base, &options.adapters)?;
     // The port is taken before anything slow is done: a mistake shows at once.
     let listener = TcpListener::bind(options.http).with_context(|| format!("--http {}", options.http))?;
     let address = listener.local_addr()?;
+    let folders = options.adapters.iter().map(|(_, folder)| folder.clone()).collect();
     let prepared = tokio::select! {
-        prepared = Ready::prepare(&options.config, &progress) => prepared,
+        prepared = Ready::prepare(&options.used, folders, &progress) => prepared,
         () = stop.next() => Err(anyhow!("stopped before anything was served")),
     };
     let ready = prepared?;
@@ -83,9 +83,8 @@ async fn serve(
     progress: &Progress,
     stop: &mut StopSignals,
 ) -> anyhow::Result<()> {
-    let read = |(name, folder): &(String, PathBuf)| Ok((name.clone(), ready.adapter(folder)?));
-    let adapters: Vec<(String, Arc<LoraAdapters>)> =
-        options.adapters.iter().map(read).collect::<anyhow::Result<_>>()?;
+    let names = options.adapters.iter().map(|(name, _)| name.clone());
+    let adapters: Vec<(String, Arc<LoraAdapters>)> = names.zip(ready.adapters.iter().cloned()).collect();
     progress.status("preparing to answer");
     let settings = EngineConfig {
         sequences: options.at_once,
@@ -98,10 +97,10 @@ async fn serve(
     let starting = Arc::clone(&ready.llama);
     let engine = tokio::task::spawn_blocking(move || Engine::start(starting, settings));
     let engine = engine.await.context("preparing to answer")??;
-    let template = template(options.config.data.chat_template.as_deref(), engine.tokenizer())?;
+    let template = template(options.used.config.data.chat_template.as_deref(), engine.tokenizer())?;
     let token = gate.token.is_some();
     let limits = Limits { answers: options.most_answers, ..Limits::default() };
-    let models = Models { engine, base, adapters, template, values: options.config.data.template_values.clone() };
+    let models = Models { engine, base, adapters, template, values: options.used.config.data.template_values.clone() };
     let names = models.names().join(", ");
     let (http, server) = Http::start(listener, models, gate, limits)?;
     let mut server = tokio::spawn(server);
