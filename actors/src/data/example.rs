@@ -48,32 +48,15 @@ pub(super) struct Encoded {
 pub(super) struct Encoder<'a> {
     options: &'a DataOptions,
     tokenizer: &'a TextTokenizer,
-    /// The template that the user names, where it is no file.
-    named: Option<&'a ChatTemplate>,
-    /// The template of a file that the user names.
-    own: Option<ChatTemplate>,
+    /// The template that the user names.
+    named: Option<ChatTemplate>,
 }
 
 impl<'a> Encoder<'a> {
     /// # Errors
     /// When the options name a template that is not there.
     pub(super) fn new(options: &'a DataOptions, tokenizer: &'a TextTokenizer) -> Result<Self, DataError> {
-        let (mut named, mut own) = (None, None);
-        if let Some(name) = &options.chat_template {
-            named = tokenizer.named_template(name);
-            if named.is_none() {
-                let source = std::fs::read_to_string(name).map_err(|error| {
-                    let known = tokenizer.template_names().join(", ");
-                    let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {known}") };
-                    DataError::Options(format!(
-                        "data.chat_template is `{name}`: the model has no template of this name ({known}), and there is no \
-                         such file ({error})"
-                    ))
-                })?;
-                own = Some(tokenizer.template(source));
-            }
-        }
-        Ok(Self { options, tokenizer, named, own })
+        Ok(Self { options, tokenizer, named: options.named_template(tokenizer)? })
     }
 
     /// The examples that a record makes.
@@ -163,7 +146,7 @@ impl<'a> Encoder<'a> {
     /// The template for a conversation.
     fn template(&self, conversation: &Conversation) -> Result<&ChatTemplate, String> {
         let tools = || conversation.tools.as_ref().and_then(|_| self.tokenizer.named_template("tool_use"));
-        let template = self.own.as_ref().or(self.named).or_else(tools).or_else(|| self.tokenizer.chat_template());
+        let template = self.named.as_ref().or_else(tools).or_else(|| self.tokenizer.chat_template());
         template.ok_or_else(|| {
             let names = self.tokenizer.template_names();
             let (has, way) = match names.first() {

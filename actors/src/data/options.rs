@@ -2,8 +2,11 @@
 
 use std::path::PathBuf;
 
+use protocol::model::{ChatTemplate, TextTokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use super::DataError;
 
 /// A file or folder of records, and how often its examples are taken.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +60,28 @@ pub struct DataOptions {
     pub pad_to: usize,
     /// What is set aside for evaluation.
     pub held_out: HeldOut,
+}
+
+impl DataOptions {
+    /// The chat template that is named in place of the model's default one: another of the model's, or that of a file. Blocks.
+    ///
+    /// # Errors
+    /// When there is neither.
+    pub fn named_template(&self, tokenizer: &TextTokenizer) -> Result<Option<ChatTemplate>, DataError> {
+        let Some(name) = &self.chat_template else { return Ok(None) };
+        let source = match tokenizer.named_template(name) {
+            Some(known) => known.source().to_owned(),
+            None => std::fs::read_to_string(name).map_err(|error| {
+                let known = tokenizer.template_names().join(", ");
+                let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {known}") };
+                DataError::Options(format!(
+                    "data.chat_template is `{name}`: the model has no template of this name ({known}), and there is no such \
+                     file ({error})"
+                ))
+            })?,
+        };
+        Ok(Some(tokenizer.template(source)))
+    }
 }
 
 impl Default for DataOptions {

@@ -38,8 +38,8 @@ pub struct ServeArguments {
     pub most_answers: usize,
 
     /// Texts that are written side by side
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = count())]
-    pub at_once: usize,
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub at_once: u16,
 
     /// Memory for keys and values of texts, in MiB; those of finished ones stay in it while there is room, for conversations
     /// that go on
@@ -73,7 +73,7 @@ impl ServeArguments {
             token_file,
             names: name,
             most_answers,
-            at_once,
+            at_once: at_once.into(),
             text_memory_mib: text_memory as u64,
             context,
         })

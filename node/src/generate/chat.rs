@@ -8,7 +8,6 @@ use anyhow::Context as _;
 use protocol::model::ChatMessage;
 use tokio::sync::mpsc;
 
-use super::prompts::chat_tokens;
 use super::{Writing, answer, show};
 use crate::output::{self, Unread};
 use crate::roles::GenerationSetup;
@@ -81,7 +80,7 @@ async fn talk(
     let beginning: Vec<ChatMessage> = system.map(|text| ChatMessage::new("system", text)).into_iter().collect();
     // A model that cannot chat is found before anything is typed.
     let first = [&beginning[..], &[ChatMessage::new("user", "?")]].concat();
-    chat_tokens(generation.engine.tokenizer(), &first)?;
+    generation.style.prompt(generation.engine.tokenizer(), &first)?;
     let mut lines = lines()?;
     output::note(HELP);
     let (mut turns, mut adapted) = (beginning.clone(), true);
@@ -128,7 +127,7 @@ async fn reply(
     stop: &mut StopSignals,
 ) -> anyhow::Result<Option<String>> {
     let engine = &generation.engine;
-    let prompt = chat_tokens(engine.tokenizer(), turns)?;
+    let prompt = generation.style.prompt(engine.tokenizer(), turns)?;
     let request = Request {
         sampling: writing.sampling,
         stops: writing.stops.clone(),

@@ -68,7 +68,7 @@ pub async fn run(options: GenerateOptions) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let generation = Generation::start(setup, &mut stop).await?;
     let request = |prompt: &Prompt| {
-        let tokens = prompt.tokens(generation.engine.tokenizer(), system.as_deref(), raw)?;
+        let tokens = prompt.tokens(generation.engine.tokenizer(), &generation.style, system.as_deref(), raw)?;
         anyhow::Ok(Request {
             sampling: writing.sampling,
             stops: writing.stops.clone(),

@@ -8,6 +8,8 @@ use protocol::model::{ChatMessage, TextTokenizer};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::roles::chat_style::ChatStyle;
+
 /// A prompt, or a conversation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +40,7 @@ impl Prompt {
     pub(super) fn tokens(
         &self,
         tokenizer: &TextTokenizer,
+        style: &ChatStyle,
         system: Option<&str>,
         raw: bool,
     ) -> anyhow::Result<Vec<u32>> {
@@ -59,20 +62,8 @@ impl Prompt {
             }
             _ => bail!("a line has either \"prompt\" or \"messages\""),
         }
-        chat_tokens(tokenizer, &messages)
+        style.prompt(tokenizer, &messages)
     }
-}
-
-/// The tokens of a conversation, up to where the model's answer begins.
-///
-/// # Errors
-/// As [`Prompt::tokens`].
-pub(super) fn chat_tokens(tokenizer: &TextTokenizer, messages: &[ChatMessage]) -> anyhow::Result<Vec<u32>> {
-    let template = tokenizer.chat_template();
-    let template =
-        template.context("the model has no chat template: `node generate --raw` goes on with a text as it is")?;
-    // The template writes what stands around a text itself.
-    Ok(tokenizer.encode(&template.render(messages, true)?, false)?)
 }
 
 /// Reads a file of JSON lines.
@@ -124,7 +115,8 @@ mod tests {
         SyntheticLlama::tiny(3).write_folder(&model, StoredAs::F32).unwrap();
         let tokenizer = Model::open(&model).unwrap().tokenizer().unwrap();
         let shown = |prompt: &Prompt, system: Option<&str>, raw: bool| {
-            let tokens = prompt.tokens(&tokenizer, system, raw).map_err(|error| format!("{error:#}"))?;
+            let tokens =
+                prompt.tokens(&tokenizer, &ChatStyle::default(), system, raw).map_err(|error| format!("{error:#}"))?;
             Ok::<_, String>(tokenizer.decode(&tokens).unwrap())
         };
         let asked = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";

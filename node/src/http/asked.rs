@@ -44,7 +44,7 @@ pub(super) fn encode(models: &Models, request: &Request) -> Result<Vec<Encoded>,
                 let template = models.template().ok_or_else(|| {
                     ApiError::field(field, "cannot be written: the model has no chat template; ask /v1/completions")
                 })?;
-                let mut all = models.values.clone();
+                let mut all = models.style.values.clone();
                 all.extend(values.clone());
                 let chat = Chat { values: Some(&all), ..Chat::new(messages) };
                 let text = template.write(&chat, true).map_err(wrong)?.text;

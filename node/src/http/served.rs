@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use actors::generation::{Engine, GenerationError};
 use actors::lora::LoraAdapters;
 use protocol::model::ChatTemplate;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 use super::gate::Gate;
+
+use crate::roles::chat_style::ChatStyle;
 
 /// When to come again where too many wait.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -50,16 +52,14 @@ pub(crate) struct Models {
     pub(crate) base: String,
     /// The adapters by name.
     pub(crate) adapters: Vec<(String, Arc<LoraAdapters>)>,
-    /// A template in place of the model's own.
-    pub(crate) template: Option<ChatTemplate>,
-    /// Variables of the template that requests need not give.
-    pub(crate) values: Map<String, Value>,
+    /// How conversations are written; its values are those that requests need not give.
+    pub(crate) style: ChatStyle,
 }
 
 impl Models {
     /// How the model writes a conversation.
     pub(super) fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref().or_else(|| self.engine.tokenizer().chat_template())
+        self.style.template(self.engine.tokenizer())
     }
 
     /// The adapter of a name, or the base model.

@@ -7,6 +7,7 @@ use actors::generation::{Engine, EngineConfig};
 use actors::lora::LoraAdapters;
 use anyhow::anyhow;
 
+use super::chat_style::ChatStyle;
 use super::progress::Progress;
 use super::ready::{Ready, Used, blocking};
 use super::stop::StopSignals;
@@ -27,6 +28,8 @@ pub struct GenerationSetup {
 pub(crate) struct Generation {
     /// Writes texts.
     pub(crate) engine: Engine,
+    /// How conversations are written.
+    pub(crate) style: ChatStyle,
     /// The adapter that was asked for.
     pub(crate) adapter: Option<Arc<LoraAdapters>>,
     ready: Ready,
@@ -52,8 +55,13 @@ impl Generation {
         let GenerationSetup { used, adapter, engine } = setup;
         let ready = Ready::prepare(&used, adapter.into_iter().collect(), progress).await?;
         let llama = Arc::clone(&ready.llama);
-        match blocking(move || Ok(Engine::start(llama, engine)?)).await {
-            Ok(engine) => Ok(Self { engine, adapter: ready.adapters.first().cloned(), ready }),
+        let begin = move || {
+            let engine = Engine::start(llama, engine)?;
+            let style = ChatStyle::of(&used.config.data, engine.tokenizer())?;
+            Ok((engine, style))
+        };
+        match blocking(begin).await {
+            Ok((engine, style)) => Ok(Self { engine, style, adapter: ready.adapters.first().cloned(), ready }),
             Err(error) => {
                 ready.stop().await;
                 Err(error)

@@ -3,6 +3,7 @@
 mod adapter;
 mod answers;
 mod bans;
+pub(crate) mod chat_style;
 pub(crate) mod cluster;
 pub(crate) mod generation;
 mod masks;

@@ -1,15 +1,15 @@
 //! Serving a model and its adapters to people, over HTTP, while its base products are computed here or by workers.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use actors::generation::{Engine, EngineConfig};
 use actors::lora::LoraAdapters;
-use anyhow::{Context as _, anyhow, ensure};
-use protocol::model::{ChatTemplate, TextTokenizer};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use zeroize::Zeroizing;
 
+use super::chat_style::ChatStyle;
 use super::progress::Progress;
 use super::ready::{Ready, Used};
 use super::stop::StopSignals;
@@ -97,10 +97,10 @@ async fn serve(
     let starting = Arc::clone(&ready.llama);
     let engine = tokio::task::spawn_blocking(move || Engine::start(starting, settings));
     let engine = engine.await.context("preparing to answer")??;
-    let template = template(options.used.config.data.chat_template.as_deref(), engine.tokenizer())?;
+    let style = ChatStyle::of(&options.used.config.data, engine.tokenizer())?;
     let token = gate.token.is_some();
     let limits = Limits { answers: options.most_answers, ..Limits::default() };
-    let models = Models { engine, base, adapters, template, values: options.used.config.data.template_values.clone() };
+    let models = Models { engine, base, adapters, style };
     let names = models.names().join(", ");
     let (http, server) = Http::start(listener, models, gate, limits)?;
     let mut server = tokio::spawn(server);
@@ -127,7 +127,8 @@ fn token(options: &ServeOptions) -> anyhow::Result<Option<Token>> {
         }
         (None, Ok(text)) => (text, TOKEN_VARIABLE.to_owned()),
         (None, Err(std::env::VarError::NotPresent)) => return Ok(None),
-        (None, Err(error)) => return Err(error).context(TOKEN_VARIABLE),
+        // The error itself would show the token.
+        (None, Err(std::env::VarError::NotUnicode(_))) => bail!("{TOKEN_VARIABLE} is no text"),
     };
     let text = Zeroizing::new(text);
     let token = Token::new(text.trim()).map_err(|why| anyhow!("the token of {source} {why}"))?;
@@ -141,18 +142,6 @@ fn check_names(base: &str, adapters: &[(String, PathBuf)]) -> anyhow::Result<()>
         ensure!(adapters[..number].iter().all(|(other, _)| other != name), "--adapter {name}=… is given twice");
     }
     Ok(())
-}
-
-/// The chat template that the settings name in place of the model's own: another of the model's, or a file.
-fn template(name: Option<&str>, tokenizer: &TextTokenizer) -> anyhow::Result<Option<ChatTemplate>> {
-    let Some(name) = name else { return Ok(None) };
-    let source = match tokenizer.named_template(name) {
-        Some(known) => known.source().to_owned(),
-        None => std::fs::read_to_string(Path::new(name)).with_context(|| {
-            format!("data.chat_template: the model has no template `{name}`, and there is no such file")
-        })?,
-    };
-    Ok(Some(tokenizer.template(source)))
 }
 
 #[cfg(test)]
