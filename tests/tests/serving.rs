@@ -256,6 +256,20 @@ fn requests_that_cannot_be_followed_are_refused_by_name() {
         ("/v1/completions", "{\"model\": \"model\"", 400, "", "JSON"),
         ("/v1/completions", "[1, 2]", 400, "", "JSON"),
         ("/v1/completions", r#"{"prompt": "a"}"#, 400, "model", "missing"),
+        (
+            "/v1/chat/completions",
+            r#"{"model": "model", "messages": [{"role": "user", "content": "a", "content": "b"}]}"#,
+            400,
+            "",
+            "`content` occurs twice",
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"model": "model", "messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"tools": []}}"#,
+            400,
+            "chat_template_kwargs.tools",
+            "not supported",
+        ),
         ("/v1/completions", r#"{"model": "gpt-9", "prompt": "a"}"#, 404, "model", "gpt-9"),
         ("/v1/completions", r#"{"model": "model", "prompt": "a", "suffix": "b"}"#, 400, "suffix", "not supported"),
         ("/v1/completions", r#"{"model": "model", "prompt": "a", "best_of": 3}"#, 400, "best_of", "not supported"),
@@ -328,8 +342,10 @@ fn a_token_is_asked_for_where_there_is_one_and_where_others_can_ask() {
     let client = Client::of(&mut node);
     let refused = client.get("/v1/models");
     assert_eq!((refused.status, refused.header("www-authenticate")), (401, Some("Bearer")));
+    assert_eq!(client.get("/%761/models").status, 401, "a path that is spelled otherwise");
     let prompt = json!({"model": "model", "prompt": "a", "max_tokens": 1});
     assert_eq!(client.post("/v1/completions", &prompt).status, 401);
+    assert_eq!(client.post("/%761/completions", &prompt).status, 401);
     assert_eq!(
         client.clone().with("Authorization", "Bearer another-token-here").post("/v1/completions", &prompt).status,
         401

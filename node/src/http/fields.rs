@@ -4,7 +4,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -151,30 +151,79 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// An object none of whose fields occurs twice: of two values that contradict each other one would be ignored.
+/// An object none of whose fields occurs twice, nor of those within it: of two values that contradict each other one would be
+/// ignored.
 struct Distinct(Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Distinct {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match DistinctValue::deserialize(deserializer)?.0 {
+            Value::Object(fields) => Ok(Self(fields)),
+            other => Err(D::Error::custom(format_args!("it is {}, where an object is expected", kind(&other)))),
+        }
+    }
+}
+
+/// Any value, of whose objects the same holds.
+struct DistinctValue(Value);
+
+impl<'de> Deserialize<'de> for DistinctValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Reader;
         impl<'de> Visitor<'de> for Reader {
-            type Value = Distinct;
+            type Value = Value;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+                f.write_str("a JSON value")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Distinct, A::Error> {
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_string<E>(self, value: String) -> Result<Value, E> {
+                Ok(value.into())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(DistinctValue(value)) = access.next_element()? {
+                    all.push(value);
+                }
+                Ok(Value::Array(all))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
                 let mut fields = Map::new();
-                while let Some((name, value)) = access.next_entry::<String, Value>()? {
+                while let Some((name, DistinctValue(value))) = access.next_entry::<String, _>()? {
                     if fields.contains_key(&name) {
                         return Err(A::Error::custom(format_args!("the field `{name}` occurs twice")));
                     }
                     fields.insert(name, value);
                 }
-                Ok(Distinct(fields))
+                Ok(Value::Object(fields))
             }
         }
-        deserializer.deserialize_map(Reader)
+        deserializer.deserialize_any(Reader).map(Self)
     }
 }

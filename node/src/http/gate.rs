@@ -1,6 +1,6 @@
 //! Who is let in.
 //!
-//! - Where the server has a token, what is below `/v1/` is for those who send it.
+//! - Where the server has a token, everything but the page and `/health` is for those who send it.
 //! - A name in `Host` that is not this server's is refused: somebody's page could else make a browser believe that its own
 //!   name leads here (DNS rebinding). Numbers and `localhost` cannot be taken over that way.
 //! - A request from another page, as `Origin` says, is refused, and no page is told that it may ask (CORS).
@@ -16,6 +16,9 @@ use super::error::ApiError;
 
 /// The shortest token: whoever may ask tries as many as it likes.
 const SHORTEST_TOKEN: usize = 16;
+
+/// Paths that need no token.
+const OPEN: [&str; 2] = ["/", "/health"];
 
 /// A token of which only a digest is kept. Comparing digests takes the same time whatever differs.
 pub(crate) struct Token(blake3::Hash);
@@ -65,7 +68,8 @@ impl Gate {
                 return Err(ApiError::forbidden("requests from pages of other origins are not answered"));
             }
         }
-        if !head.uri.path().starts_with("/v1/") {
+        // What is open is named, and not what is closed: the router decodes a path, so that it can be spelled in many ways.
+        if OPEN.contains(&head.uri.path()) {
             return Ok(());
         }
         if let Some(token) = &self.token {
@@ -154,6 +158,10 @@ mod tests {
         }
         assert_eq!(status(&gate, "/v1/models", &[("Host", "localhost")]), 401);
         assert_eq!(status(&gate, "/health", &[("Host", "localhost")]), 200);
+        // As the router reads them, these are `/v1/…` too.
+        for path in ["/%761/models", "/v%31/models", "/%76%31/chat/completions", "//v1/models"] {
+            assert_eq!(status(&gate, path, &[("Host", "localhost")]), 401, "{path}");
+        }
         let twice = [("Host", "localhost"), ("Authorization", "Bearer x"), ("Authorization", "Bearer y")];
         assert_eq!(status(&gate, "/v1/models", &twice), 403);
         for (token, said) in [("short", "at least 16"), ("sixteen characters with spaces", "a header")] {

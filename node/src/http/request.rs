@@ -174,7 +174,14 @@ fn chat(fields: &mut Fields) -> Result<Prompt, ApiError> {
     }
     let messages = list.into_iter().enumerate().map(|(number, value)| message(number, value));
     let messages = messages.collect::<Result<Vec<_>, _>>()?;
-    Ok(Prompt::Chat(messages, fields.object("chat_template_kwargs")?.unwrap_or_default()))
+    let values = fields.object("chat_template_kwargs")?.unwrap_or_default();
+    // A template is given these by whoever writes the conversation.
+    for name in ["messages", "tools", "documents", "add_generation_prompt"] {
+        if values.contains_key(name) {
+            return Err(ApiError::unsupported(&format!("chat_template_kwargs.{name}"), "is not supported"));
+        }
+    }
+    Ok(Prompt::Chat(messages, values))
 }
 
 fn message(number: usize, value: Value) -> Result<ChatMessage, ApiError> {

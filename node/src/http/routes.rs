@@ -64,8 +64,7 @@ async fn completions(state: State, payload: web::Payload) -> Result<HttpResponse
 async fn answer(state: State, endpoint: Endpoint, payload: web::Payload) -> Result<HttpResponse, ApiError> {
     let served = state.into_inner();
     let body = body(payload, &served.limits).await?;
-    let request = Request::read(endpoint, &body)?;
-    drop(body);
+    let request = web::block(move || Request::read(endpoint, &body)).await.map_err(ApiError::failed)??;
     served.models.find(&request.model)?;
     let seats = served.seats(request.prompts.len() * request.choices)?;
     let (asking, encoding) = (Arc::new(request), Arc::clone(&served));
@@ -81,7 +80,10 @@ async fn answer(state: State, endpoint: Endpoint, payload: web::Payload) -> Resu
         return Ok(stream::response(served, shape, choices));
     }
     let whole = choices.all(&served.models).await?;
-    Ok(HttpResponse::Ok().json(shape(&served, &request).whole(&whole, choices.used)))
+    let used = choices.used;
+    // Each token's alternatives are spelled out.
+    let told = web::block(move || shape(&served, &request).whole(&whole, used)).await.map_err(ApiError::failed)?;
+    Ok(HttpResponse::Ok().json(told))
 }
 
 fn shape<'a>(served: &'a Served, request: &Request) -> Shape<'a> {
