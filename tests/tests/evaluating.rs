@@ -39,6 +39,7 @@ fn an_evaluation_finds_the_loss_that_training_reports_and_compares_answers() {
     let generated = eval(&run, &more);
     let rows = generated["answers"].as_array().unwrap();
     assert_eq!(rows.len(), 9);
+    assert!(answers.iter().all(|one| one["answers"].as_array().unwrap().len() == 2), "two are asked for: {answers:?}");
     for (number, model) in [(0, "base"), (1, "adapter")] {
         for (asked, row) in answers[number]["answers"].as_array().unwrap().iter().zip(rows) {
             assert_eq!((&asked["prompt"], &asked["expected"]), (&row["prompt"], &row["reference"]));

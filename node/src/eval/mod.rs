@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use actors::data::{DataOptions, Dataset, MicroBatch, Question};
 use actors::lora::LoraAdapters;
-use actors::transformer::Llama;
+use actors::transformer::{Llama, LlamaError};
 use anyhow::{Context as _, anyhow, ensure};
 use serde::Serialize;
 
@@ -179,15 +179,17 @@ async fn loss(
     batches: &Arc<Vec<MicroBatch>>,
     adapter: Option<Arc<LoraAdapters>>,
 ) -> anyhow::Result<Scores> {
-    let (llama, batches) = (Arc::clone(llama), Arc::clone(batches));
-    let computed = tokio::task::spawn_blocking(move || {
-        let (mut sum, mut tokens) = (0.0, 0);
-        for batch in batches.iter() {
-            sum += llama.evaluate(batch, adapter.as_deref())?;
-            tokens += batch.loss_tokens();
-        }
-        anyhow::Ok(sum / tokens as f64)
-    });
-    let loss = computed.await.context("evaluating")??;
+    let (mut sum, mut tokens) = (0.0, 0);
+    for number in 0..batches.len() {
+        let (llama, batches, adapter) = (Arc::clone(llama), Arc::clone(batches), adapter.clone());
+        // One at a time: whoever stops waits for no more than this one.
+        let computed = tokio::task::spawn_blocking(move || {
+            let batch = &batches[number];
+            Ok::<_, LlamaError>((llama.evaluate(batch, adapter.as_deref())?, batch.loss_tokens()))
+        });
+        let (cost, learnt) = computed.await.context("evaluating")??;
+        (sum, tokens) = (sum + cost, tokens + learnt);
+    }
+    let loss = sum / tokens as f64;
     Ok(Scores { loss, perplexity: loss.exp(), generation: None })
 }

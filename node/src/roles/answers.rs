@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actors::backend::LinearBackend;
-use actors::data::{Dataset, Example, Question};
+use actors::data::{Dataset, Question};
 use actors::generation::{Engine, EngineConfig, Event, Events, GenerationError, Request};
 use actors::lora::LoraAdapters;
 use actors::transformer::{Llama, LlamaError};
@@ -41,9 +41,14 @@ impl Asking {
         let llama = Llama::new(Arc::clone(model), backend)?;
         let engine = Engine::start(Arc::new(llama), EngineConfig::default())?;
         // Of a pair, the answer that is preferred.
-        let examples: Vec<Example> = held_out.iter().step_by(held_out.unit()).collect::<Result<_, _>>()?;
-        let questions = Question::of_all(&examples, engine.tokenizer())?.into_iter().take(config.generate);
-        let questions = questions.map(|(_, question)| {
+        let mut questions = Vec::new();
+        for example in held_out.iter().step_by(held_out.unit()) {
+            questions.extend(Question::of_all(&[example?], engine.tokenizer())?);
+            if questions.len() >= config.generate {
+                break;
+            }
+        }
+        let questions = questions.into_iter().map(|(_, question)| {
             let text = engine.tokenizer().decode(&question.prompt)?;
             Ok((text, question))
         });
