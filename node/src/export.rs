@@ -67,7 +67,7 @@ pub fn gguf(options: &ExportOptions, numbers: GgufNumbers) -> anyhow::Result<()>
 /// Whatever is wrong with model or adapter, and a file that does not say what it should.
 pub fn gguf_adapter(options: &ExportOptions) -> anyhow::Result<()> {
     let (model, adapters) = options.open()?;
-    let tensors = write_gguf_adapter(&options.out, model.config(), &adapters, options.existing)?;
+    let tensors = write_gguf_adapter(&model, &adapters, &options.out, options.existing)?;
     output::print(format_args!(
         "{}: changes {tensors} tensors of {}, read again and found right",
         options.out.display(),

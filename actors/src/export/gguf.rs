@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::changes::{Change, Changes};
 use super::numbers::Numbers;
-use super::output::{Existing, OutputFile};
+use super::output::{Existing, OutputFile, keep};
 use super::tally::{Merged, Tally, Tensor};
 use super::{ExportError, wrong};
 use crate::files::{FileError, Readers};
@@ -41,6 +41,7 @@ pub fn write(
     out: &Path,
     existing: Existing,
 ) -> Result<Merged, ExportError> {
+    keep([model.path()], out)?;
     let changes = Changes::of(adapters)?;
     let plan = model.gguf_plan(numbers)?;
     let mut file = OutputFile::new(out, Readers::Usual, existing)?;

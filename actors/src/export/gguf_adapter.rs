@@ -12,10 +12,10 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use protocol::model::LlamaConfig;
+use protocol::model::{LlamaConfig, Model};
 
 use super::changes::{Delta, nothing};
-use super::output::{Existing, OutputFile};
+use super::output::{Existing, OutputFile, keep};
 use super::{ExportError, wrong};
 use crate::files::{FileError, Readers};
 use crate::lora::LoraAdapters;
@@ -25,12 +25,9 @@ use crate::lora::LoraAdapters;
 /// # Errors
 /// When the model's family has no form in llama.cpp, the adapter has norms or adds nothing, there is a file that must be
 /// kept, the disk refuses, or the file does not say what it should.
-pub fn write(
-    path: &Path,
-    model: &LlamaConfig,
-    adapters: &LoraAdapters,
-    existing: Existing,
-) -> Result<usize, ExportError> {
+pub fn write(model: &Model, adapters: &LoraAdapters, path: &Path, existing: Existing) -> Result<usize, ExportError> {
+    keep([model.path()], path)?;
+    let model = model.config();
     let mut file = OutputFile::new(path, Readers::Owner, existing)?;
     let tensors = write_to(file.file(), model, adapters)?;
     check(file.path(), model, adapters)?;

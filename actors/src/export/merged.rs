@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype, TensorView, View};
 
 use super::changes::{Change, Changes};
 use super::numbers::Numbers;
-use super::output::{Existing, OutputFolder};
+use super::output::{Existing, OutputFolder, keep};
 use super::tally::{Merged, Tally, Tensor};
 use super::{ExportError, wrong};
 use crate::files::FileError;
@@ -39,6 +39,7 @@ pub fn write(model: &Model, adapters: &LoraAdapters, out: &Path, existing: Exist
     for (name, change) in changes.iter() {
         check_shape(&shards, name, change)?;
     }
+    keep([model.path()], out)?;
     let folder = OutputFolder::new(out, "config.json", existing)?;
     for shard in &shards {
         write_file(&folder.path().join(shard.path.file_name().unwrap_or_default()), shard, &changes)?;

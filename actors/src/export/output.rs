@@ -27,6 +27,21 @@ fn refused(path: &Path, what: &str) -> ExportError {
     ExportError::Unsupported(format!("{} {what}", path.display()))
 }
 
+/// Refuses to replace what is read from.
+///
+/// # Errors
+/// When `to` is one of these files or folders, or one of them lies within.
+pub(super) fn keep<'a>(read: impl IntoIterator<Item = &'a Path>, to: &Path) -> Result<(), ExportError> {
+    // What is not there yet is nobody's.
+    let Ok(out) = fs::canonicalize(to) else { return Ok(()) };
+    match read.into_iter().find(|read| fs::canonicalize(read).is_ok_and(|read| read.starts_with(&out))) {
+        Some(read) => {
+            Err(refused(to, &format!("is, or holds, what is exported ({}); choose another name", read.display())))
+        }
+        None => Ok(()),
+    }
+}
+
 /// A file on its way.
 pub(super) struct OutputFile {
     temporary: NamedTempFile,
@@ -131,7 +146,13 @@ impl OutputFolder {
             if let Some(old) = &old {
                 fs::rename(&to, old.path().join("replaced"))?;
             }
-            fs::rename(&path, &to)?;
+            if let Err(error) = fs::rename(&path, &to) {
+                if let Some(old) = old {
+                    // It is put back, or stays where it is if that fails too.
+                    fs::rename(old.keep().join("replaced"), &to)?;
+                }
+                return Err(error);
+            }
             File::open(folder_of(&to))?.sync_all()
         };
         finish().map_err(|source| failed(&to, "written", source))

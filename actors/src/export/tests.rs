@@ -108,6 +108,19 @@ fn a_folder_that_is_no_export_is_not_replaced() {
 }
 
 #[test]
+fn the_model_itself_is_not_replaced() {
+    let (_base, model, adapters) = model_and_adapters(StoredAs::F32, 0.05, LoraConfig::default());
+    let base = model.path().to_owned();
+    for out in [base.as_path(), base.parent().unwrap()] {
+        let error = write_merged(&model, &adapters, out, Existing::Replace).unwrap_err().to_string();
+        assert!(error.contains("what is exported"), "{error}");
+    }
+    let error = write_ollama(&model, Some(&adapters), &base, Existing::Replace).unwrap_err().to_string();
+    assert!(error.contains("what is exported"), "{error}");
+    assert!(base.join("config.json").is_file());
+}
+
+#[test]
 fn a_merge_that_changes_nothing_is_an_error_and_leaves_nothing() {
     for (size, told) in [(0.0, "adds nothing"), (1e-9, "is as it was before")] {
         let (_base, model, adapters) = model_and_adapters(StoredAs::Bf16, size, LoraConfig::default());
@@ -122,7 +135,7 @@ fn a_merge_that_changes_nothing_is_an_error_and_leaves_nothing() {
     let (_base, model, adapters) = model_and_adapters(StoredAs::Bf16, 0.0, LoraConfig::default());
     let out = tempfile::tempdir().unwrap();
     let path = out.path().join("adapter.gguf");
-    let error = write_gguf_adapter(&path, model.config(), &adapters, Existing::Keep).unwrap_err().to_string();
+    let error = write_gguf_adapter(&model, &adapters, &path, Existing::Keep).unwrap_err().to_string();
     assert!(error.contains("adds nothing") && !path.exists(), "{error}");
 }
 
@@ -213,7 +226,7 @@ fn trained_norms_are_merged_and_refused_where_they_have_no_place() {
         assert_eq!(found.norm(Norm::Final).unwrap(), model.norm(Norm::Final).unwrap());
     }
     let path = out.path().join("adapter.gguf");
-    let error = write_gguf_adapter(&path, model.config(), &adapters, Existing::Keep).unwrap_err().to_string();
+    let error = write_gguf_adapter(&model, &adapters, &path, Existing::Keep).unwrap_err().to_string();
     assert!(error.contains("layers.0.input_layernorm") && error.contains("export gguf"), "{error}");
     assert!(!path.exists());
 }
@@ -249,7 +262,7 @@ fn an_adapter_for_llama_cpp_adds_the_same_in_its_order_of_rows() {
     let (_base, model, adapters) = model_and_adapters(StoredAs::F32, 0.05, uneven());
     let out = tempfile::tempdir().unwrap();
     let path = out.path().join("adapter.gguf");
-    let tensors = write_gguf_adapter(&path, model.config(), &adapters, Existing::Keep).unwrap();
+    let tensors = write_gguf_adapter(&model, &adapters, &path, Existing::Keep).unwrap();
     assert_eq!(tensors, 7 * model.config().layers);
     let mut file = std::fs::File::open(&path).unwrap();
     let content = Content::read(&mut file).unwrap();

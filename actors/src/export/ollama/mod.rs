@@ -14,7 +14,7 @@ use std::path::Path;
 use protocol::model::Model;
 
 use self::style::Found;
-use super::output::{Existing, OutputFolder};
+use super::output::{Existing, OutputFolder, keep};
 use super::{ExportError, gguf_adapter};
 use crate::files::FileError;
 use crate::lora::LoraAdapters;
@@ -43,6 +43,7 @@ pub fn write(
     out: &Path,
     existing: Existing,
 ) -> Result<Modelfile, ExportError> {
+    keep([model.path()], out)?;
     let tokenizer = model.tokenizer()?;
     let Some(template) = tokenizer.chat_template() else {
         return Err(ExportError::Unsupported(format!(
