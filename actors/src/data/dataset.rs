@@ -153,6 +153,12 @@ impl Dataset {
             return Err(DataError::Options(format!("{} examples are more than can be dealt", store.len())));
         };
         let parts = parts.unwrap_or_else(|| vec![Part { units: units as usize, weight: 1.0 }]);
+        let taken: usize = parts.iter().map(Part::taken).sum();
+        if u32::try_from(taken).is_err() {
+            return Err(DataError::Options(format!(
+                "a pass takes {taken} examples, which are more than can be dealt; give smaller weights in data.files"
+            )));
+        }
         Ok(Self {
             store: Arc::new(store),
             chosen: (0..units).collect(),

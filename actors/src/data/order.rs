@@ -28,7 +28,9 @@ impl Part {
 
     /// How many of them are taken once more.
     fn extra(&self) -> usize {
-        (self.weight.fract() * self.units as f64).round() as usize
+        let extra = (self.weight.fract() * self.units as f64).round() as usize;
+        // However small the weight, a file is not left out.
+        extra.max(usize::from(self.weight < 1.0 && self.units > 0))
     }
 }
 
@@ -91,6 +93,13 @@ mod tests {
         assert!(four[10..16].iter().all(|&count| count == 4) && four[16..].iter().all(|&count| count == 1), "{four:?}");
         assert_eq!(pass(&parts, 5, 2), pass(&parts, 5, 2));
         assert_ne!(pass(&parts, 5, 2), pass(&parts, 5, 3));
+    }
+
+    #[test]
+    fn no_file_is_left_out() {
+        let parts = [Part { units: 4, weight: 0.1 }, Part { units: 0, weight: 0.1 }];
+        assert_eq!(parts.map(|part| part.taken()), [1, 0]);
+        assert_eq!(counts(&parts, 5, 0..4), [1; 4]);
     }
 
     #[test]

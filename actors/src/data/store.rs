@@ -4,9 +4,9 @@
 //! ends, however it ends; its mode is 0600. It lies in the folder for temporary files (`TMPDIR`). Memory has eight bytes for an
 //! example however long it is, so that it does not grow with the text.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufWriter, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 
 use super::{DataError, Example};
 
@@ -128,7 +128,12 @@ impl StoreWriter {
     fn spill(&mut self) -> Result<(), DataError> {
         let file = match &mut self.file {
             Some(file) => file,
-            file => file.insert(BufWriter::with_capacity(1 << 20, tempfile::tempfile().map_err(failed)?)),
+            file => {
+                let new = tempfile::tempfile().map_err(failed)?;
+                // One without a name is made with whatever mode the process gives files.
+                new.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+                file.insert(BufWriter::with_capacity(1 << 20, new))
+            }
         };
         for word in self.words.drain(..) {
             file.write_all(&word.to_le_bytes()).map_err(failed)?;
@@ -169,7 +174,9 @@ mod tests {
         let mut writer = StoreWriter::with_memory_for(20);
         examples.iter().for_each(|example| writer.push(example).unwrap());
         let (filed, memory) = (writer.finish().unwrap(), Store::of(&examples));
-        assert!(matches!(filed.words, Words::File(_)) && matches!(memory.words, Words::Memory(_)));
+        assert!(matches!(memory.words, Words::Memory(_)));
+        let Words::File(file) = &filed.words else { panic!("so many are in a file") };
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         for store in [filed, memory] {
             assert_eq!(store.len(), 50);
             for number in [49, 0, 17, 16, 3] {
