@@ -39,8 +39,13 @@ impl Kept {
             (Some(one), Some(other)) if Arc::ptr_eq(one, other) => shared(&text.tokens, tokens),
             _ => 0,
         };
-        let best = self.texts.iter().enumerate().map(|(place, text)| (common(text).min(text.cache.len()), place)).max();
-        let (length, place) = best.filter(|&(length, _)| length >= FEWEST)?;
+        // Of a text that has less in common than it has besides, more would be lost than is gained.
+        let worth = |text: &Text| {
+            let length = common(text).min(text.cache.len());
+            (length >= FEWEST && 2 * length >= text.cache.len()).then_some(length)
+        };
+        let best = self.texts.iter().enumerate().filter_map(|(place, text)| Some((worth(text)?, place))).max();
+        let (length, place) = best?;
         let mut cache = self.texts.remove(place).cache;
         cache.truncate(length.min(tokens.len() - 1));
         Some(cache)

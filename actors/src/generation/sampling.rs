@@ -119,15 +119,16 @@ fn largest(values: &[f32], k: usize) -> f32 {
 }
 
 /// What is left when the least likely tokens are removed for as long as their probabilities together are at most `1 − top_p`.
-fn nucleus(kept: Vec<(u32, f64)>, top_p: f64) -> Vec<(u32, f64)> {
-    let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+fn nucleus(mut heavy: Vec<(u32, f64)>, top_p: f64) -> Vec<(u32, f64)> {
+    let total: f64 = heavy.iter().map(|(_, weight)| weight).sum();
     let mut removable = (1.0 - top_p) * total;
     // All that weigh no more than this can be removed together: no need to sort them.
-    let (light, mut heavy): (Vec<_>, Vec<_>) = {
-        let share = removable / kept.len() as f64;
-        kept.into_iter().partition(|&(_, weight)| weight <= share)
-    };
-    removable -= light.iter().map(|(_, weight)| weight).sum::<f64>();
+    let (share, mut light) = (removable / heavy.len() as f64, 0.0);
+    heavy.retain(|&(_, weight)| {
+        light += if weight <= share { weight } else { 0.0 };
+        weight > share
+    });
+    removable -= light;
     heavy.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     while heavy.len() > 1 {
         let Some(&(_, least)) = heavy.last() else { break };

@@ -157,8 +157,7 @@ impl Sequence {
             }
             self.tell_prompt();
             ended = self.next(common, logits)?;
-            let right = guesses.get(self.tokens.len() - before - 1) == self.tokens.last();
-            if ended.is_some() || !right {
+            if ended.is_some() || guesses.get(self.tokens.len() - before - 1) != self.tokens.last() {
                 break;
             }
         }

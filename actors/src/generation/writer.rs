@@ -51,9 +51,9 @@ impl Writer {
     /// Takes in requests for which there is room, and waits for some if nothing is under way. Says whether to go on.
     fn admit(&mut self) -> bool {
         let desk = Arc::clone(&self.desk);
+        self.active.retain(|sequence| !sequence.is_cancelled());
         let mut state = desk.lock();
         loop {
-            self.active.retain(|sequence| !sequence.is_cancelled());
             state.waiting.retain(|sequence| !sequence.is_cancelled());
             if state.ended {
                 return false;
@@ -72,8 +72,13 @@ impl Writer {
             if !self.active.is_empty() {
                 return true;
             }
+            // Nobody who asks for something waits until all is wiped.
+            drop(state);
             wipe_idle();
-            state = desk.wait(state);
+            state = desk.lock();
+            if !state.ended && state.waiting.is_empty() {
+                state = desk.wait(state);
+            }
         }
     }
 
@@ -126,14 +131,16 @@ impl Writer {
         let most = if self.workers { PIECE.0 } else { PIECE.1 };
         let first = self.active.iter().position(Sequence::is_behind)?;
         let mut pass: Vec<(usize, Rows)> = Vec::new();
-        let mut left = most;
+        let (mut left, mut scored) = (most, SCORED);
         for (number, sequence) in self.active.iter().enumerate() {
-            let mine = number == first || (self.workers && left > 0 && self.fit(first, number));
+            let room = if sequence.may_reuse() { left } else { left.min(scored) };
+            let mine = number == first || (self.workers && room > 0 && self.fit(first, number));
             if !mine {
                 continue;
             }
-            let rows = sequence.next_piece(left.min(if sequence.may_reuse() { most } else { SCORED }));
+            let rows = sequence.next_piece(room);
             left -= rows.tokens.len();
+            scored -= if sequence.may_reuse() { 0 } else { rows.tokens.len() };
             pass.push((number, rows));
         }
         Some(pass)

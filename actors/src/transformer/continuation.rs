@@ -73,8 +73,13 @@ impl KvCache {
 
     /// The longest text whose tokens turn as those of a text of so many, as far as that is known.
     pub fn turns_alike_up_to(config: &LlamaConfig, length: usize) -> usize {
-        let up_to = stretched(config).filter_map(Rope::one_for_up_to).filter(|&up_to| up_to >= length);
-        up_to.min().unwrap_or(usize::MAX)
+        let alike = |rope: &Rope| match (rope.one_for_up_to()?, &rope.scaling) {
+            (up_to, _) if up_to >= length => Some(up_to),
+            // Each length has frequencies of its own.
+            (_, Some(RopeScaling::Dynamic { .. })) => Some(length),
+            _ => None,
+        };
+        stretched(config).filter_map(alike).min().unwrap_or(usize::MAX)
     }
 
     /// Bytes of keys and values of a text of so many tokens.

@@ -70,6 +70,10 @@ impl Logits {
     pub fn of(&self, llama: &Llama, states: Buffer) -> Result<Buffer, LlamaError> {
         let rows = states.len() / self.features;
         let mut logits = Buffer::scratch(rows * self.vocabulary);
+        // Of a piece of a prompt none may be wanted.
+        if rows == 0 {
+            return Ok(logits);
+        }
         match &self.held {
             Held::Served => self.served(llama, &Arc::new(states), rows, &mut logits)?,
             held => self.local(held, &states, &mut logits),

@@ -155,6 +155,17 @@ fn what_does_not_fit_is_refused_and_nothing_is_kept_of_it() {
     assert_eq!(KvCache::bytes(tiny.config(), 65), 2 * KvCache::bytes(tiny.config(), 1));
 }
 
+#[test]
+fn nothing_is_asked_of_a_head_for_no_rows() {
+    for folder in folders() {
+        let case = Case::open(&folder);
+        for served in [false, true] {
+            let (llama, logits) = ready(&case, served);
+            assert!(logits.of(&llama, Buffer::scratch(0)).unwrap().is_empty(), "{}", case.name);
+        }
+    }
+}
+
 /// What `tests/generation.py` had transformers write.
 #[derive(serde::Deserialize)]
 struct Written {
