@@ -9,7 +9,8 @@
 //! **Memory.** One budget holds for all shelves, and each product has the same number of rows as its share of it. Three quarters of
 //! these are kept of a block. The rest is there so that turns come one after the other: whenever there is room for another block, the
 //! product with the fewest rows gets one, at the beginning some of them a second one. All products are used alike, so that from then on
-//! one or the other needs a block at any time, long before it has used its last row; and at no time there is more than the budget.
+//! one or the other needs a block at any time, long before it has used its last row. What lies on the shelves is never more than the budget; a block that is being made takes
+//! its own size once more for a moment.
 //!
 //! A row is removed from its shelf before anybody sees it, and belongs to one attempt of one call: another attempt takes another
 //! row. What is never used is wiped with the store.
@@ -29,7 +30,8 @@ use super::table::LayerTable;
 use crate::heavy::on_rayon;
 use crate::trace::WORK;
 
-/// Most rows of a call that takes pads. A call of more rows uses so much of a block that it had better use all of it.
+/// Most rows of a call that takes pads. A call of more rows uses so much of a block that it had better use all of it. So many are
+/// rotated, sketched and verified as one task each, on the thread that asks (`sketch::project` takes no more than these at once).
 pub const FEW_ROWS: usize = 16;
 /// Rows of each product that are planned for where nothing else is said: the transforms of a block are then less than what is done
 /// for each row anyway.
@@ -174,6 +176,11 @@ impl PadStore {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// No call will come any more: what is left is wiped, and nothing more is made.
+    pub(crate) fn close(&self) {
+        *self.stock() = Stock { wanted: false, shelves: BTreeMap::new(), room: 0 };
+    }
+
     /// Calls of few rows will come. Whether that was not known yet, and there are pads to be made.
     pub(crate) fn want(&self) -> bool {
         let mut stock = self.stock();
@@ -283,13 +290,17 @@ impl Making<'_> {
 
 impl Drop for Making<'_> {
     fn drop(&mut self) {
-        self.store.stock().room += self.bytes;
+        if self.bytes > 0 {
+            self.store.stock().room += self.bytes;
+            self.store.freed.notify_one();
+        }
     }
 }
 
 /// Makes the calling thread one of low priority.
 fn give_way() {
     /// As `nice` has it by default.
+    #[cfg(target_os = "linux")]
     const NICE: libc::c_int = 10;
     // SAFETY: the call takes three integers and touches no memory of ours. On Linux it is about the calling thread where it is
     // given 0; elsewhere it would be about the process, so that it is not made.

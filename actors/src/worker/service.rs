@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::prelude::SendError;
 use actix::{Addr, Arbiter, Handler, MailboxError, Message, Supervisor};
 use async_trait::async_trait;
 use protocol::ids::ModelDigest;
@@ -240,11 +239,12 @@ impl Devices {
         if place.is_lost() {
             return Err(no_layers());
         }
-        // Nobody waits for that: who has lost its layers in this moment has lost its place.
-        self.store.try_send(RenewLease(owner.clone())).map_err(|error| match error {
-            SendError::Full(_) => Refusal::Busy("it is overloaded".into()),
-            SendError::Closed(_) => Refusal::Capacity("it is shutting down".into()),
-        })?;
+        if !self.store.connected() {
+            return Err(Refusal::Capacity("it is shutting down".into()));
+        }
+        // Nobody waits for that: who has lost its layers in this moment has lost its place. Nor is it refused where the store's
+        // mailbox is full: there are no more of these at a time than products have places.
+        self.store.do_send(RenewLease(owner.clone()));
         let speed = |part: &HeldPart| self.devices[part.device].macs_per_second;
         let slowest = weights.parts().iter().map(speed).fold(f64::INFINITY, f64::min);
         Ok(time_of(place.begin(operations), slowest))

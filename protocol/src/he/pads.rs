@@ -163,6 +163,13 @@ struct Scratch<W: RowWord> {
     errors: ErrorSampler,
 }
 
+impl<W: RowWord> Drop for Scratch<W> {
+    fn drop(&mut self) {
+        // A block's rows serve long after the step in which they were made, and its secret follows from these.
+        self.polynomials.wipe();
+    }
+}
+
 /// `<column, secret>` of each column, as far as rows are kept, `[limb][row][column]`.
 fn block(job: &Job<'_>, limbs: usize, columns: usize) -> Result<Wiped<u8>, EncryptError> {
     let mut block = Wiped::zeros(limbs * job.rows * columns);

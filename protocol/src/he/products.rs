@@ -126,6 +126,11 @@ impl<W: Word> Polynomials<W> {
         Self { size, values: Reused::scratch(TILE * (size + PADDING)) }
     }
 
+    /// Wipes them, where what they hold is of use for longer than a step.
+    pub(crate) fn wipe(&mut self) {
+        <[W] as zeroize::Zeroize>::zeroize(&mut self.values);
+    }
+
     /// The coefficients of a column.
     #[inline(always)]
     pub(crate) fn column_mut(&mut self, column: usize) -> &mut [W] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use protocol::he::PadRow;
 use protocol::ids::ProductId;
 
-use super::error::ScheduleError;
+use super::error::{ScheduleError, gone};
 use super::shell::Shell;
 use crate::owner::pads::{Haste, Making};
 use crate::transport::PeerName;
@@ -39,7 +39,11 @@ pub(super) async fn fill(shell: Rc<Shell>) {
 /// Has the mask product of a product, and makes a block with it.
 async fn one_block(shell: &Shell, product: ProductId, making: Making<'_>) -> Result<(), ScheduleError> {
     let peer = shell.route(product, &[]).await?;
-    let masks = shell.masks.product(shell.transport.as_ref(), &peer, product).await?;
+    // Calls wait for the same product of masks: it is not waited for from somebody who is gone.
+    let masks = tokio::select! {
+        masks = shell.masks.product(shell.transport.as_ref(), &peer, product) => masks?,
+        () = shell.gone(&peer) => return Err(gone(&peer)),
+    };
     Ok(making.make(masks, Haste::Idle).await?)
 }
 

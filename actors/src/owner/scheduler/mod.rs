@@ -259,6 +259,7 @@ impl Handler<ReleaseLayers> for LayerScheduler {
 
     fn handle(&mut self, _message: ReleaseLayers, _context: &mut Self::Context) -> Self::Result {
         let shell = Rc::clone(&self.shell);
+        shell.pads.close();
         Box::pin(async move { shell.release().await })
     }
 }
