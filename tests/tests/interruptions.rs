@@ -79,7 +79,8 @@ fn a_run_that_is_killed_again_and_again_is_the_one_that_was_not() {
 
 #[test]
 fn signals_stop_a_run_where_it_can_go_on() {
-    let run = plain_run();
+    // Steps so long that a signal comes before the last of them.
+    let run = Run::with(&SETTINGS.replace("accumulation = 3", "accumulation = 30"), 4);
     run.train("whole", &[]);
     for (signal, out) in [("INT", "int"), ("TERM", "term"), ("HUP", "hup")] {
         let mut node = run.owner(out, &[]);
