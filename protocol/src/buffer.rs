@@ -1,48 +1,90 @@
-//! Rows of numbers whose memory is used again ([`crate::pool`]), and wiped between two steps.
+//! Numbers whose memory is used again ([`crate::pool`]), and wiped between two steps.
 //!
-//! The rows are an owner's private values. What the pool frees is wiped at once; what waits in it is wiped when a step is
-//! over ([`wipe_idle`]). Wiping each buffer when it is dropped would leave no less behind, since a step holds private values
-//! anyway, and would write all that a step does once more. Only what came from the pool goes back to it: then it never
+//! They are an owner's private values, or what hides them. What the pools free is wiped at once; what waits in them is wiped when
+//! a step is over ([`wipe_idle`]). Wiping each buffer when it is dropped would leave no less behind, since a step holds private
+//! values anyway, and would write all that a step does once more. Only what came from a pool goes back to it: then it never
 //! holds more than was in use at one time.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
-use zeroize::Zeroizing;
+use zeroize::{DefaultIsZeroes, Zeroizing};
 
+use crate::he::planes;
 use crate::pool::Pool;
-use crate::wiped;
 
-/// What waits for the next buffers: all that a pass through a small model keeps, or what some layers of a model of a
-/// billion parameters do.
-static POOL: Pool<f32> = Pool::new(384 << 20);
-
-/// Wipes what waits for the next buffers, and the working memory of encryption and decryption. What is in use is not touched.
-pub fn wipe_idle() {
-    POOL.wipe();
-    wiped::wipe_idle();
+/// Numbers that have a pool.
+pub trait Pooled: DefaultIsZeroes + 'static {
+    /// Where their vectors wait.
+    fn pool() -> &'static Pool<Self>;
 }
 
-/// A row-major matrix or a vector of f32, whoever made it.
+macro_rules! pooled {
+    ($($(#[$why:meta])* $number:ty: $mebibytes:literal),*) => {
+        $(
+            $(#[$why])*
+            impl Pooled for $number {
+                fn pool() -> &'static Pool<Self> {
+                    static POOL: Pool<$number> = Pool::new($mebibytes << 20);
+                    &POOL
+                }
+            }
+        )*
+
+        /// Wipes what waits for its next use. What is in use is not touched.
+        pub fn wipe_idle() {
+            $(<$number>::pool().wipe();)*
+        }
+    };
+}
+
+pooled!(
+    /// What the layers of a small model ask for at one time, or one of a billion parameters.
+    f32: 192,
+    /// What a pass keeps for its way back: all of a small model's, some layers' of one of a billion parameters.
+    u16: 384,
+    /// The working memory of some dozens of threads.
+    u32: 64,
+    /// The same.
+    u64: 64
+);
+
+/// Gives the memory of rows and planes that wait back to the operating system: where those of other sizes are asked for
+/// next, it would be of no use, and stand beside them.
+pub fn free_idle() {
+    f32::pool().drain().into_iter().for_each(wiped_and_freed);
+    planes::free_idle();
+}
+
+fn wiped_and_freed<T: Pooled>(mut values: Vec<T>) {
+    values.fill(T::default());
+    // The compiler may not leave this out, although nobody reads the values any more.
+    zeroize::optimization_barrier(values.as_slice());
+}
+
+/// A vector of numbers that goes back to a pool on drop, and is wiped there by [`wipe_idle`].
 #[derive(Default)]
-pub struct Buffer {
+pub struct Reused<T: Pooled> {
     /// At least `length` values; those behind are of earlier use.
-    values: Vec<f32>,
+    values: Vec<T>,
     length: usize,
 }
 
-impl Buffer {
+/// A row-major matrix or a vector of f32, whoever made it.
+pub type Buffer = Reused<f32>;
+
+impl<T: Pooled> Reused<T> {
     /// `length` values that are whatever they were: every one has to be written before it is read.
     pub fn scratch(length: usize) -> Self {
-        Self { values: POOL.scratch(length), length }
+        Self { values: T::pool().scratch(length), length }
     }
 
     /// `length` zeros.
     pub fn zeroed(length: usize) -> Self {
-        match POOL.used(length) {
+        match T::pool().used(length) {
             Some(values) => {
                 let mut buffer = Self { values, length };
-                buffer.fill(0.0);
+                buffer.fill(T::default());
                 buffer
             }
             // The operating system's pages are zero already.
@@ -51,7 +93,7 @@ impl Buffer {
     }
 
     /// A copy of values that lie elsewhere.
-    pub fn copy_of(values: &[f32]) -> Self {
+    pub fn copy_of(values: &[T]) -> Self {
         let mut buffer = Self::scratch(values.len());
         buffer.copy_from_slice(values);
         buffer
@@ -65,34 +107,32 @@ impl From<Vec<f32>> for Buffer {
     }
 }
 
-impl Deref for Buffer {
-    type Target = [f32];
+impl<T: Pooled> Deref for Reused<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
         &self.values[..self.length]
     }
 }
 
-impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T: Pooled> DerefMut for Reused<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
         &mut self.values[..self.length]
     }
 }
 
-impl fmt::Debug for Buffer {
+impl<T: Pooled> fmt::Debug for Reused<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The values are private, and many.
-        write!(f, "Buffer({} values)", self.length)
+        write!(f, "{} values", self.length)
     }
 }
 
-impl Drop for Buffer {
+impl<T: Pooled> Drop for Reused<T> {
     fn drop(&mut self) {
-        for mut freed in POOL.put(std::mem::take(&mut self.values)) {
-            freed.fill(0.0);
-            // The compiler may not leave this out, although nobody reads the values any more.
-            zeroize::optimization_barrier(freed.as_slice());
-        }
+        T::pool().put(std::mem::take(&mut self.values)).into_iter().for_each(wiped_and_freed);
     }
 }
 
@@ -116,8 +156,8 @@ mod tests {
         // Lengths that no other test uses, so that nobody else takes or gives them.
         let length = Pool::<f32>::class(234_567);
         drop(Buffer::from(vec![1.0; length]));
-        assert!(POOL.used(length).is_some(), "the copy waits");
-        assert!(POOL.used(length).is_none(), "the vector itself does not");
+        assert!(f32::pool().used(length).is_some(), "the copy waits");
+        assert!(f32::pool().used(length).is_none(), "the vector itself does not");
     }
 
     #[test]
@@ -126,7 +166,11 @@ mod tests {
         let length = 123_456;
         Buffer::copy_of(&vec![7.0; length]);
         wipe_idle();
-        let waiting = POOL.used(length).unwrap_or_default();
+        let waiting = f32::pool().used(length).unwrap_or_default();
         assert!(waiting.len() >= length && waiting.iter().all(|&x| x == 0.0));
+        Reused::<u64>::scratch(length).fill(7);
+        assert!(Reused::<u64>::scratch(length).iter().all(|&x| x == 7), "nothing but a step's end wipes it");
+        wipe_idle();
+        assert!(Reused::<u64>::scratch(length).iter().all(|&x| x == 0));
     }
 }

@@ -17,5 +17,5 @@ pub mod parts;
 pub mod pool;
 pub mod quant;
 pub mod sketch;
-pub mod wiped;
+mod wiped;
 pub mod wire;

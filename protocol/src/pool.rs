@@ -79,6 +79,14 @@ impl<T: Clone + Default> Pool<T> {
         freed
     }
 
+    /// Gives up all that waits, for whoever has to wipe it.
+    #[must_use]
+    pub fn drain(&self) -> Vec<Vec<T>> {
+        let mut idle = self.idle();
+        idle.bytes = 0;
+        std::mem::take(&mut idle.by_class).into_values().flatten().collect()
+    }
+
     /// Fills all that waits with the default value.
     pub fn wipe(&self) {
         self.idle().by_class.values_mut().flatten().for_each(|values| values.fill(T::default()));
@@ -132,5 +140,9 @@ mod tests {
         pool.put(vec![7.0; SMALLEST]);
         pool.wipe();
         assert_eq!(pool.used(SMALLEST), Some(vec![0.0; SMALLEST]));
+        pool.put(vec![7.0; SMALLEST]);
+        pool.put(vec![8.0; 2 * SMALLEST]);
+        assert_eq!(pool.drain(), [vec![7.0; SMALLEST], vec![8.0; 2 * SMALLEST]]);
+        assert!(pool.used(SMALLEST).is_none() && pool.idle().bytes == 0);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use protocol::buffer::Buffer;
+use protocol::buffer::{self, Buffer};
 use protocol::ids::Direction;
 use protocol::model::LlamaConfig;
 
@@ -62,6 +62,9 @@ impl HeadSlices for ServedHead<'_> {
     }
 
     fn slices(&self, batch: HeadBatch<'_>) -> Result<Vec<Slice>, LlamaError> {
+        // A slice's buffers are larger than a layer's: neither serves in the other's place, and here is the most that a
+        // step holds.
+        buffer::free_idle();
         let (count, next) = (self.config.head_slices(), AtomicUsize::new(0));
         let work = || {
             let mine = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&slice| slice < count));
@@ -77,6 +80,7 @@ impl HeadSlices for ServedHead<'_> {
             threads.into_iter().map(join).collect::<Result<Vec<_>, BackendError>>()
         })?;
         let mut slices: Vec<(usize, Slice)> = done.into_iter().flatten().collect();
+        buffer::free_idle();
         // Sums do not depend on which thread was faster.
         slices.sort_unstable_by_key(|&(number, _)| number);
         Ok(slices.into_iter().map(|(_, slice)| slice).collect())

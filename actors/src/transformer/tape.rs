@@ -8,9 +8,8 @@
 use std::sync::Arc;
 
 use half::bf16;
-use protocol::buffer::Buffer;
+use protocol::buffer::{Buffer, Reused};
 use protocol::parts::Part;
-use protocol::wiped::Reused;
 use rayon::prelude::*;
 
 use super::ops::Attended;
@@ -121,25 +120,21 @@ impl Waiting {
 }
 
 /// Values in bfloat16.
-struct Rounded {
-    /// At least `length`; those behind are of earlier use.
-    bits: Reused<u16>,
-    length: usize,
-}
+struct Rounded(Reused<u16>);
 
 impl Rounded {
     fn new(values: &[f32]) -> Self {
         let mut bits = Reused::scratch(values.len());
-        bits[..values.len()].par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(bits, values)| {
+        bits.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(bits, values)| {
             let _part = Part::Own.mark();
             round(values, bits);
         });
-        Self { bits, length: values.len() }
+        Self(bits)
     }
 
     fn widened(&self) -> Buffer {
-        let mut values = Buffer::scratch(self.length);
-        values.par_chunks_mut(CHUNK).zip(self.bits[..self.length].par_chunks(CHUNK)).for_each(|(values, bits)| {
+        let mut values = Buffer::scratch(self.0.len());
+        values.par_chunks_mut(CHUNK).zip(self.0.par_chunks(CHUNK)).for_each(|(values, bits)| {
             let _part = Part::Own.mark();
             widen(bits, values);
         });

@@ -22,7 +22,12 @@ pub struct Planes {
 }
 
 /// Bytes that may wait for the next planes: those of a few products of a model of a billion parameters.
-static POOL: Pool<u8> = Pool::new(192 << 20);
+static POOL: Pool<u8> = Pool::new(96 << 20);
+
+/// Gives back the memory of what waits: ciphertexts, which nobody has to wipe.
+pub(crate) fn free_idle() {
+    drop(POOL.drain());
+}
 
 impl Planes {
     /// A matrix of zeros mod `2^(8·limbs)`.

@@ -7,7 +7,8 @@ use super::fft::{Digits, Ring, accumulate};
 use super::lanes::{STRIP, TILE};
 use super::secret::OneTimeSecret;
 use super::word::Word;
-use crate::wiped::{Reused, Wiped};
+use crate::buffer::Reused;
+use crate::wiped::Wiped;
 
 /// What a column of masks becomes: `k` polynomials cut into digits, each transformed.
 #[derive(Clone, Copy)]

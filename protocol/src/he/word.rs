@@ -2,13 +2,13 @@
 //! byte planes and polynomials is written once, over this trait.
 
 use super::lanes::{transpose_any, transpose_words};
-use crate::wiped::Reusable;
+use crate::buffer::Pooled;
 
 /// Adding this to an `f64` below 2^51 in absolute value leaves the nearest integer in the low bits of the sum.
 const ROUNDER: f64 = 6_755_399_441_055_744.0; // 1.5 · 2^52
 
 /// An unsigned word whose arithmetic wraps, so that it is also arithmetic mod any smaller power of two.
-pub(crate) trait Word: Send + Sync + Reusable {
+pub(crate) trait Word: Send + Sync + Pooled {
     /// The byte of weight `2^(8·limb)`.
     fn limb(self, limb: usize) -> u8;
     /// `byte · 2^(8·limb)`.

@@ -15,8 +15,9 @@ use crate::ids::{Group, LinearId, LinearShape};
 const STEP: usize = 1024;
 /// The same where the vocabulary is smaller than that.
 const SMALL_STEP: usize = 64;
-/// Most columns of a slice, before they are rounded up: half of what a product may sum over.
-const MOST: usize = 32_768;
+/// Most columns of a slice, before they are rounded up. An owner holds some sixteen bytes for each logit of a slice in flight:
+/// a quarter of a gigabyte for a block of tokens; narrower slices would encrypt the same hidden states more often.
+const MOST: usize = 16_384;
 
 impl LlamaConfig {
     /// Columns of the slices that the head is cut into.
