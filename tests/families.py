@@ -8,8 +8,8 @@ Run by hand where a family is added or changed, since it needs packages that the
 
 Each folder gets a model of random numbers (config.json, model.safetensors in bf16), an adapter as PEFT saves it
 (adapter/), and expected.safetensors: the tokens of two sequences, their logits, the sum of the cross entropies of all
-next tokens, and its gradient for every matrix of the adapter, by PEFT's names. All is computed in f32, by eager
-attention, one sequence at a time. rope.json holds rotary frequencies of configurations, as Hugging Face computes them.
+next tokens, and its gradient for every matrix of the adapter, by PEFT's names. Some have the same for an adapter that trains
+embeddings of tokens (tokens/). All is computed in f32, by eager attention, one sequence at a time. rope.json holds rotary frequencies of configurations, as Hugging Face computes them.
 """
 
 import json
@@ -58,6 +58,9 @@ MODELS = {
             sliding_attention=dict(rope_type="default", rope_theta=1e4)))),
 }
 
+# Of which models the embeddings of some tokens are trained, too: heads that are tied, bounded, and of their own.
+TOKENS = {"smollm2": [40, 259, 3, 77], "gemma2": [40, 259, 3, 77], "llama": [40, 259, 3, 77]}
+
 
 def fill(model, seed):
     """Numbers with which activations keep their size and every part of the model matters."""
@@ -88,19 +91,29 @@ def make(name, index):
     if os.path.exists(generation):
         os.remove(generation)
 
+    lora = dict(r=2, lora_alpha=3, target_modules=FUSED if name == "phi3" else SEVEN)
+    adapt(name, index, lora, "adapter", "")
+    if name in TOKENS:
+        adapt(name, index, dict(r=1, lora_alpha=1, target_modules=["v_proj"], trainable_token_indices=TOKENS[name]), "tokens", "tokens")
+    size = sum(os.path.getsize(os.path.join(at, file)) for at, _, files in os.walk(folder) for file in files)
+    print(f"{name}: {size} bytes")
+
+
+def adapt(name, index, lora, adapter_folder, expected_folder):
+    """An adapter of a model, and what PEFT computes with it."""
+    folder = os.path.join(HERE, name)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    targets = FUSED if name == "phi3" else SEVEN
-    model = get_peft_model(model, LoraConfig(r=2, lora_alpha=3, target_modules=targets, task_type="CAUSAL_LM"))
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     generator = torch.Generator().manual_seed(index)
     trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
     with torch.no_grad():
         for value in trained.values():
             value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
     model.peft_config["default"].base_model_name_or_path = name
-    model.save_pretrained(os.path.join(folder, "adapter"))
-    os.remove(os.path.join(folder, "adapter", "README.md"))
+    model.save_pretrained(os.path.join(folder, adapter_folder))
+    os.remove(os.path.join(folder, adapter_folder, "README.md"))
     # PEFT writes a set: in another order each time.
-    described = os.path.join(folder, "adapter", "adapter_config.json")
+    described = os.path.join(folder, adapter_folder, "adapter_config.json")
     with open(described, encoding="utf-8") as file:
         adapter = json.load(file)
     adapter["target_modules"].sort()
@@ -116,14 +129,13 @@ def make(name, index):
     loss.backward()
     expected = {"tokens": tokens.int(), "lengths": torch.tensor(LENGTHS, dtype=torch.int32),
                 "logits": torch.cat(logits), "loss": loss.detach()[None]}
-    saved = load_file(os.path.join(folder, "adapter", "adapter_model.safetensors"))
+    saved = load_file(os.path.join(folder, adapter_folder, "adapter_model.safetensors"))
     for key, value in trained.items():
-        key = key.replace(".default.", ".")
+        key = key.replace(".default.", ".").removesuffix(".default")
         assert key in saved, key
         expected[key] = value.grad
-    save_file({key: value.contiguous() for key, value in expected.items()}, os.path.join(folder, "expected.safetensors"))
-    size = sum(os.path.getsize(os.path.join(at, file)) for at, _, files in os.walk(folder) for file in files)
-    print(f"{name}: loss {loss.item():.6f}, largest logit {expected['logits'].abs().max():.3f}, {size} bytes")
+    save_file({key: value.contiguous() for key, value in expected.items()}, os.path.join(folder, expected_folder, "expected.safetensors"))
+    print(f"{name}: loss {loss.item():.6f}, largest logit {expected['logits'].abs().max():.3f}")
 
 
 SMALL = dict(hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, vocab_size=264,

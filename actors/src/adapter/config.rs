@@ -1,10 +1,12 @@
 //! `adapter_config.json` as PEFT writes it.
 
+use std::collections::BTreeMap;
+
 use protocol::model::Projection;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::lora::{Initialisation, Layers, LoraConfig, Patterns, read_targets};
+use crate::lora::{Initialisation, Layers, LoraConfig, NamedToken, Patterns, read_targets};
 
 /// The fields that PEFT's `LoraConfig` writes for a plain LoRA of a causal language model, in its order.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +53,8 @@ pub(super) struct PeftConfig {
     #[serde(default)]
     task_type: Option<String>,
     #[serde(default)]
+    trainable_token_indices: Option<Tokens>,
+    #[serde(default)]
     use_dora: bool,
     #[serde(default)]
     use_rslora: bool,
@@ -60,7 +64,39 @@ pub(super) struct PeftConfig {
 }
 
 /// Fields that change nothing unless another one is set, which is refused.
-const IDLE: [&str; 2] = ["peft_version", "qalora_group_size"];
+/// (`ensure_weight_tying` is about modules that are refused, and about tokens, where tied weights stay tied without it.)
+const IDLE: [&str; 3] = ["ensure_weight_tying", "peft_version", "qalora_group_size"];
+
+/// Tokens whose embeddings are trained.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Tokens {
+    /// Of the model's embeddings.
+    OfEmbeddings(Vec<NamedToken>),
+    /// By the names of modules.
+    Of(BTreeMap<String, Vec<NamedToken>>),
+}
+
+impl Tokens {
+    fn into_list(self) -> Result<Vec<NamedToken>, String> {
+        let mut modules = match self {
+            Self::OfEmbeddings(tokens) => return Ok(tokens),
+            Self::Of(modules) => modules,
+        };
+        let tokens = modules.remove(EMBEDDINGS);
+        match (tokens, modules.into_keys().next()) {
+            (Some(tokens), None) => Ok(tokens),
+            (_, other) => Err(format!(
+                "trainable_token_indices names `{}`: tokens are trained as rows of `{EMBEDDINGS}`, and of the head with them \
+                 where that is tied; give one list",
+                other.unwrap_or_default()
+            )),
+        }
+    }
+}
+
+/// What PEFT calls a Llama's embeddings.
+const EMBEDDINGS: &str = "embed_tokens";
 
 /// What PEFT calls the list of a Llama's layers.
 const LAYERS: &str = "layers";
@@ -120,6 +156,8 @@ impl PeftConfig {
             revision: None,
             target_modules: modules,
             task_type: Some("CAUSAL_LM".into()),
+            trainable_token_indices: (!lora.trainable_token_indices.is_empty())
+                .then(|| Tokens::OfEmbeddings(lora.trainable_token_indices.clone())),
             use_dora: false,
             use_rslora: lora.use_rslora,
             rest: Map::new(),
@@ -163,6 +201,7 @@ impl PeftConfig {
             use_rslora: self.use_rslora,
             init_lora_weights: self.init_lora_weights,
             modules_to_save: OneOrMore::list(&self.modules_to_save).to_vec(),
+            trainable_token_indices: self.trainable_token_indices.map_or(Ok(Vec::new()), Tokens::into_list)?,
             ..LoraConfig::default()
         };
         lora.validate().map_err(|invalid| invalid.to_string())?;

@@ -15,10 +15,12 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use self::config::PeftConfig;
 use crate::files::{FileError, Readers, create_folder, read_bounded, write_atomically};
-use crate::lora::{LoraAdapters, SavedNorm, Slot};
+use crate::lora::{LoraAdapters, SavedNorm, Slot, TokenRows};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT calls trained rows of the embeddings. They are the rows themselves, and no differences.
+const TOKENS: &str = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
 /// A configuration is a page of text; anything much larger is something else.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Room for names and padding in a weights file beyond its numbers.
@@ -64,6 +66,11 @@ pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<
     for SavedNorm { module, factors, .. } in adapters.norms() {
         let bytes = factors.to_vec1::<f32>()?.iter().flat_map(|value| value.to_le_bytes()).collect();
         tensors.push((norm_key(module), factors.dims().to_vec(), bytes));
+    }
+    if let Some(TokenRows { rows, .. }) = adapters.token_rows() {
+        let values = rows.flatten_all()?.to_vec1::<f32>()?;
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        tensors.push((TOKENS.to_owned(), rows.dims().to_vec(), bytes));
     }
     let weights = folder.join(WEIGHTS);
     let unwritable = |what: String| AdapterError::Content { path: weights.clone(), what };
@@ -114,6 +121,10 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
         Ok(tensor)
     };
     adapters.set_norms(|_, module| Ok::<_, AdapterError>(take(norm_key(module), &[model.hidden_size])?.to_vec1()?))?;
+    adapters.set_tokens(|tokens| {
+        let rows = take(TOKENS.to_owned(), &[tokens.len(), model.hidden_size])?;
+        Ok::<_, AdapterError>(rows.flatten_all()?.to_vec1()?)
+    })?;
     adapters.replace(|layer, &Slot { projection, rank, .. }| {
         let mut take = |side, expected: [usize; 2]| take(key(layer, projection, side), &expected);
         let shape = projection.shape(model);

@@ -77,6 +77,7 @@ fn ranks_and_factors_of_their_own_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let config: LoraConfig = serde_json::from_str(
         r#"{"rank": 3, "alpha": 6.5, "use_rslora": true, "modules_to_save": ["input_layernorm", "model.norm"], "init_lora_weights": "gaussian",
+            "trainable_token_indices": [40, 3, 17],
             "rank_pattern": {"layers.0.self_attn.q_proj": 5, "down_proj": 1}, "alpha_pattern": {"mlp.up_proj": 4.0}}"#,
     )
     .unwrap();
@@ -90,10 +91,15 @@ fn ranks_and_factors_of_their_own_come_back() {
     for norm in ["model.norm", "model.layers.0.input_layernorm", "model.layers.1.input_layernorm"] {
         assert_eq!(file.tensor(&format!("base_model.model.{norm}.weight")).unwrap().shape(), [64]);
     }
+    assert_eq!(json["trainable_token_indices"], serde_json::json!([40, 3, 17]));
+    assert_eq!(file.tensor(TOKENS).unwrap().shape(), [3, 64]);
     assert_eq!((&json["use_rslora"], &json["alpha_pattern"]["mlp.up_proj"]), (&true.into(), &4.0.into()));
     let read = load(folder.path(), tiny.config()).unwrap();
     assert_eq!(read.config(), &config);
     assert_eq!(values(&read), values(&adapters));
+    // By the module's name, as PEFT takes them, too.
+    edit_config(folder.path(), "trainable_token_indices", serde_json::json!({"embed_tokens": [40, 3, 17]}));
+    assert_eq!(load(folder.path(), tiny.config()).unwrap().config(), &config);
 }
 
 #[test]
@@ -160,7 +166,10 @@ fn what_cannot_be_used_is_named() {
         ("init_lora_weights", serde_json::json!("pissa"), "workers serve those as they were published"),
         ("modules_to_save", serde_json::json!(["lm_head"]), "workers serve the head"),
         ("modules_to_save", serde_json::json!(["model.norm"]), "model.norm.weight is missing"),
-        ("trainable_token_indices", serde_json::json!([1]), "trainable_token_indices"),
+        ("trainable_token_indices", serde_json::json!([1]), "trainable_tokens_delta is missing"),
+        ("trainable_token_indices", serde_json::json!([1, 1]), "token 1 twice"),
+        ("trainable_token_indices", serde_json::json!([70_000]), "the model's vocabulary ends with"),
+        ("trainable_token_indices", serde_json::json!({"embed_tokens": [1], "lm_head": [2]}), "names `lm_head`"),
         ("use_qalora", serde_json::json!(true), "use_qalora"),
         ("rank_pattern", serde_json::json!({"w1": 3}), "names no adapted projection"),
         ("use_dora", serde_json::json!(true), "use_dora"),

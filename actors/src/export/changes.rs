@@ -1,8 +1,9 @@
-//! What an adapter changes of a model's weights: products `s·B·A` that are added, and norms that are replaced.
+//! What an adapter changes of a model's weights: products `s·B·A` that are added, and norms and rows of the embeddings that are
+//! replaced.
 
 use std::collections::BTreeMap;
 
-use protocol::model::Projection;
+use protocol::model::{LlamaConfig, Projection};
 
 use super::ExportError;
 use crate::lora::LoraAdapters;
@@ -77,6 +78,8 @@ pub(super) enum Change {
     Add(Delta),
     /// A norm's scales are these.
     Replace(Vec<f32>),
+    /// Some rows of a tensor of this shape are these.
+    Rows { shape: Vec<usize>, rows: BTreeMap<usize, Vec<f32>> },
 }
 
 impl Change {
@@ -85,6 +88,7 @@ impl Change {
         match self {
             Self::Add(delta) => vec![delta.d_out, delta.d_in],
             Self::Replace(scales) => vec![scales.len()],
+            Self::Rows { shape, .. } => shape.clone(),
         }
     }
 
@@ -96,22 +100,32 @@ impl Change {
                 delta.row(row, &mut added);
                 values.iter_mut().zip(added).for_each(|(value, added)| *value += f64::from(added));
             }
-            Self::Replace(scales) => values.iter_mut().zip(scales).for_each(|(value, &scale)| *value = scale.into()),
+            Self::Replace(scales) => replace(values, scales),
+            Self::Rows { rows, .. } => rows.get(&row).into_iter().for_each(|row| replace(values, row)),
         }
     }
 }
+
+fn replace(values: &mut [f64], by: &[f32]) {
+    values.iter_mut().zip(by).for_each(|(value, &by)| *value = by.into());
+}
+
+/// The model's embeddings, and the head if it has one of its own, in a Hugging Face model.
+const EMBEDDINGS: &str = "model.embed_tokens.weight";
+pub(super) const HEAD: &str = "lm_head.weight";
 
 /// All changes, by the Hugging Face name of the tensor.
 pub(super) struct Changes(BTreeMap<String, Change>);
 
 impl Changes {
-    /// Those of an adapter.
+    /// Those of an adapter of a model.
     ///
     /// # Errors
     /// When it adds nothing, or candle cannot read the tensors.
-    pub(super) fn of(adapters: &LoraAdapters) -> Result<Self, ExportError> {
+    pub(super) fn of(adapters: &LoraAdapters, model: &LlamaConfig) -> Result<Self, ExportError> {
         let deltas = Delta::all(adapters)?;
-        if deltas.iter().all(Delta::is_zero) && adapters.norms().next().is_none() {
+        let replaces = adapters.norms().next().is_some() || adapters.token_rows().is_some();
+        if deltas.iter().all(Delta::is_zero) && !replaces {
             return Err(nothing());
         }
         let mut changes: BTreeMap<String, Change> =
@@ -120,7 +134,22 @@ impl Changes {
             let scales = norm.factors.flatten_all()?.to_vec1::<f32>()?;
             changes.insert(format!("{}.weight", norm.module), Change::Replace(scales));
         }
+        if let Some(trained) = adapters.token_rows() {
+            let tokens = trained.tokens.iter().map(|&token| token as usize);
+            let rows = tokens.zip(trained.rows.to_vec2::<f32>()?).collect();
+            let shape = vec![model.vocabulary, model.hidden_size];
+            changes.insert(EMBEDDINGS.to_owned(), Change::Rows { shape, rows });
+        }
         Ok(Self(changes))
+    }
+
+    /// The same where the files of a model whose head is its embeddings have that twice: both must stay one.
+    pub(super) fn with_copied_head(mut self) -> Self {
+        if let Some(Change::Rows { shape, rows }) = self.0.get(EMBEDDINGS) {
+            let (shape, rows) = (shape.clone(), rows.clone());
+            self.0.insert(HEAD.to_owned(), Change::Rows { shape, rows });
+        }
+        self
     }
 
     /// The change of a tensor, if it has one.

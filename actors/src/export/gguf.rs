@@ -42,7 +42,7 @@ pub fn write(
     existing: Existing,
 ) -> Result<Merged, ExportError> {
     keep([model.path()], out)?;
-    let changes = Changes::of(adapters)?;
+    let changes = Changes::of(adapters, model.config())?;
     let plan = model.gguf_plan(numbers)?;
     let mut file = OutputFile::new(out, Readers::Usual, existing)?;
     let path = file.path().to_owned();

@@ -23,7 +23,7 @@ use crate::lora::LoraAdapters;
 /// Writes an adapter of a model to a file. Returns how many of the model's tensors it changes.
 ///
 /// # Errors
-/// When the model's family has no form in llama.cpp, the adapter has norms or adds nothing, there is a file that must be
+/// When the model's family has no form in llama.cpp, the adapter has norms or embeddings, or adds nothing, there is a file that must be
 /// kept, the disk refuses, or the file does not say what it should.
 pub fn write(model: &Model, adapters: &LoraAdapters, path: &Path, existing: Existing) -> Result<usize, ExportError> {
     keep([model.path()], path)?;
@@ -43,6 +43,13 @@ pub(super) fn write_to(file: &mut File, model: &LlamaConfig, adapters: &LoraAdap
              for; write the merged model (`node export gguf`)",
             norm.module
         )));
+    }
+    if adapters.token_rows().is_some() {
+        return Err(ExportError::Unsupported(
+            "the adapter has embeddings that were trained (lora.trainable_token_indices), which adapters for llama.cpp have no \
+             place for; write the merged model (`node export gguf`)"
+                .to_owned(),
+        ));
     }
     let deltas = Delta::all(adapters)?;
     if deltas.iter().all(Delta::is_zero) {

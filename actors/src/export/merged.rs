@@ -11,7 +11,7 @@ use std::path::Path;
 use protocol::model::{Model, Shard};
 use safetensors::tensor::{Dtype, TensorView, View};
 
-use super::changes::{Change, Changes};
+use super::changes::{Change, Changes, HEAD};
 use super::numbers::Numbers;
 use super::output::{Existing, OutputFolder, keep};
 use super::tally::{Merged, Tally, Tensor};
@@ -35,7 +35,10 @@ pub fn write(model: &Model, adapters: &LoraAdapters, out: &Path, existing: Exist
             model.path().display()
         )));
     };
-    let changes = Changes::of(adapters)?;
+    let mut changes = Changes::of(adapters, model.config())?;
+    if model.config().tie_word_embeddings && shards.iter().any(|shard| shard.find(HEAD).is_some()) {
+        changes = changes.with_copied_head();
+    }
     for (name, change) in changes.iter() {
         check_shape(&shards, name, change)?;
     }

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
 use super::*;
-use crate::lora::{LoraAdapters, LoraConfig};
+use crate::lora::{LoraAdapters, LoraConfig, NamedToken};
 
 /// A tiny model and adapters that change it by this much.
 fn model_and_adapters(stored: StoredAs, size: f32, config: LoraConfig) -> (TempDir, Model, LoraAdapters) {
@@ -172,7 +172,8 @@ fn a_file_that_is_damaged_on_its_way_is_refused_by_the_tensor() {
     let out = tempfile::tempdir().unwrap();
     let path = out.path().join("model.gguf");
     write_gguf(&model, &adapters, GgufNumbers::F16, &path, Existing::Keep).unwrap();
-    let (plan, changes) = (model.gguf_plan(GgufNumbers::F16).unwrap(), changes::Changes::of(&adapters).unwrap());
+    let (plan, changes) =
+        (model.gguf_plan(GgufNumbers::F16).unwrap(), changes::Changes::of(&adapters, model.config()).unwrap());
     assert!(gguf::check(&model, &plan, &path, &changes).is_ok());
     let mut bytes = std::fs::read(&path).unwrap();
     let mut at = plan.head.len() as u64;
@@ -228,6 +229,33 @@ fn trained_norms_are_merged_and_refused_where_they_have_no_place() {
     let path = out.path().join("adapter.gguf");
     let error = write_gguf_adapter(&model, &adapters, &path, Existing::Keep).unwrap_err().to_string();
     assert!(error.contains("layers.0.input_layernorm") && error.contains("export gguf"), "{error}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn trained_embeddings_are_merged_and_refused_where_they_have_no_place() {
+    let tokens = vec![NamedToken::Number(20), NamedToken::Number(3)];
+    let config = LoraConfig { trainable_token_indices: tokens, ..LoraConfig::default() };
+    let (_base, model, adapters) = model_and_adapters(StoredAs::F32, 0.05, config);
+    let features = model.config().hidden_size;
+    let rows: Vec<f32> = (0..2 * features).map(|i| i as f32 / 100.0).collect();
+    adapters.set_tokens(|_| Ok::<_, candle_core::Error>(rows.clone())).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let (folder, file) = (out.path().join("merged"), out.path().join("merged.gguf"));
+    write_merged(&model, &adapters, &folder, Existing::Keep).unwrap();
+    write_gguf(&model, &adapters, GgufNumbers::F32, &file, Existing::Keep).unwrap();
+    for path in [folder, file] {
+        let found = Model::open(&path).unwrap();
+        assert_eq!(found.embed(&[20, 3]).unwrap(), rows);
+        assert_eq!(found.embed(&[19, 4]).unwrap(), model.embed(&[19, 4]).unwrap());
+        let mut rows_of_head = [vec![0.0; features], vec![0.0; features]];
+        found.head_rows(3, &mut rows_of_head[0]).unwrap();
+        model.head_rows(3, &mut rows_of_head[1]).unwrap();
+        assert_eq!(rows_of_head[0] == rows_of_head[1], !model.config().tie_word_embeddings);
+    }
+    let path = out.path().join("adapter.gguf");
+    let error = write_gguf_adapter(&model, &adapters, &path, Existing::Keep).unwrap_err().to_string();
+    assert!(error.contains("trainable_token_indices") && error.contains("export gguf"), "{error}");
     assert!(!path.exists());
 }
 

@@ -101,7 +101,9 @@ fn the_likeliest_tokens_are_those_of_passes_by_hand() {
         let mut tokens = text.clone();
         for token in &answer.tokens {
             let now = Continuation { cache: &mut cache, tokens: &tokens, adapters: adapter.as_deref(), wanted: 1 };
-            let row = logits.of(&llama, llama.extend(&mut [now], 1).unwrap()).unwrap();
+            let states = llama.extend(&mut [now], 1).unwrap();
+            let beside: Vec<_> = adapter.as_deref().map(|adapters| (0..1, adapters)).into_iter().collect();
+            let row = logits.of(&llama, states, &beside).unwrap();
             let best = sampling::likeliest(&row);
             let scored = token.scored.as_ref().unwrap();
             assert_eq!((token.id, scored.id, scored.top[0].0), (best, best, best));

@@ -234,8 +234,14 @@ impl Writer {
                 wanted: rows.wanted,
             })
             .collect();
+        let (mut beside, mut end) = (Vec::new(), 0);
+        for text in &together {
+            let first = end;
+            end += text.wanted;
+            beside.extend(text.adapters.map(|adapters| (first..end, adapters)));
+        }
         let states = self.desk.llama.extend(&mut together, multiple)?;
-        self.logits.of(&self.desk.llama, states)
+        self.logits.of(&self.desk.llama, states, &beside)
     }
 }
 

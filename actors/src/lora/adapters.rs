@@ -12,7 +12,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::config::Size;
 use super::norms::{Depth, SavedNorm, SavedNorms};
-use super::{Initialisation, LoraConfig, Projection};
+use super::{Initialisation, LoraConfig, Projection, TokenRows};
 
 /// Where one projection's adapter lies in its group's tensors and in the group's output.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +56,7 @@ pub struct LoraAdapters {
     config: LoraConfig,
     groups: BTreeMap<LinearId, GroupAdapter>,
     norms: SavedNorms,
+    tokens: Option<TokenRows>,
 }
 
 /// How a parameter learns.
@@ -104,7 +105,9 @@ impl LoraAdapters {
         let groups = groups.filter_map(Result::transpose).collect::<Result<_>>()?;
         let norms = config.saved_norms(model).map_err(candle_core::Error::wrap)?;
         let norms = SavedNorms::new(norms, model)?;
-        Ok(Self { config: config.clone(), groups, norms })
+        let tokens = config.tokens(model).map_err(candle_core::Error::wrap)?;
+        let tokens = TokenRows::new(tokens, model)?;
+        Ok(Self { config: config.clone(), groups, norms, tokens })
     }
 
     /// What they look like.
@@ -121,7 +124,8 @@ impl LoraAdapters {
     pub(crate) fn depth(&self) -> Option<Depth> {
         let group = self.groups.keys().next().map(|&linear| Depth::of_group(linear));
         let norms = self.norms.iter().filter_map(|saved| Depth::of_norm(saved.norm));
-        group.into_iter().chain(norms).reduce(Depth::lower)
+        let tokens = self.tokens.as_ref().map(|_| Depth::EMBEDDINGS);
+        group.into_iter().chain(norms).chain(tokens).reduce(Depth::lower)
     }
 
     /// The norms that are trained.
@@ -138,6 +142,23 @@ impl LoraAdapters {
         read: impl FnMut(Norm, &str) -> std::result::Result<Vec<f32>, E>,
     ) -> std::result::Result<(), E> {
         self.norms.set(read)
+    }
+
+    /// The embeddings that are trained, if any are.
+    pub(crate) fn token_rows(&self) -> Option<&TokenRows> {
+        self.tokens.as_ref()
+    }
+
+    /// Replaces the trained embeddings by those that `read` returns for their tokens, `tokens × hidden_size`: first by those of
+    /// the model.
+    ///
+    /// # Errors
+    /// What `read` returns, and when they are of another number.
+    pub fn set_tokens<E: From<candle_core::Error>>(
+        &self,
+        read: impl FnOnce(&[u32]) -> std::result::Result<Vec<f32>, E>,
+    ) -> std::result::Result<(), E> {
+        self.tokens.as_ref().map_or(Ok(()), |tokens| tokens.set(read))
     }
 
     /// The layers that have adapters, in their order.
@@ -166,14 +187,16 @@ impl LoraAdapters {
     /// Every trained tensor, always in the same order.
     pub fn parameters(&self) -> Vec<Var> {
         let groups = self.groups.values().flat_map(|group| [group.a.clone(), group.b.clone()]);
-        groups.chain(self.norms.iter().map(|saved| saved.factors.clone())).collect()
+        let groups = groups.chain(self.norms.iter().map(|saved| saved.factors.clone()));
+        groups.chain(self.tokens.iter().map(|tokens| tokens.rows.clone())).collect()
     }
 
-    /// How each of [`Self::parameters`] learns.
+    /// How each of [`Self::parameters`] learns. As with transformers' trainer, weight decay spares norms alone.
     pub fn learning(&self) -> Vec<Learning> {
         let rates = self.groups.values().flat_map(|_| [1.0, self.config.lora_plus_ratio]);
         let adapters = rates.map(|rate| Learning { rate, decays: true });
-        adapters.chain(self.norms.iter().map(|_| Learning { rate: 1.0, decays: false })).collect()
+        let norms = self.norms.iter().map(|_| Learning { rate: 1.0, decays: false });
+        adapters.chain(norms).chain(self.tokens.iter().map(|_| Learning { rate: 1.0, decays: true })).collect()
     }
 
     /// Number of trained values.
@@ -219,13 +242,14 @@ impl LoraAdapters {
     /// Takes over the values of other adapters.
     ///
     /// # Errors
-    /// When they are of other modules or ranks.
+    /// When they are of other modules, ranks or tokens.
     pub fn set(&self, other: &Self) -> Result<()> {
         let pairs = || self.groups.iter().zip(&other.groups);
         let same = pairs().all(|((linear, group), (other, of_other))| linear == other && group.alike(of_other));
         let norms = self.norms.iter().map(|saved| saved.norm).eq(other.norms.iter().map(|saved| saved.norm));
-        if !(same && norms) || self.groups.len() != other.groups.len() {
-            return Err(candle_core::Error::Msg("the adapters are of other modules or ranks".into()).bt());
+        let tokens = |adapters: &Self| adapters.tokens.as_ref().map(|tokens| tokens.tokens.clone());
+        if !(same && norms) || self.groups.len() != other.groups.len() || tokens(self) != tokens(other) {
+            return Err(candle_core::Error::Msg("the adapters are of other modules, ranks or tokens".into()).bt());
         }
         for ((_, group), (_, other)) in pairs() {
             group.a.set(&other.a.copy()?)?;
@@ -233,6 +257,9 @@ impl LoraAdapters {
         }
         for (saved, other) in self.norms.iter().zip(other.norms.iter()) {
             saved.factors.set(&other.factors.copy()?)?;
+        }
+        for (tokens, other) in self.tokens.iter().zip(&other.tokens) {
+            tokens.rows.set(&other.rows.copy()?)?;
         }
         Ok(())
     }

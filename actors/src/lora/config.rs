@@ -7,7 +7,7 @@ use protocol::model::{LlamaConfig, Norm};
 use serde::{Deserialize, Serialize};
 
 use super::norms::{self, Depth};
-use super::{Initialisation, Layers, Patterns, Projection, targets};
+use super::{Initialisation, Layers, NamedToken, Patterns, Projection, targets, tokens};
 use crate::trainer::InvalidSetting;
 
 /// Largest rank accepted: an adapter of more has nothing low about its rank.
@@ -45,6 +45,9 @@ pub struct LoraConfig {
     pub init_lora_weights: Initialisation,
     /// Norms that are trained as they are, by the ends of their names.
     pub modules_to_save: Vec<String>,
+    /// Tokens whose embeddings are trained as they are. Checkpoints of runs that train none have no such field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trainable_token_indices: Vec<NamedToken>,
 }
 
 impl Default for LoraConfig {
@@ -62,6 +65,7 @@ impl Default for LoraConfig {
             lora_plus_ratio: 1.0,
             init_lora_weights: Initialisation::Uniform,
             modules_to_save: Vec::new(),
+            trainable_token_indices: Vec::new(),
         }
     }
 }
@@ -113,8 +117,8 @@ impl LoraConfig {
             let LinearShape { d_in, d_out } = projection.shape(model);
             size.rank * (d_in + d_out)
         };
-        let norms = self.saved_norms(model)?.len() * model.hidden_size;
-        Ok(self.sizes(model)?.iter().map(pair).sum::<usize>() + norms)
+        let rows = self.saved_norms(model)?.len() + self.tokens(model)?.len();
+        Ok(self.sizes(model)?.iter().map(pair).sum::<usize>() + rows * model.hidden_size)
     }
 
     /// The norms that are trained.
@@ -125,14 +129,31 @@ impl LoraConfig {
         norms::named(&self.modules_to_save, model)
     }
 
-    /// The lowest layer of a model of which something is trained.
+    /// The tokens whose embeddings are trained.
+    ///
+    /// # Errors
+    /// When the model has not one of them, one is named twice, or its number is not known yet.
+    pub(crate) fn tokens(&self, model: &LlamaConfig) -> Result<Vec<u32>, InvalidSetting> {
+        tokens::of_model(&self.trainable_token_indices, model)
+    }
+
+    /// The same with the numbers of tokens that are named by their texts, which `number` finds.
+    ///
+    /// # Errors
+    /// Names a text that is no token.
+    pub fn with_numbered_tokens(self, number: impl Fn(&str) -> Option<u32>) -> Result<Self, InvalidSetting> {
+        Ok(Self { trainable_token_indices: tokens::numbered(&self.trainable_token_indices, number)?, ..self })
+    }
+
+    /// The lowest layer of a model of which something is trained, or that reads what is.
     ///
     /// # Errors
     /// When the model has not what is to be trained.
     pub fn lowest_layer(&self, model: &LlamaConfig) -> Result<usize, InvalidSetting> {
         let adapted = self.layers.of(model.layers)?.first().map_or(0, |&layer| layer.into());
         let norms = self.saved_norms(model)?.into_iter().filter_map(Depth::of_norm);
-        Ok(norms.map(|depth| depth.layer).fold(adapted, usize::min))
+        let embeddings = self.tokens(model)?.first().map(|_| Depth::EMBEDDINGS);
+        Ok(norms.chain(embeddings).map(|depth| depth.layer).fold(adapted, usize::min))
     }
 
     /// The projections of a model that get an adapter, in the order of the forward pass. Naming all that a layer has where

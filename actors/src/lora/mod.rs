@@ -10,6 +10,7 @@ mod layers;
 mod norms;
 mod patterns;
 mod targets;
+mod tokens;
 mod values;
 
 pub use adapters::{GroupAdapter, Learning, LoraAdapters, Slot};
@@ -18,8 +19,10 @@ pub use layers::Layers;
 pub use patterns::Patterns;
 pub use protocol::model::Projection;
 pub use targets::Initialisation;
+pub use tokens::NamedToken;
 
 pub(crate) use dropout::{Draw, Dropout};
 pub(crate) use norms::{Depth, SavedNorm};
 pub(crate) use targets::read as read_targets;
+pub(crate) use tokens::TokenRows;
 pub(crate) use values::Values;

@@ -1,7 +1,7 @@
 //! Norms that are trained as they are, beside the adapters, and saved whole: PEFT's `modules_to_save`.
 //!
-//! They are the owner's anyway, and no worker has to know that they changed. Embeddings and the head are not trained:
-//! a served head is the same for everybody.
+//! They are the owner's anyway, and no worker has to know that they changed. Embeddings and the head are not trained as wholes:
+//! a served head is the same for everybody. Rows of them are ([`tokens`](super::tokens)).
 
 use candle_core::{Device, Result, Tensor, Var};
 use protocol::ids::{Group, LinearId};
@@ -60,7 +60,7 @@ pub(super) fn named(names: &[String], model: &LlamaConfig) -> std::result::Resul
         if matches!(last(name), "lm_head" | "embed_tokens") {
             return fail(format!(
                 "names {name}, which is not trained: workers serve the head as it was published, and embeddings are as \
-                 large; give norms: {}",
+                 large; give norms: {}, or tokens whose rows are to be trained (lora.trainable_token_indices)",
                 can()
             ));
         }
@@ -120,6 +120,9 @@ pub(crate) struct Depth {
 }
 
 impl Depth {
+    /// Down to the embeddings.
+    pub(super) const EMBEDDINGS: Self = Self { layer: 0, end: None };
+
     /// Down to a group's adapters.
     pub(super) fn of_group(linear: LinearId) -> Self {
         Self { layer: linear.layer.into(), end: Some(linear) }

@@ -159,6 +159,7 @@ impl TrainableModel {
         config.lora.values(model.config())?;
         let adapters = LoraAdapters::new(model.config(), &config.lora, config.seed)?;
         adapters.set_norms(|norm, _| Ok::<_, LlamaError>(model.norm(norm)?.unwrap_or_default()))?;
+        adapters.set_tokens(|tokens| Ok::<_, LlamaError>(model.embed(tokens)?))?;
         Ok(Self { llama: Llama::new(model, backend)?, adapters, reference: None })
     }
 

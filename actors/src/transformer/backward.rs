@@ -18,22 +18,28 @@ use super::pass::Pass;
 use super::tape::{LayerTape, Waiting};
 use crate::lora::Depth;
 
-/// Gradients of the adapters, and of the norms that are trained.
-type Found = (BTreeMap<LinearId, AdapterGradient>, HashMap<Norm, Vec<f32>>);
+/// What was found on the way back.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Gradients of the adapters.
+    pub(super) adapters: BTreeMap<LinearId, AdapterGradient>,
+    /// Those of the norms that are trained.
+    pub(super) norms: HashMap<Norm, Vec<f32>>,
+    /// That of the embedded text, where the way went so far.
+    pub(super) embedded: Option<Buffer>,
+}
 
 /// A pass on its way back.
 pub(super) struct Backward<'a> {
     pass: &'a Pass<'a>,
     /// How far down it goes.
     depth: Depth,
-    gradients: BTreeMap<LinearId, AdapterGradient>,
-    /// Those of the norms that are trained.
-    norms: HashMap<Norm, Vec<f32>>,
+    found: Found,
 }
 
 impl<'a> Backward<'a> {
     pub(super) fn new(pass: &'a Pass<'a>, depth: Depth) -> Self {
-        Self { pass, depth, gradients: BTreeMap::new(), norms: HashMap::new() }
+        Self { pass, depth, found: Found::default() }
     }
 
     /// `stream` is the residual stream after the last layer, `gradient` the one at the final norm's output, and `tape`
@@ -53,17 +59,17 @@ impl<'a> Backward<'a> {
         for (layer, tape) in (0..pass.llama.config().layers).rev().zip(tape.into_iter().rev()) {
             match self.layer(layer, tape.take(), gradient)? {
                 Some(below) => gradient = below,
-                None => break,
+                None => return Ok(self.found),
             }
         }
-        Ok((self.gradients, self.norms))
+        Ok(Found { embedded: Some(gradient), ..self.found })
     }
 
     /// Notes the gradient of a norm's factors, if they are trained, from the rows that it was given and the gradients of
     /// those that it made of them.
     fn train(&mut self, norm: Norm, rows: &[f32], gradients: &[f32]) {
         if let Some(of) = self.pass.norm(norm).filter(|_| self.pass.is_trained(norm)) {
-            self.norms.insert(norm, of.gradient_of_weight(rows, gradients));
+            self.found.norms.insert(norm, of.gradient_of_weight(rows, gradients));
         }
     }
 
@@ -152,7 +158,7 @@ impl<'a> Backward<'a> {
             }
         });
         if let Some(adapter) = adapter {
-            self.gradients.insert(linear, adapter.gradient(&gated, low, gradient, &dlow));
+            self.found.adapters.insert(linear, adapter.gradient(&gated, low, gradient, &dlow));
         }
         Ok(below)
     }
@@ -200,7 +206,7 @@ impl<'a> Backward<'a> {
             });
         }
         if let Some(adapter) = adapter {
-            self.gradients.insert(linear, adapter.gradient(&normed, low, &dout, &dlow));
+            self.found.adapters.insert(linear, adapter.gradient(&normed, low, &dout, &dlow));
         }
         Ok(below.then_some(gradient))
     }
@@ -220,7 +226,7 @@ impl<'a> Backward<'a> {
         };
         if let Some(adapter) = pass.adapter(linear)? {
             let dlow = adapter.backward(gradient, dout.as_deref_mut());
-            self.gradients.insert(linear, adapter.gradient(attended, low, gradient, &dlow));
+            self.found.adapters.insert(linear, adapter.gradient(attended, low, gradient, &dlow));
         }
         Ok(dout)
     }

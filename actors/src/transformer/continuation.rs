@@ -147,7 +147,7 @@ impl Llama {
         }
         let attention = Continued::new(config, pieces, KeptSequences::new(kept));
         let pass = Pass::of_rows(self, tokens.len(), attention, beside)?;
-        let embedded = self.embed(&tokens)?;
+        let embedded = pass.embed(&tokens)?;
         let normed = pass.forward(embedded, 0..config.layers, usize::MAX, &mut Vec::new())?.normed;
         drop(pass);
 

@@ -4,6 +4,7 @@
 //! memory: as it is in the file where numbers are bf16, else in f32. Reading it is most of what a token costs, so that it is
 //! read once for all rows. A row's logits do not depend on the rows beside it.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{iter, thread};
@@ -16,9 +17,11 @@ use rayon::prelude::*;
 
 use super::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use super::ops::FEW;
+use super::token_rows::Rows;
 use super::vector::{dots_bf16, dots_f32, soft_cap};
 use super::{Llama, LlamaError};
 use crate::backend::BackendError;
+use crate::lora::LoraAdapters;
 
 /// Entries of the vocabulary of a task.
 const TASK: usize = 1024;
@@ -63,20 +66,34 @@ impl Logits {
         }
     }
 
-    /// From hidden states, `rows × hidden_size`, to logits, `rows × vocabulary`.
+    /// From hidden states, `rows × hidden_size`, to logits, `rows × vocabulary`. `beside` are the adapters, each with the rows
+    /// that it is beside.
     ///
     /// # Errors
     /// When the head is served and a product fails.
-    pub fn of(&self, llama: &Llama, states: Buffer) -> Result<Buffer, LlamaError> {
+    pub fn of(
+        &self,
+        llama: &Llama,
+        states: Buffer,
+        beside: &[(Range<usize>, &LoraAdapters)],
+    ) -> Result<Buffer, LlamaError> {
         let rows = states.len() / self.features;
         let mut logits = Buffer::scratch(rows * self.vocabulary);
         // Of a piece of a prompt none may be wanted.
         if rows == 0 {
             return Ok(logits);
         }
+        let states = Arc::new(states);
         match &self.held {
-            Held::Served => self.served(llama, &Arc::new(states), rows, &mut logits)?,
+            Held::Served => self.served(llama, &states, rows, &mut logits)?,
             held => self.local(held, &states, &mut logits),
+        }
+        for (rows, adapters) in beside {
+            if let Some(trained) = Rows::of_head(adapters, llama.config())? {
+                let of = |width: usize| rows.start * width..rows.end * width;
+                let (states, logits) = (&states[of(self.features)], &mut logits[of(self.vocabulary)]);
+                trained.replace_logits(states, 0..self.vocabulary, logits);
+            }
         }
         if let Some(cap) = self.cap {
             logits.par_chunks_mut(self.vocabulary).for_each(|row| soft_cap(row, cap));

@@ -11,7 +11,6 @@ mod below;
 mod beside;
 mod continuation;
 mod gemm;
-mod head;
 mod layer;
 mod logits;
 mod noise;
@@ -21,6 +20,7 @@ mod served_head;
 mod tape;
 #[cfg(test)]
 mod tests;
+mod token_rows;
 mod vector;
 
 use std::sync::Arc;
@@ -29,12 +29,13 @@ use std::time::Duration;
 use protocol::buffer::Buffer;
 use protocol::model::{LlamaConfig, Model, ModelError, Norm};
 
-use self::backward::Backward;
+use self::backward::{Backward, Found};
 use self::layer::LayerParts;
-use self::ops::{HeadLoss, LocalHead};
+use self::ops::{HeadLoss, LocalHead, Losses};
 use self::pass::{Hidden, Pass};
 use self::served_head::ServedHead;
 use self::tape::Waiting;
+use self::token_rows::{AtHead, Rows, TrainedHead};
 use self::vector::scale;
 use crate::backend::{BackendError, LinearBackend};
 use crate::data::{IGNORED, MicroBatch};
@@ -161,7 +162,7 @@ impl Llama {
         // Nothing is kept: each layer's values are dropped as soon as they were used.
         let prefix = Prefix::of(&self.prefix, adapters).map(|prefix| (&*prefix.cache, kept || prefix.training));
         let Hidden { normed, .. } = self.forward(&pass, None, batch, prefix, usize::MAX, &mut Vec::new())?;
-        Ok(by_sequence(batch, &self.loss(batch, false, &normed)?.0))
+        Ok(by_sequence(batch, &self.loss(batch, adapters, false, &normed)?.of_tokens))
     }
 
     /// Sum of the cross entropies of a micro-batch's targets in nats, and its gradient for every parameter of the
@@ -200,40 +201,51 @@ impl Llama {
         let prefix = prefix.map(|prefix| (&*prefix.cache, prefix.training));
         let blur = (noise > 0.0).then_some((noise, draw));
         let Hidden { stream, normed } = self.forward(&pass, blur, batch, prefix, depth.layer, &mut tape)?;
-        let (losses, gradient) = self.loss(batch, true, &normed)?;
-        drop(normed);
-        let costs = by_sequence(batch, &losses);
+        let Losses { of_tokens, log_sums, gradient } = self.loss(batch, Some(adapters), true, &normed)?;
+        let rows = Rows::of(adapters, self.config())?;
+        // The rows' part of the gradient follows from what the head read; nothing else does.
+        let normed = rows.is_some().then_some(normed);
+        let costs = by_sequence(batch, &of_tokens);
         let weights = weigh(&costs);
-        let (mut found, mut norms) = match gradient {
+        let mut found = match gradient {
             Some(mut gradient) => {
-                if let Some(weights) = weights {
-                    for (rows, weight) in batch.sequences().zip(weights) {
-                        let features = self.config().hidden_size;
-                        vector::scale(&mut gradient[rows.start * features..rows.end * features], weight as f32);
-                    }
+                for (rows, weight) in batch.sequences().zip(weights.iter().flatten()) {
+                    let features = self.config().hidden_size;
+                    scale(&mut gradient[rows.start * features..rows.end * features], *weight as f32);
                 }
                 let _span = tracing::debug_span!(target: WORK, "backward").entered();
                 Backward::new(&pass, depth).run(&stream, gradient, tape)?
             }
-            None => Default::default(),
+            None => Found::default(),
         };
         let mut gradients = Vec::new();
         for (linear, group) in adapters.groups() {
-            let (a, b) = match found.remove(&linear) {
+            let (a, b) = match found.adapters.remove(&linear) {
                 Some(gradient) => (gradient.a, gradient.b),
                 None => (vec![0.0; group.a.elem_count()], vec![0.0; group.b.elem_count()]),
             };
             gradients.extend([a, b]);
         }
         for SavedNorm { norm, factors, .. } in adapters.norms() {
-            gradients.push(norms.remove(norm).unwrap_or_else(|| vec![0.0; factors.elem_count()]));
+            gradients.push(found.norms.remove(norm).unwrap_or_else(|| vec![0.0; factors.elem_count()]));
+        }
+        if let (Some(rows), Some(normed)) = (rows, normed) {
+            let sequences: Vec<_> = batch.sequences().collect();
+            let of_token = |token| sequences.iter().position(|rows| rows.contains(&token));
+            let weight = |token| match &weights {
+                Some(weights) => of_token(token).map_or(0.0, |sequence| weights[sequence] as f32),
+                None => 1.0,
+            };
+            let cap = self.config().traits.logit_cap.map(|cap| cap as f32);
+            let head = AtHead { states: &normed, targets: &batch.targets, log_sums: &log_sums, weight: &weight, cap };
+            gradients.push(rows.gradient(&batch.tokens, found.embedded.as_deref(), &head));
         }
         Ok((costs, gradients))
     }
 
     /// The embeddings of a micro-batch's tokens, with noise of this size from this draw if they are to be blurred.
-    fn embedded(&self, batch: &MicroBatch, blur: Option<(f32, Draw)>) -> Result<Buffer, LlamaError> {
-        let mut embedded = self.embed(&batch.tokens)?;
+    fn embedded(&self, pass: &Pass<'_>, batch: &MicroBatch, blur: Option<(f32, Draw)>) -> Result<Buffer, LlamaError> {
+        let mut embedded = pass.embed(&batch.tokens)?;
         if let Some((noise, draw)) = blur {
             noise::add(noise, draw, batch, self.config().hidden_size, &mut embedded);
         }
@@ -254,7 +266,7 @@ impl Llama {
         let _span = tracing::debug_span!(target: WORK, "forward").entered();
         let (stream, first) = match prefix {
             Some((cache, store)) => (self.entering(batch, cache, store)?, cache.layer()),
-            None => (self.embedded(batch, blur)?, 0),
+            None => (self.embedded(pass, batch, blur)?, 0),
         };
         pass.forward(stream, first..self.config().layers, keep_from, tape)
     }
@@ -263,14 +275,17 @@ impl Llama {
     fn loss(
         &self,
         batch: &MicroBatch,
+        adapters: Option<&LoraAdapters>,
         differentiable: bool,
         normed: &Buffer,
-    ) -> Result<(Vec<f64>, Option<Buffer>), LlamaError> {
+    ) -> Result<Losses, LlamaError> {
         let _span = tracing::debug_span!(target: WORK, "loss").entered();
-        let (head, features, targets) = (self.model.as_ref(), self.config().hidden_size, &batch.targets[..]);
+        let rows = adapters.map(|adapters| Rows::of_head(adapters, self.config())).transpose()?.flatten();
+        let head = &TrainedHead { model: &self.model, rows: rows.as_ref() };
+        let (features, targets) = (self.config().hidden_size, &batch.targets[..]);
         let cap = self.config().traits.logit_cap.map(|cap| cap as f32);
         if self.backend.serves_head() {
-            let slices = ServedHead { config: self.config(), backend: self.backend.as_ref() };
+            let slices = ServedHead { config: self.config(), backend: self.backend.as_ref(), rows: rows.as_ref() };
             return HeadLoss { head, slices, features, targets, cap, differentiable }.compute(normed);
         }
         Ok(HeadLoss { head, slices: LocalHead::new(head), features, targets, cap, differentiable }.compute(normed)?)

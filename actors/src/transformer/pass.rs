@@ -17,6 +17,7 @@ use super::ops::norm::through;
 use super::ops::rows::{block, for_each_block2, for_each_block3};
 use super::ops::{Adapter, RmsNorm, gates};
 use super::tape::{Added, LayerTape, Lows, Waiting};
+use super::token_rows::Rows;
 use super::vector::add;
 use super::{Llama, LlamaError};
 use crate::backend::BackendError;
@@ -78,6 +79,18 @@ impl<'a, A: Attends> Pass<'a, A> {
         let norms =
             trained.map(|saved| Ok((saved.norm, Values::of(&saved.factors)?))).collect::<Result<_, LlamaError>>()?;
         Ok(Self { llama, adapters, draw: None, attention, tokens, norms })
+    }
+
+    /// The residual stream as it enters the first layer: the embeddings of its rows' tokens, of which an adapter may have its own.
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Buffer, LlamaError> {
+        let (config, mut stream) = (self.llama.config(), self.llama.embed(tokens)?);
+        for (rows, adapters) in &self.adapters {
+            if let Some(trained) = Rows::of(adapters, config)? {
+                let features = config.hidden_size;
+                trained.embed(&tokens[rows.clone()], &mut stream[rows.start * features..rows.end * features]);
+            }
+        }
+        Ok(stream)
     }
 
     /// Through some layers, of which `stream` enters the first; what those from `keep_from` on keep is pushed on `tape`.

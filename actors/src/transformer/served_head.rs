@@ -15,6 +15,7 @@ use protocol::model::LlamaConfig;
 
 use super::LlamaError;
 use super::ops::{HeadBatch, HeadSlices, Slice};
+use super::token_rows::Rows;
 use crate::backend::{BackendError, LinearBackend};
 
 /// Tokens that go through the head together: a block of a ciphertext has as many, and more of them would only take more
@@ -28,6 +29,8 @@ const IN_FLIGHT: usize = 2;
 pub(super) struct ServedHead<'a> {
     pub(super) config: &'a LlamaConfig,
     pub(super) backend: &'a dyn LinearBackend,
+    /// Rows of the head that are the owner's own.
+    pub(super) rows: Option<&'a Rows<'a>>,
 }
 
 impl ServedHead<'_> {
@@ -45,10 +48,15 @@ impl ServedHead<'_> {
             Ok(out)
         };
         let mut logits = ask(Direction::Forward, Arc::clone(batch.states), width)?;
+        if let Some(rows) = self.rows {
+            rows.replace_logits(batch.states, entries.clone(), &mut logits);
+        }
         let mut slice = Slice::new(batch.rows, Buffer::default());
-        slice.absorb(batch, entries, &mut logits);
+        slice.absorb(batch, entries.clone(), &mut logits);
         if batch.differentiable {
+            let own = self.rows.map(|rows| (rows, rows.take(batch, entries, &mut logits)));
             slice.weighted = ask(Direction::Backward, Arc::new(logits), batch.features)?;
+            own.iter().for_each(|(rows, taken)| rows.add(taken, &mut slice.weighted));
         }
         Ok(slice)
     }

@@ -13,7 +13,7 @@ use protocol::ids::{Direction, Group, LinearId, ProductId};
 
 use super::*;
 use crate::backend::{BackendError, PlainBackend, Product};
-use crate::lora::{Layers, LoraConfig, Projection};
+use crate::lora::{Layers, LoraConfig, NamedToken, Projection};
 use crate::testing::{TinyModel, nudge};
 
 const DRAW: Draw = Draw { seed: 5, step: 0, micro_batch: 0 };
@@ -37,14 +37,27 @@ fn adapters(model: &TinyModel, config: &LoraConfig) -> LoraAdapters {
     adapters
 }
 
+fn numbers(tokens: &[u32]) -> Vec<NamedToken> {
+    tokens.iter().copied().map(NamedToken::Number).collect()
+}
+
 #[test]
 fn gradients_of_the_adapters_are_finite_differences() {
     let tiny = TinyModel::new();
     let llama = tiny.llama();
     let norms = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-    for (dropout, saved) in [(0.0, &[][..]), (0.3, &["norm"]), (0.0, &["layers.1.input_layernorm"])] {
-        let modules_to_save = norms(saved);
-        let config = LoraConfig { rank: 2, alpha: 3.0, dropout, modules_to_save, ..LoraConfig::default() };
+    for (dropout, saved, tokens) in
+        [(0.0, &[][..], &[22, 3, 33][..]), (0.3, &["norm"], &[]), (0.0, &["layers.1.input_layernorm"], &[])]
+    {
+        let (modules_to_save, trainable_token_indices) = (norms(saved), numbers(tokens));
+        let config = LoraConfig {
+            rank: 2,
+            alpha: 3.0,
+            dropout,
+            modules_to_save,
+            trainable_token_indices,
+            ..LoraConfig::default()
+        };
         let adapters = adapters(&tiny, &config);
         let loss = || llama.gradient(&batch(), &adapters, DRAW).unwrap().0;
         let gradients = llama.gradient(&batch(), &adapters, DRAW).unwrap().1;

@@ -106,6 +106,8 @@ fn read(config: &Config, start: &Start) -> anyhow::Result<Inputs> {
     }
     let tokenizer = model.tokenizer()?;
     let mut config = config.clone();
+    config.training.lora =
+        config.training.lora.with_numbered_tokens(|token| tokenizer.number(token)).context("[training]")?;
     let adapter = adapter::read(&mut config, model.config())?;
     let examples = match config.training.objective.of_pairs() {
         true => Dataset::load_pairs(&data, &config.data, &tokenizer)?,

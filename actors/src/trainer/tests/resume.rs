@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::checkpoint::{CheckpointConfig, Found, Identity, Store};
 use crate::data::{Batches, Dataset, Example};
+use crate::lora::NamedToken;
 
 /// Seven texts, so that a step of three times two is never the end of a pass.
 pub(super) fn texts() -> Dataset {
@@ -142,6 +143,24 @@ async fn a_run_resumed_after_any_step_is_the_run_that_was_not_interrupted() {
         let left: Vec<usize> = [0, 3, 6, 7].into_iter().filter(|&evaluated| evaluated > step).collect();
         assert_eq!(resumed.evaluated, left, "after step {step}");
     }
+}
+
+#[actix::test]
+async fn trained_embeddings_go_on_with_the_rest() {
+    let place = Place::new(100);
+    let tokens = [1, 5, 11].map(NamedToken::Number).to_vec();
+    let lora = LoraConfig { trainable_token_indices: tokens, ..training(4).lora };
+    let run = |resume| {
+        let training = TrainingConfig { lora: lora.clone(), ..training(4) };
+        place.launch(training, Arc::new(place.plain()), every(1), resume, Arc::new(String::new)).unwrap()
+    };
+    let whole = ran(run(None)).await;
+    // The last of the parameters are the embeddings, which begin as the model's.
+    let begun: Vec<u32> = place.tiny.model.embed(&[1, 5, 11]).unwrap().iter().map(|value| value.to_bits()).collect();
+    let learnt = whole.parameters.last().unwrap();
+    assert!(learnt.len() == begun.len() && learnt.iter().zip(&begun).filter(|(a, b)| a != b).count() > begun.len() / 2);
+    let resumed = ran(run(Some(place.checkpoint(2)))).await;
+    assert_eq!((resumed.parameters, resumed.losses), (whole.parameters, whole.losses));
 }
 
 #[actix::test]

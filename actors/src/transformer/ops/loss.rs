@@ -78,6 +78,16 @@ pub(crate) struct HeadLoss<'a, H, S> {
     pub(crate) differentiable: bool,
 }
 
+/// What the head made of hidden states.
+pub(crate) struct Losses {
+    /// The loss of each token in nats, 0 without a target.
+    pub(crate) of_tokens: Vec<f64>,
+    /// The logarithm of the sum of each token's exponentials, 0 without a target.
+    pub(crate) log_sums: Vec<f32>,
+    /// The gradient of the sum of the losses with respect to the hidden states, if it was wanted.
+    pub(crate) gradient: Option<Buffer>,
+}
+
 /// What a slice of the vocabulary adds to each row.
 pub(crate) struct Slice {
     /// The largest logit.
@@ -91,29 +101,23 @@ pub(crate) struct Slice {
 }
 
 impl<H: HeadRows, S: HeadSlices> HeadLoss<'_, H, S> {
-    /// The loss of each token in nats, 0 without a target, and, if wanted, the gradient of their sum with respect to
-    /// `hidden`.
+    /// See [`Losses`].
     ///
     /// # Errors
     /// When the head cannot be read or multiplied by.
-    pub(crate) fn compute(&self, hidden: &[f32]) -> Result<(Vec<f64>, Option<Buffer>), S::Error> {
+    pub(crate) fn compute(&self, hidden: &[f32]) -> Result<Losses, S::Error> {
         let lossy: Vec<usize> = (0..self.targets.len()).filter(|&token| self.targets[token] != IGNORED).collect();
-        let mut gradient = self.differentiable.then(|| Buffer::zeroed(hidden.len()));
-        let mut losses = vec![0.0; self.targets.len()];
+        let gradient = self.differentiable.then(|| Buffer::zeroed(hidden.len()));
+        let count = self.targets.len();
+        let mut losses = Losses { of_tokens: vec![0.0; count], log_sums: vec![0.0; count], gradient };
         for tokens in lossy.chunks(self.slices.tokens()) {
-            self.tokens(tokens, hidden, &mut losses, gradient.as_deref_mut())?;
+            self.tokens(tokens, hidden, &mut losses)?;
         }
-        Ok((losses, gradient))
+        Ok(losses)
     }
 
     /// Writes the losses of some tokens, and their rows of the gradient.
-    fn tokens(
-        &self,
-        tokens: &[usize],
-        hidden: &[f32],
-        losses: &mut [f64],
-        gradient: Option<&mut [f32]>,
-    ) -> Result<(), S::Error> {
+    fn tokens(&self, tokens: &[usize], hidden: &[f32], losses: &mut Losses) -> Result<(), S::Error> {
         let features = self.features;
         let rows = tokens.len().next_multiple_of(ROWS);
         let mut states = Buffer::zeroed(rows * features);
@@ -132,10 +136,11 @@ impl<H: HeadRows, S: HeadSlices> HeadLoss<'_, H, S> {
         for (row, &at_target) in at_target.iter().enumerate() {
             let largest = slices.iter().map(|slice| slice.largest[row]).fold(f32::NEG_INFINITY, f32::max);
             let sum: f32 = slices.iter().map(|slice| (slice.largest[row] - largest).exp() * slice.sums[row]).sum();
-            losses[tokens[row]] = f64::from(largest - at_target + sum.ln());
+            losses.of_tokens[tokens[row]] = f64::from(largest - at_target + sum.ln());
+            losses.log_sums[tokens[row]] = largest + sum.ln();
             sums.push((largest, sum));
         }
-        if let Some(gradient) = gradient {
+        if let Some(gradient) = losses.gradient.as_deref_mut() {
             self.combine(tokens, &slices, &sums, &at_target, gradient)?;
         }
         Ok(())

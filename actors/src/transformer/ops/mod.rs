@@ -22,7 +22,7 @@ pub(crate) use adapter::{Adapter, AdapterGradient};
 pub(crate) use attention::{Attended, CausalAttention, Heads, LayerAttention};
 pub(crate) use cached::{CachedAttention, FEW, KeptLayer, KeptSequences, PAGE, Piece};
 pub(crate) use local_head::LocalHead;
-pub(crate) use loss::{HeadBatch, HeadLoss, HeadRows, HeadSlices, Slice};
+pub(crate) use loss::{HeadBatch, HeadLoss, HeadRows, HeadSlices, Losses, Slice};
 pub(crate) use norm::RmsNorm;
 pub(crate) use rope::{RopeRows, RopeTables};
 pub(crate) use sequences::Sequences;

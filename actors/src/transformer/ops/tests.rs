@@ -224,20 +224,19 @@ fn loss_in_blocks_of_any_size_and_without_targets() {
             let (head, targets) = (&head_values, &targets[..]);
             let slices = || LocalHead { head, block };
             let ours = HeadLoss { head, slices: slices(), features, targets, cap, differentiable: true };
-            let (losses, gradient) = ours.compute(&values(&hidden)).unwrap();
+            let Losses { of_tokens: losses, gradient, .. } = ours.compute(&values(&hidden)).unwrap();
             let loss: f64 = losses.iter().sum();
             assert!(losses.iter().zip(targets).all(|(&loss, &target)| (loss == 0.0) == (target == IGNORED)));
             assert!((loss / reference - 1.0).abs() < 1e-5, "{loss} for {reference}");
             assert_close("gradient", &gradient.unwrap(), &dhidden);
-            let (same, none) =
-                HeadLoss { slices: slices(), differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
-            assert!(same == losses && none.is_none());
+            let same = HeadLoss { slices: slices(), differentiable: false, ..ours }.compute(&values(&hidden)).unwrap();
+            assert!(same.of_tokens == losses && same.gradient.is_none());
         }
     }
     let nothing = vec![IGNORED; tokens];
     let slices = LocalHead::new(&head_values);
     let ours = HeadLoss { head: &head_values, slices, features, targets: &nothing, cap: None, differentiable: true };
-    let (losses, gradient) = ours.compute(&values(&hidden)).unwrap();
+    let Losses { of_tokens: losses, gradient, .. } = ours.compute(&values(&hidden)).unwrap();
     assert_eq!(losses, vec![0.0; tokens]);
     assert!(gradient.unwrap().iter().all(|&g| g == 0.0));
 }

@@ -19,6 +19,11 @@ fn texts(case: &Case) -> Vec<Vec<u32>> {
     batch.sequences().map(|rows| batch.tokens[rows].to_vec()).collect()
 }
 
+/// The adapters beside all of so many rows.
+fn of_all(adapters: Option<&LoraAdapters>, rows: usize) -> Vec<(std::ops::Range<usize>, &LoraAdapters)> {
+    adapters.map(|adapters| (0..rows, adapters)).into_iter().collect()
+}
+
 /// Logits of every token of a text that is read in pieces of these sizes, the last one again and again.
 fn in_pieces(
     (llama, logits): &(Llama, Logits),
@@ -35,7 +40,7 @@ fn in_pieces(
         let (now, later) = left.split_at(size.min(left.len()));
         let text = Continuation { cache: &mut cache, tokens: now, adapters, wanted: now.len() };
         let states = llama.extend(&mut [text], 1).unwrap();
-        found.extend_from_slice(&logits.of(llama, states).unwrap());
+        found.extend_from_slice(&logits.of(llama, states, &of_all(adapters, now.len())).unwrap());
         left = later;
     }
     assert_eq!(cache.len(), tokens.len());
@@ -51,9 +56,11 @@ fn assert_near(what: &str, found: &[f32], expected: &[f64]) {
 
 #[test]
 fn texts_in_pieces_have_the_logits_of_whole_texts() {
-    for folder in folders() {
-        let case = Case::open(&folder);
-        for (head, adapters) in [(false, Some(&case.adapters)), (true, None)] {
+    let folders = folders();
+    let of_tokens = folders.iter().filter_map(|folder| Some((Case::of_tokens(folder)?, true)));
+    for (case, of_tokens) in folders.iter().map(|folder| (Case::open(folder), false)).chain(of_tokens) {
+        let served = of_tokens.then_some(&case.adapters);
+        for (head, adapters) in [(false, Some(&case.adapters)), (true, served)] {
             let ready = ready(&case, head);
             let expected = case.logits(&ready.0, adapters);
             let mut rest = &expected[..];
@@ -71,8 +78,9 @@ fn texts_in_pieces_have_the_logits_of_whole_texts() {
 
 #[test]
 fn texts_side_by_side_are_computed_as_each_alone_to_the_last_bit() {
-    for folder in folders() {
-        let case = Case::open(&folder);
+    let folders = folders();
+    let of_tokens = folders.iter().filter_map(|folder| Case::of_tokens(folder));
+    for case in folders.iter().map(|folder| Case::open(folder)).chain(of_tokens) {
         let (llama, logits) = ready(&case, false);
         let (texts, config) = (texts(&case), case.model.config());
         let beside = [Some(&case.adapters), None, Some(&case.adapters)];
@@ -97,7 +105,9 @@ fn texts_side_by_side_are_computed_as_each_alone_to_the_last_bit() {
                 Continuation { cache, tokens, adapters: beside[text], wanted }
             })
             .collect();
-        let together = logits.of(&llama, llama.extend(&mut all, 8).unwrap()).unwrap();
+        let places = beside.iter().zip([0..3, 3..4, 4..6]);
+        let places: Vec<_> = places.filter_map(|(adapters, rows)| Some((rows, (*adapters)?))).collect();
+        let together = logits.of(&llama, llama.extend(&mut all, 8).unwrap(), &places).unwrap();
         let mut alone = Vec::new();
         for text in 0..3 {
             let mut cache = read(text);
@@ -108,7 +118,8 @@ fn texts_side_by_side_are_computed_as_each_alone_to_the_last_bit() {
             for token in next(text, steps[text]) {
                 let tokens = std::slice::from_ref(token);
                 let one = Continuation { cache: &mut cache, tokens, adapters: beside[text], wanted: 1 };
-                alone.extend_from_slice(&logits.of(&llama, llama.extend(&mut [one], 1).unwrap()).unwrap());
+                let states = llama.extend(&mut [one], 1).unwrap();
+                alone.extend_from_slice(&logits.of(&llama, states, &of_all(beside[text], 1)).unwrap());
             }
         }
         assert_eq!(together[..], alone[..], "{}", case.name);
@@ -161,7 +172,7 @@ fn nothing_is_asked_of_a_head_for_no_rows() {
         let case = Case::open(&folder);
         for served in [false, true] {
             let (llama, logits) = ready(&case, served);
-            assert!(logits.of(&llama, Buffer::scratch(0)).unwrap().is_empty(), "{}", case.name);
+            assert!(logits.of(&llama, Buffer::scratch(0), &[]).unwrap().is_empty(), "{}", case.name);
         }
     }
 }
@@ -194,7 +205,8 @@ fn every_family_writes_what_transformers_writes() {
                 cache.turn_for(llama.config(), text.len());
                 let tokens = &text[cache.len()..];
                 let next = Continuation { cache: &mut cache, tokens, adapters, wanted: 1 };
-                let row = logits.of(&llama, llama.extend(&mut [next], 1).unwrap()).unwrap();
+                let states = llama.extend(&mut [next], 1).unwrap();
+                let row = logits.of(&llama, states, &of_all(adapters, 1)).unwrap();
                 let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 text.push(row.iter().position(|&logit| logit == largest).unwrap() as u32);
             }

@@ -22,10 +22,20 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn open(folder: &Path) -> Self {
+        Self::with(folder, &folder.join("adapter"), folder)
+    }
+
+    /// With adapters that train embeddings of tokens, too; `None` of a model that has none.
+    pub(super) fn of_tokens(folder: &Path) -> Option<Self> {
+        let tokens = folder.join("tokens");
+        tokens.is_dir().then(|| Self::with(folder, &tokens, &tokens))
+    }
+
+    fn with(folder: &Path, adapters: &Path, expected: &Path) -> Self {
         let model = Arc::new(Model::open(folder).unwrap());
         assert_eq!(model.notes(), [""; 0], "{}", folder.display());
-        let adapters = adapter::load(&folder.join("adapter"), model.config()).unwrap();
-        let expected = candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let adapters = adapter::load(adapters, model.config()).unwrap();
+        let expected = candle_core::safetensors::load(expected.join("expected.safetensors"), &Device::Cpu).unwrap();
         Self { name: folder.file_name().unwrap().to_string_lossy().into_owned(), model, adapters, expected }
     }
 
@@ -59,7 +69,12 @@ impl Case {
         let (batch, config) = (self.batch(), self.model.config());
         let pass = Pass::new(llama, &batch, adapters, None).unwrap();
         let normed = llama.forward(&pass, None, &batch, None, usize::MAX, &mut Vec::new()).unwrap().normed;
-        let head = self.model.head().unwrap();
+        let mut head = self.model.head().unwrap();
+        if let Some(trained) = adapters.and_then(LoraAdapters::token_rows).filter(|_| config.tie_word_embeddings) {
+            for (&token, row) in trained.tokens.iter().zip(trained.rows.to_vec2::<f32>().unwrap()) {
+                head[token as usize * row.len()..][..row.len()].copy_from_slice(&row);
+            }
+        }
         let logit = |state: &[f32], row: &[f32]| {
             let product: f64 = state.iter().zip(row).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
             config.traits.logit_cap.map_or(product, |cap| cap * (product / cap).tanh())
@@ -84,6 +99,10 @@ impl Case {
                 named.push((key("B"), pair[1][slot.up..][..slot.d_out * rank].to_vec()));
             }
         }
+        if self.adapters.token_rows().is_some() {
+            let name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+            named.push((name.to_owned(), gradients.last().unwrap().clone()));
+        }
         named
     }
 }
@@ -98,8 +117,10 @@ pub(super) fn folders() -> Vec<PathBuf> {
 #[test]
 fn every_family_computes_what_hugging_face_computes() {
     let mut families = std::collections::BTreeSet::new();
-    for folder in folders() {
-        let case = Case::open(&folder);
+    let folders = folders();
+    let of_tokens: Vec<Case> = folders.iter().filter_map(|folder| Case::of_tokens(folder)).collect();
+    assert_eq!(of_tokens.len(), 3, "tied heads, a bounded one, and one of its own");
+    for case in folders.iter().map(|folder| Case::open(folder)).chain(of_tokens) {
         families.insert(case.model.config().family.model_type);
         let (llama, batch) = (case.llama(false), case.batch());
         let targets = batch.targets.iter().filter(|&&target| target != IGNORED).count() as f64;
@@ -130,8 +151,14 @@ fn every_family_computes_what_hugging_face_computes() {
         println!("{:14} logits {of_logits:.1e}, loss {of_loss:.1e}, gradients {worst:.1e}", case.name);
 
         // The head as workers serve it.
-        let served = case.llama(true).gradient(&batch, &case.adapters, draw).unwrap().0;
+        let (served, of_served) = case.llama(true).gradient(&batch, &case.adapters, draw).unwrap();
         assert!((served / loss - 1.0).abs() < 1e-5, "{}: {served} by a served head for {loss}", case.name);
+        for ((key, gradient), (_, of_served)) in gradients.iter().zip(case.gradients(of_served)) {
+            let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+            let off = square(&mut gradient.iter().zip(&of_served).map(|(a, b)| a - b));
+            let length = square(&mut gradient.iter().copied());
+            assert!(off < (1e-4f64).powi(2) * length, "{}: gradient of {key} by a served head", case.name);
+        }
     }
     let known = Family::ALL.iter().map(|family| family.model_type).collect();
     assert_eq!(families, known, "each family has a model to hold it against");

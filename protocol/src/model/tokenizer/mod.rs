@@ -97,6 +97,11 @@ impl TextTokenizer {
         self.inner.decode(tokens, true).map_err(|error| self.error(error))
     }
 
+    /// The number of a token that is spelt like this.
+    pub fn number(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// The token that begins a text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
