@@ -56,6 +56,13 @@ MODELS = {
         layer_types=["sliding_attention", "full_attention"],
         rope_parameters=dict(full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1e6),
             sliding_attention=dict(rope_type="default", rope_theta=1e4)))),
+    # As above, as the part of a model that takes images.
+    "gemma3-images": ("Gemma3Config", dict(
+        text_config={**COMMON, **dict(head_dim=24, query_pre_attn_scalar=20, sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"])},
+        vision_config=dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+            patch_size=8, model_type="siglip_vision_model", vision_use_head=False),
+        mm_tokens_per_image=4, image_token_index=263, boi_token_index=261, eoi_token_index=262)),
 }
 
 # Of which models the embeddings of some tokens are trained, too: heads that are tied, bounded, and of their own.
@@ -66,7 +73,7 @@ def fill(model, seed):
     """Numbers with which activations keep their size and every part of the model matters."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda value, deviation: torch.randn(value.shape, generator=generator) * deviation
-    scaled = getattr(model.model.embed_tokens, "embed_scale", None)
+    scaled = getattr(model.get_input_embeddings(), "embed_scale", None)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if "norm" in name:
@@ -83,7 +90,7 @@ def make(name, index):
     kind, settings = MODELS[name]
     folder = os.path.join(HERE, name)
     shutil.rmtree(folder, ignore_errors=True)
-    config = getattr(transformers, kind)(**{**COMMON, **settings})
+    config = getattr(transformers, kind)(**(settings if "text_config" in settings else {**COMMON, **settings}))
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fill(model, 100 + index)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -92,6 +99,8 @@ def make(name, index):
         os.remove(generation)
 
     lora = dict(r=2, lora_alpha=3, target_modules=FUSED if name == "phi3" else SEVEN)
+    if "text_config" in settings:
+        lora["exclude_modules"] = ".*vision_tower.*"
     adapt(name, index, lora, "adapter", "")
     if name in TOKENS:
         adapt(name, index, dict(r=1, lora_alpha=1, target_modules=["v_proj"], trainable_token_indices=TOKENS[name]), "tokens", "tokens")

@@ -71,3 +71,8 @@ fn gemma_2() {
 fn gemma_3() {
     follows("gemma3");
 }
+
+#[test]
+fn gemma_3_with_images() {
+    follows("gemma3-images");
+}

@@ -19,6 +19,8 @@ pub(super) struct PeftConfig {
     base_model_name_or_path: Option<String>,
     #[serde(default = "none")]
     bias: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exclude_modules: Option<Value>,
     #[serde(default)]
     fan_in_fan_out: bool,
     #[serde(default)]
@@ -95,6 +97,9 @@ impl Tokens {
     }
 }
 
+/// The modules of a larger model that read images, as PEFT matches names.
+const IMAGES: &str = ".*vision_tower.*";
+
 /// What PEFT calls a Llama's embeddings.
 const EMBEDDINGS: &str = "embed_tokens";
 
@@ -138,6 +143,7 @@ impl PeftConfig {
             auto_mapping: None,
             base_model_name_or_path: Some(base_model.into()),
             bias: none(),
+            exclude_modules: None,
             fan_in_fan_out: false,
             inference_mode: true,
             init_lora_weights: lora.init_lora_weights,
@@ -164,11 +170,18 @@ impl PeftConfig {
         }
     }
 
+    /// The same for the part of a larger model that reads text, if it is one: modules of the same names in other parts of it
+    /// have no adapters.
+    pub(super) fn of_larger(self, larger: bool) -> Self {
+        Self { exclude_modules: larger.then(|| IMAGES.into()), ..self }
+    }
+
     /// The adapter that it describes, or what about it is not known here.
-    pub(super) fn into_lora(self) -> Result<LoraConfig, String> {
+    pub(super) fn into_lora(self, larger: bool) -> Result<LoraConfig, String> {
         let unknown = [
             ("peft_type", self.peft_type != "LORA"),
             ("bias", self.bias != "none"),
+            ("exclude_modules", self.exclude_modules.as_ref().is_some_and(|these| !larger || these != IMAGES)),
             ("use_dora", self.use_dora),
             ("fan_in_fan_out", self.fan_in_fan_out),
             ("layer_replication", self.layer_replication.is_some()),

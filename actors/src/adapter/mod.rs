@@ -20,7 +20,7 @@ use crate::lora::{LoraAdapters, SavedNorm, Slot, TokenRows};
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT calls trained rows of the embeddings. They are the rows themselves, and no differences.
-const TOKENS: &str = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+const TOKENS: &str = "model.embed_tokens.token_adapter.trainable_tokens_delta";
 /// A configuration is a page of text; anything much larger is something else.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// Room for names and padding in a weights file beyond its numbers.
@@ -54,23 +54,24 @@ pub enum AdapterError {
 /// When the folder cannot be written to; files that were there before are whole then.
 pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<(), AdapterError> {
     create_folder(folder)?;
+    let larger = adapters.of_larger();
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     adapters.for_each(|layer, projection, a, b| {
         for (side, tensor) in [("A", a), ("B", b)] {
             let values = tensor.flatten_all()?.to_vec1::<f32>()?;
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.push((key(layer, projection, side), tensor.dims().to_vec(), bytes));
+            tensors.push((key(larger, layer, projection, side), tensor.dims().to_vec(), bytes));
         }
         Ok::<_, AdapterError>(())
     })?;
     for SavedNorm { module, factors, .. } in adapters.norms() {
         let bytes = factors.to_vec1::<f32>()?.iter().flat_map(|value| value.to_le_bytes()).collect();
-        tensors.push((norm_key(module), factors.dims().to_vec(), bytes));
+        tensors.push((norm_key(larger, module), factors.dims().to_vec(), bytes));
     }
     if let Some(TokenRows { rows, .. }) = adapters.token_rows() {
         let values = rows.flatten_all()?.to_vec1::<f32>()?;
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        tensors.push((TOKENS.to_owned(), rows.dims().to_vec(), bytes));
+        tensors.push((named(larger, TOKENS), rows.dims().to_vec(), bytes));
     }
     let weights = folder.join(WEIGHTS);
     let unwritable = |what: String| AdapterError::Content { path: weights.clone(), what };
@@ -84,7 +85,8 @@ pub fn save(folder: &Path, adapters: &LoraAdapters, base_model: &str) -> Result<
 
     let config = folder.join(CONFIG);
     let adapted = (!adapters.config().layers.is_all()).then(|| adapters.layers());
-    let json = serde_json::to_vec_pretty(&PeftConfig::new(adapters.config(), adapters.modules(), adapted, base_model))
+    let json = PeftConfig::new(adapters.config(), adapters.modules(), adapted, base_model).of_larger(larger);
+    let json = serde_json::to_vec_pretty(&json)
         .map_err(|error| AdapterError::Content { path: config.clone(), what: error.to_string() })?;
     Ok(write_atomically(&config, &json, Readers::Owner)?)
 }
@@ -99,7 +101,8 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
     let bytes = read_bounded(&path, MAX_CONFIG_BYTES)?;
     let content = |what: String| AdapterError::Content { path: path.clone(), what };
     let config: PeftConfig = serde_json::from_slice(&bytes).map_err(|error| content(error.to_string()))?;
-    let config = config.into_lora().map_err(content)?;
+    let larger = model.traits.of_larger;
+    let config = config.into_lora(larger).map_err(content)?;
     config.values(model).map_err(|invalid| content(invalid.to_string()))?;
     let adapters = LoraAdapters::new(model, &config, 0)?;
 
@@ -120,13 +123,15 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
         }
         Ok(tensor)
     };
-    adapters.set_norms(|_, module| Ok::<_, AdapterError>(take(norm_key(module), &[model.hidden_size])?.to_vec1()?))?;
+    adapters.set_norms(|_, module| {
+        Ok::<_, AdapterError>(take(norm_key(larger, module), &[model.hidden_size])?.to_vec1()?)
+    })?;
     adapters.set_tokens(|tokens| {
-        let rows = take(TOKENS.to_owned(), &[tokens.len(), model.hidden_size])?;
+        let rows = take(named(larger, TOKENS), &[tokens.len(), model.hidden_size])?;
         Ok::<_, AdapterError>(rows.flatten_all()?.to_vec1()?)
     })?;
     adapters.replace(|layer, &Slot { projection, rank, .. }| {
-        let mut take = |side, expected: [usize; 2]| take(key(layer, projection, side), &expected);
+        let mut take = |side, expected: [usize; 2]| take(key(larger, layer, projection, side), &expected);
         let shape = projection.shape(model);
         Ok::<_, AdapterError>((take("A", [rank, shape.d_in])?, take("B", [shape.d_out, rank])?))
     })?;
@@ -136,10 +141,18 @@ pub fn load(folder: &Path, model: &LlamaConfig) -> Result<LoraAdapters, AdapterE
     }
 }
 
-fn norm_key(module: &str) -> String {
-    format!("base_model.model.{module}.weight")
+fn norm_key(larger: bool, module: &str) -> String {
+    named(larger, &format!("{module}.weight"))
 }
 
-fn key(layer: u16, projection: Projection, side: &str) -> String {
-    format!("base_model.model.model.layers.{layer}.{}.lora_{side}.weight", projection.name())
+fn key(larger: bool, layer: u16, projection: Projection, side: &str) -> String {
+    named(larger, &format!("model.layers.{layer}.{}.lora_{side}.weight", projection.name()))
+}
+
+/// What PEFT calls a tensor of the model, or of the part of a larger one that reads text.
+fn named(larger: bool, tensor: &str) -> String {
+    match tensor.strip_prefix("model.").filter(|_| larger) {
+        Some(tensor) => format!("base_model.model.model.language_model.{tensor}"),
+        None => format!("base_model.model.{tensor}"),
+    }
 }

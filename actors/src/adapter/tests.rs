@@ -92,7 +92,7 @@ fn ranks_and_factors_of_their_own_come_back() {
         assert_eq!(file.tensor(&format!("base_model.model.{norm}.weight")).unwrap().shape(), [64]);
     }
     assert_eq!(json["trainable_token_indices"], serde_json::json!([40, 3, 17]));
-    assert_eq!(file.tensor(TOKENS).unwrap().shape(), [3, 64]);
+    assert_eq!(file.tensor(&named(false, TOKENS)).unwrap().shape(), [3, 64]);
     assert_eq!((&json["use_rslora"], &json["alpha_pattern"]["mlp.up_proj"]), (&true.into(), &4.0.into()));
     let read = load(folder.path(), tiny.config()).unwrap();
     assert_eq!(read.config(), &config);
@@ -143,7 +143,7 @@ fn a_pair_is_the_projection_it_is_named_after() {
     let all = LoraAdapters::new(tiny.config(), &LoraConfig { rank: 2, ..LoraConfig::default() }, 9).unwrap();
     all.replace(|layer, &Slot { projection, .. }| {
         let shape = projection.shape(tiny.config());
-        let found = |side| pairs.get(&key(layer, projection, side)).cloned();
+        let found = |side| pairs.get(&key(false, layer, projection, side)).cloned();
         let zero = |rows, columns| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap();
         let a = found("A").unwrap_or_else(|| zero(2, shape.d_in));
         Ok::<_, AdapterError>((a, found("B").unwrap_or_else(|| zero(shape.d_out, 2))))

@@ -57,6 +57,7 @@ pub struct LoraAdapters {
     groups: BTreeMap<LinearId, GroupAdapter>,
     norms: SavedNorms,
     tokens: Option<TokenRows>,
+    of_larger: bool,
 }
 
 /// How a parameter learns.
@@ -107,12 +108,17 @@ impl LoraAdapters {
         let norms = SavedNorms::new(norms, model)?;
         let tokens = config.tokens(model).map_err(candle_core::Error::wrap)?;
         let tokens = TokenRows::new(tokens, model)?;
-        Ok(Self { config: config.clone(), groups, norms, tokens })
+        Ok(Self { config: config.clone(), groups, norms, tokens, of_larger: model.traits.of_larger })
     }
 
     /// What they look like.
     pub fn config(&self) -> &LoraConfig {
         &self.config
+    }
+
+    /// Whether their model is the part of a larger one that reads text.
+    pub(crate) fn of_larger(&self) -> bool {
+        self.of_larger
     }
 
     /// The adapters of a fused group, if it has any.

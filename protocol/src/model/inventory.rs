@@ -11,6 +11,9 @@ use super::{EMBEDDINGS, HEAD, LlamaConfig, ModelError, Projection, expected};
 /// What old checkpoints carry along although it follows from their configuration.
 const KNOWN: [&str; 2] = ["rotary_emb.inv_freq", "attn.masked_bias"];
 
+/// Parts of a model that takes images beside the one for its text.
+const IMAGES: [&str; 2] = ["vision_tower.", "multi_modal_projector."];
+
 /// Where a configuration ties the head to the embeddings: unties it if the checkpoint has one that differs from them, and
 /// takes it for both if it has nothing else.
 pub(super) fn settle_head(
@@ -42,7 +45,7 @@ pub(super) fn settle_head(
     Ok(())
 }
 
-/// Names what nobody asked for in one line.
+/// Names what nobody asked for in one line, and what is for images in another.
 ///
 /// # Errors
 /// When there is a bias among it that is not zero: the model was trained with it.
@@ -67,12 +70,25 @@ pub(super) fn others(config: &LlamaConfig, weights: &Weights) -> Result<Vec<Stri
             return Err(ModelError::Bias { path: path.clone(), name: name.clone(), remedy });
         }
     }
-    let Some((name, path)) = others.first() else { return Ok(Vec::new()) };
+    let mut notes = Vec::new();
+    if config.traits.of_larger {
+        let count = others.len();
+        let of_images = |name: &str| IMAGES.iter().any(|part| name.trim_start_matches("model.").starts_with(part));
+        others.retain(|(name, _)| !of_images(name));
+        notes.push(format!(
+            "config.json: the model takes more than text; its text model (text_config) is used, and what is for images \
+             ({} tensors of {}) is left out",
+            count - others.len(),
+            IMAGES.map(|part| part.trim_end_matches('.')).join(" and ")
+        ));
+    }
+    let Some((name, path)) = others.first() else { return Ok(notes) };
     let more = match others.len() {
         1 => String::new(),
         count => format!(" and {} other tensors", count - 1),
     };
-    Ok(vec![format!("{}: `{name}`{more} belong to nothing in the configuration and are not used", path.display())])
+    notes.push(format!("{}: `{name}`{more} belong to nothing in the configuration and are not used", path.display()));
+    Ok(notes)
 }
 
 /// Says what a folder has in place of a `tokenizer.json`, if that is missing or only a pointer to one.

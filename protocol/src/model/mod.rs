@@ -183,7 +183,11 @@ impl Model {
                 });
             }
             let config = LlamaConfig::from_json(&file, &weights::read_text(&file)?, &mut notes)?;
-            (config, Weights::Safetensors(SafetensorsFiles::open(path, &mut notes)?))
+            let mut files = SafetensorsFiles::open(path, &mut notes)?;
+            if config.traits.of_larger {
+                files.unwrap_text();
+            }
+            (config, Weights::Safetensors(files))
         } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
             let (file, config) = GgufFile::open(path)?;
             (config, Weights::Gguf(file))

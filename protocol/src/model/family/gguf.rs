@@ -199,6 +199,7 @@ impl LlamaConfig {
             bos: token("tokenizer.ggml.bos_token_id"),
             eos: token("tokenizer.ggml.eos_token_id").into_iter().collect(),
             traits: Traits {
+                of_larger: false,
                 biases: Biases {
                     qkv: family.biases.qkv == BiasRule::Always || has("attn_q") || has("attn_qkv"),
                     o: has("attn_output"),

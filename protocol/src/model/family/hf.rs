@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::rope_json::RopeReader;
 use super::settings::Settings;
@@ -29,9 +29,13 @@ impl LlamaConfig {
         let Value::Object(map) = &parsed else {
             return Err(ModelError::config(path, "not a config.json: it is no table of settings"));
         };
-        let settings = Settings::new(path, map);
-        let family = family(path, settings)?;
-        check_packing(settings)?;
+        let whole = Settings::new(path, map);
+        let part = text_part(whole, map, notes)?;
+        let (family, settings) = match &part {
+            Some((family, text)) => (*family, Settings::new(path, text)),
+            None => (family(path, whole)?, whole),
+        };
+        check_packing(whole)?;
         if settings.flag("use_bidirectional_attention")? == Some(true) {
             return Err(settings.fail("use_bidirectional_attention is true; only causal attention is supported"));
         }
@@ -51,6 +55,7 @@ impl LlamaConfig {
         let mut traits = traits(family, settings, layers, hidden_size)?;
         let (rope, local_rope) = RopeReader { family, settings, head_dim, max_positions, notes }.read()?;
         traits.local_rope = local_rope;
+        traits.of_larger = part.is_some();
         let config = Self {
             family,
             hidden_size,
@@ -73,9 +78,53 @@ impl LlamaConfig {
     }
 }
 
-fn family(path: &Path, settings: Settings<'_>) -> Result<&'static Family, ModelError> {
+/// What a configuration calls the model.
+fn model_type<'a>(settings: Settings<'a>) -> Result<Option<&'a str>, ModelError> {
     let class = settings.list("architectures")?.and_then(<[_]>::last).and_then(Value::as_str);
-    let found = settings.text("model_type")?.or(class);
+    Ok(settings.text("model_type")?.or(class))
+}
+
+/// The settings of the text's model, if that is part of a larger one: as transformers has them where they are left out, and with
+/// what it takes from the larger one.
+fn text_part(
+    whole: Settings<'_>,
+    map: &Map<String, Value>,
+    notes: &mut Vec<String>,
+) -> Result<Option<(&'static Family, Map<String, Value>)>, ModelError> {
+    let Some((family, of)) = model_type(whole)?.and_then(Family::of_whole) else { return Ok(None) };
+    let Some(text) = whole.get("text_config").and_then(Value::as_object) else {
+        let what = format!("a `{}` has its text model described in text_config, which is missing", of.model_type);
+        return Err(whole.fail(what));
+    };
+    if let Some(other) = text.get("model_type").filter(|&other| *other != family.model_type && !other.is_null()) {
+        let (of, known) = (of.model_type, family.model_type);
+        return Err(whole.fail(format!("text_config.model_type is {other}; that of a `{of}` is `{known}`")));
+    }
+    let mut settings = text.clone();
+    for &(name, size) in of.sizes {
+        if settings.get(name).is_none_or(Value::is_null) {
+            settings.insert(name.to_owned(), size.into());
+        }
+    }
+    for name in ["bos_token_id", "eos_token_id"] {
+        if let Some(token) = whole.get(name) {
+            settings.insert(name.to_owned(), token.clone());
+        }
+    }
+    // transformers asks the larger model whether the head is tied.
+    let tied = map.get("tie_word_embeddings").cloned().unwrap_or(family.defaults.tied.into());
+    if let Some(other) = settings.insert("tie_word_embeddings".to_owned(), tied.clone()).filter(|other| *other != tied)
+    {
+        notes.push(format!(
+            "config.json: text_config.tie_word_embeddings is {other}, but that of the whole model is {tied}, which counts, as with \
+             Hugging Face"
+        ));
+    }
+    Ok(Some((family, settings)))
+}
+
+fn family(path: &Path, settings: Settings<'_>) -> Result<&'static Family, ModelError> {
+    let found = model_type(settings)?;
     let family = found.and_then(Family::of_model_type);
     if let (None, Some(_), Some(found)) = (family, settings.get("text_config"), found) {
         return Err(settings.fail(format!(
@@ -146,6 +195,7 @@ fn traits(
         score_cap: cap("attn_logit_softcapping", defaults.score_cap)?,
         logit_cap: cap("final_logit_softcapping", defaults.logit_cap)?,
         embedding_scale: family.scaled_embeddings.then(|| (hidden_size as f64).sqrt()),
+        of_larger: false,
     })
 }
 

@@ -1,7 +1,7 @@
 //! The families that are known.
 
 use super::gguf::GgufLayout;
-use super::{Activation, BiasRule, BiasRules, Cap, Defaults, Family, LayerNorms, QkNorm, WindowRule};
+use super::{Activation, BiasRule, BiasRules, Cap, Defaults, Family, LayerNorms, QkNorm, Whole, WindowRule};
 
 pub(super) const FAMILIES: &[&Family] = &[&LLAMA, &MISTRAL, &QWEN2, &QWEN3, &SMOLLM3, &OLMO2, &PHI3, &GEMMA2, &GEMMA3];
 
@@ -46,6 +46,7 @@ const DEFAULTS: Defaults = Defaults {
 pub(super) const LLAMA: Family = Family {
     model_type: "llama",
     class: "LlamaForCausalLM",
+    whole: None,
     norms: PRE_NORMS,
     qk_norm: None,
     centred_norms: false,
@@ -157,10 +158,22 @@ const GEMMA2: Family = Family {
     ..LLAMA
 };
 
-/// Gemma 3 without images.
+/// Gemma 3, of which those with images have it for their text.
 const GEMMA3: Family = Family {
     model_type: "gemma3_text",
     class: "Gemma3ForCausalLM",
+    whole: Some(&Whole {
+        model_type: "gemma3",
+        class: "Gemma3ForConditionalGeneration",
+        sizes: &[
+            ("vocab_size", 262_208),
+            ("hidden_size", 2304),
+            ("intermediate_size", 9216),
+            ("num_hidden_layers", 26),
+            ("num_attention_heads", 8),
+            ("num_key_value_heads", 4),
+        ],
+    }),
     qk_norm: Some(QkNorm::PerHead),
     windows: WindowRule::AllBut { default: 4096, each: 6, setting: Some("sliding_window_pattern") },
     defaults: Defaults {

@@ -26,6 +26,8 @@ pub struct Family {
     pub model_type: &'static str,
     /// The class that `architectures` of a `config.json` names.
     pub(crate) class: &'static str,
+    /// How models of it are part of larger ones.
+    pub(crate) whole: Option<&'static Whole>,
     /// Where the norms of a layer stand.
     pub norms: LayerNorms,
     /// Norms of queries and keys, before they are turned.
@@ -48,6 +50,17 @@ pub struct Family {
     pub(crate) defaults: Defaults,
     /// How llama.cpp lays it out.
     pub(crate) gguf: GgufLayout,
+}
+
+/// Models that take images, too, and have a model of a family for their text.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Whole {
+    /// `model_type` of a `config.json`, whose `text_config` describes the text's model.
+    pub(crate) model_type: &'static str,
+    /// The class that `architectures` of a `config.json` names.
+    pub(crate) class: &'static str,
+    /// Sizes that such a `text_config` leaves out.
+    pub(crate) sizes: &'static [(&'static str, usize)],
 }
 
 /// Names of a layer's norms in a checkpoint; `None` where a family has none.
@@ -143,6 +156,12 @@ impl Family {
     /// By the `model_type` of a configuration, or the class in its `architectures`.
     pub fn of_model_type(name: &str) -> Option<&'static Self> {
         Self::ALL.iter().copied().find(|family| family.model_type == name || family.class == name)
+    }
+
+    /// The family of the text's model in a larger one.
+    pub(crate) fn of_whole(name: &str) -> Option<(&'static Self, &'static Whole)> {
+        let wholes = Self::ALL.iter().filter_map(|&family| Some((family, family.whole?)));
+        wholes.into_iter().find(|(_, whole)| whole.model_type == name || whole.class == name)
     }
 
     /// By the `general.architecture` of a GGUF file.

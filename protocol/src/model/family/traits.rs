@@ -26,6 +26,8 @@ pub struct Traits {
     pub logit_cap: Option<f64>,
     /// What embeddings are multiplied by as they enter the first layer.
     pub embedding_scale: Option<f64>,
+    /// Whether it is the part of a larger model that reads text, whose modules have names of their own there.
+    pub of_larger: bool,
 }
 
 /// Groups of projections that add a bias to their products.

@@ -31,7 +31,9 @@ fn of_every_family() -> Vec<SyntheticLlama> {
     for entry in std::fs::read_dir(made()).unwrap() {
         let path = entry.unwrap().path().join("config.json");
         if let Ok(json) = std::fs::read_to_string(&path) {
-            let config = LlamaConfig::from_json(&path, &json, &mut Vec::new()).unwrap();
+            let mut config = LlamaConfig::from_json(&path, &json, &mut Vec::new()).unwrap();
+            // Ours are of text alone.
+            config.traits.of_larger = false;
             all.push(SyntheticLlama { config, seed: 3 });
         }
     }
@@ -145,6 +147,24 @@ fn published_configurations_are_understood() {
     assert_eq!((gemma.traits.score_cap, gemma.norm_width(Norm::Query(1))), (None, 32));
     assert_eq!(plain("gemma3_text", json!({"sliding_window_pattern": 3})).window_of(2), None);
 
+    // The published models with images leave out what transformers' class has.
+    let json = json!({
+        "model_type": "gemma3", "eos_token_id": [1, 106], "mm_tokens_per_image": 256, "image_token_index": 262144,
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024, "tie_word_embeddings": false,
+        },
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    });
+    let (mut notes, text) = (Vec::new(), json.to_string());
+    let gemma = LlamaConfig::from_json(Path::new("config.json"), &text, &mut notes).unwrap();
+    assert_eq!((gemma.vocabulary, gemma.heads, gemma.kv_heads, gemma.head_dim), (262_208, 8, 4, 256));
+    assert_eq!((gemma.family.model_type, gemma.hidden_size, gemma.layers), ("gemma3_text", 2560, 34));
+    assert_eq!((gemma.eos.as_slice(), gemma.window_of(4), gemma.window_of(5)), (&[1, 106][..], Some(1024), None));
+    assert_eq!(gemma.rope_of(5).unwrap().scaling, Some(RopeScaling::Linear { factor: 8.0 }));
+    assert!(gemma.tie_word_embeddings && gemma.traits.of_larger);
+    assert!(notes[0].contains("text_config.tie_word_embeddings is false"), "{notes:?}");
+
     let (_, notes) = common("llama", json!({"attention_dropout": 0.1}));
     assert!(notes[0].contains("attention_dropout is not applied"), "{notes:?}");
 }
@@ -153,7 +173,9 @@ fn published_configurations_are_understood() {
 fn what_a_family_has_not_is_refused() {
     for (model_type, more, said) in [
         ("qwen2_moe", json!({}), "`qwen2_moe`; those that are known are `llama`, `mistral`"),
-        ("gemma3", json!({"text_config": {"hidden_size": 64}}), "`gemma3` takes more than text"),
+        ("llava", json!({"text_config": {"hidden_size": 64}}), "`llava` takes more than text"),
+        ("gemma3", json!({"vision_config": {}}), "text_config, which is missing"),
+        ("gemma3", json!({"text_config": {"model_type": "llama"}}), "text_config.model_type is \"llama\""),
         ("qwen2", json!({"mlp_bias": true}), "mlp_bias is true, but models of the family `qwen2`"),
         (
             "llama",

@@ -17,6 +17,9 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// What a checkpoint of the model without a head leaves off its names.
 const PREFIX: &str = "model.";
+/// What the names of a text model's tensors begin with in a larger model's files, old and new, and what they begin with elsewhere.
+const OF_LARGER: [(&str, &str); 3] =
+    [("language_model.model.", PREFIX), ("model.language_model.", PREFIX), ("language_model.lm_head.", "lm_head.")];
 /// What stands behind the name of a tensor in 8-bit floats in the name of its scales. Values are multiplied by either.
 const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 /// Weights of other tools, which are not read.
@@ -52,19 +55,29 @@ pub struct Shard<'a> {
 }
 
 impl<'a> Shard<'a> {
-    /// A tensor by its usual name, which a checkpoint of the model without a head shortens.
+    /// A tensor by its usual name, which a checkpoint of the model without a head shortens and that of a larger model lengthens.
     pub fn find(&self, name: &str) -> Option<TensorView<'a>> {
         let bare = || self.tensors.tensor(name.strip_prefix(PREFIX)?).ok();
-        self.tensors.tensor(name).ok().or_else(bare)
+        let of_larger =
+            |(larger, own): &(&str, &str)| self.tensors.tensor(&format!("{larger}{}", name.strip_prefix(own)?)).ok();
+        self.tensors.tensor(name).ok().or_else(bare).or_else(|| OF_LARGER.iter().find_map(of_larger))
     }
 
     /// The usual name of a tensor of a file.
     pub fn usual_name(name: &str) -> Cow<'_, str> {
+        if let Some(own) = without_larger(name) {
+            return own.into();
+        }
         match name.starts_with("layers.") || name.starts_with("embed_tokens.") || name.starts_with("norm.") {
             true => format!("{PREFIX}{name}").into(),
             false => name.into(),
         }
     }
+}
+
+/// The usual name of a text model's tensor that has a larger model's name.
+fn without_larger(name: &str) -> Option<String> {
+    OF_LARGER.iter().find_map(|(larger, own)| Some(format!("{own}{}", name.strip_prefix(larger)?)))
 }
 
 #[derive(Deserialize)]
@@ -146,6 +159,12 @@ impl SafetensorsFiles {
         if let Some(entry) = self.entry(name).cloned() {
             self.tensors.insert(second.to_owned(), entry);
         }
+    }
+
+    /// Gives the tensors of the text's model in a larger one their usual names.
+    pub(crate) fn unwrap_text(&mut self) {
+        let usual = |(name, entry): (String, Entry)| (without_larger(&name).unwrap_or(name), entry);
+        self.tensors = std::mem::take(&mut self.tensors).into_iter().map(usual).collect();
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
