@@ -133,7 +133,7 @@ impl<'a> Encoder<'a> {
         for (name, value) in &self.options.template_values {
             conversation.values.entry(name.clone()).or_insert_with(|| value.clone());
         }
-        let learnt = turns::learnt(&conversation, template, self.tokenizer, self.options.train_on_end)?;
+        let learnt = turns::learnt(&conversation, template, self.tokenizer, self.options)?;
         let placed = self.tokenizer.encode_spans(&learnt.text, false).map_err(|error| error.to_string())?;
         let parts = || placed.iter().skip(1);
         let ends = parts().position(|token| touches(&token.span, &learnt.ends)).map(|number| number + 1);

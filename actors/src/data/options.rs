@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use protocol::model::{ChatTemplate, TextTokenizer};
+use protocol::model::{ChatTemplate, TemplateDay, TextTokenizer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -18,6 +18,10 @@ pub struct DataFile {
     /// each pass another one.
     #[serde(default = "once")]
     pub weight: f64,
+}
+
+fn is_usual(day: &TemplateDay) -> bool {
+    *day == TemplateDay::default()
 }
 
 /// Most that a weight may be.
@@ -49,6 +53,9 @@ pub struct DataOptions {
     pub chat_template: Option<String>,
     /// Variables that the chat template asks for besides the conversation, `enable_thinking` for instance.
     pub template_values: Map<String, Value>,
+    /// What is said to a chat template that asks for the day. Checkpoints of runs with the usual one have no such field.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub template_date: TemplateDay,
     /// Of which turns of the assistant the end is learnt.
     pub train_on_end: TrainOnEnd,
     /// Which turns of the assistant are learnt.
@@ -92,6 +99,7 @@ impl Default for DataOptions {
             format: PromptFormat::Chat,
             chat_template: None,
             template_values: Map::new(),
+            template_date: TemplateDay::default(),
             train_on_end: TrainOnEnd::Turn,
             turns: Turns::All,
             max_tokens: 256,

@@ -11,7 +11,7 @@ use std::ops::Range;
 use protocol::model::{Chat, ChatMessage, ChatTemplate, TextTokenizer};
 use serde_json::{Value, json};
 
-use super::options::TrainOnEnd;
+use super::options::{DataOptions, TrainOnEnd};
 use super::record::{Conversation, Turn};
 
 /// A conversation as it is written, and what of it is learnt.
@@ -34,7 +34,7 @@ pub(super) fn learnt(
     conversation: &Conversation,
     template: &ChatTemplate,
     tokenizer: &TextTokenizer,
-    end: TrainOnEnd,
+    options: &DataOptions,
 ) -> Result<Learnt, String> {
     let messages = messages(conversation, template);
     let chat = Chat {
@@ -42,8 +42,9 @@ pub(super) fn learnt(
         tools: conversation.tools.as_ref(),
         documents: conversation.documents.as_ref(),
         values: Some(&conversation.values),
+        day: options.template_date,
     };
-    Writer { turns: &conversation.turns, chat, template, tokenizer }.learnt(end)
+    Writer { turns: &conversation.turns, chat, template, tokenizer }.learnt(options.train_on_end)
 }
 
 /// The messages, their parts joined to a text where the template does not look into them.
@@ -263,6 +264,16 @@ impl Writer<'_> {
             if value.is_some() && self.template.write(&without, false).is_ok_and(|other| other.text == text) {
                 notes.push(format!("`{name}`, which the chat template does not show"));
             }
+        }
+        let values = self.chat.values.into_iter().flat_map(|values| values.keys());
+        for name in values.filter(|name| !self.template.reads(name)) {
+            notes.push(format!("`{name}`, which the chat template never reads ({}),", self.template.told_variables()));
+        }
+        if self.template.asks_for_day(&self.chat) {
+            notes.push(format!(
+                "the day of the run, which the chat template asks for (strftime_now) and is told {} instead (data.template_date),",
+                self.chat.day
+            ));
         }
         Ok(notes)
     }

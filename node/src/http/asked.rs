@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use actors::generation::{self, Events, Sampling, Stops};
 use actors::lora::LoraAdapters;
-use protocol::model::Chat;
 
 use super::error::ApiError;
 use super::request::{Drawing, Endpoint, Prompt, Request};
@@ -46,8 +45,7 @@ pub(super) fn encode(models: &Models, request: &Request) -> Result<Vec<Encoded>,
                 })?;
                 let mut all = models.style.values.clone();
                 all.extend(values.clone());
-                let chat = Chat { values: Some(&all), ..Chat::new(messages) };
-                let text = template.write(&chat, true).map_err(wrong)?.text;
+                let text = models.style.write(template, messages, &all).map_err(wrong)?;
                 (tokenizer.encode(&text, false).map_err(wrong)?, text)
             }
         };

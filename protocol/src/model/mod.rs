@@ -27,7 +27,7 @@ pub use config::LlamaConfig;
 pub use error::ModelError;
 pub use family::{Activation, Family, GgufPlace, LayerSet, QkNorm, Rope, RopeScaling, Traits};
 pub use gguf::{GgufNumbers, GgufPlan, GgufTensor, ModelRows, Q8_0_BLOCK, UnknownNumbers};
-pub use tokenizer::{Chat, ChatMessage, ChatTemplate, PlacedToken, Rendered, TextTokenizer};
+pub use tokenizer::{Chat, ChatMessage, ChatTemplate, NoDay, PlacedToken, Rendered, TemplateDay, TextTokenizer};
 pub use weights::Shard;
 
 use self::weights::{GgufFile, SafetensorsFiles, Stored, Weights, transpose_into};

@@ -175,6 +175,26 @@ fn what_a_template_does_not_show_is_refused_or_named() {
             ("the field `id`", 2),
         ]
     );
+
+    // Values of the template: those that it sets itself, or only speaks of, are not read.
+    let template = "{%- set said = 'style' %}{{- strftime_now('%d %b %Y') ~ '|' }}{% if loud is defined %}{{ style }}{% endif %}\
+                    {% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}";
+    let day = "2025-02-03".parse().unwrap();
+    let values = serde_json::from_str(r#"{"loud": true, "said": 1, "enable_thinking": false}"#).unwrap();
+    let options = DataOptions { template_values: values, template_date: day, ..DataOptions::default() };
+    let line = r#"{"prompt": "the", "completion": "inn"}"#;
+    let found = load(line, &options, &tokenizer(Some(template))).unwrap();
+    let told: Vec<&str> = found.notes.iter().map(|note| note.what.as_str()).collect();
+    let unread = |name: &str| format!("`{name}`, which the chat template never reads (it reads loud, style),");
+    assert_eq!(told[..2], [unread("enable_thinking"), unread("said")]);
+    assert!(told.len() == 3 && told[2].contains("is told 2025-02-03 instead (data.template_date)"), "{told:?}");
+    let text = tokenizer(None).decode(&found.iter().next().unwrap().unwrap().tokens).unwrap();
+    assert!(text.starts_with("03 Feb 2025|user: the<|im_end|>"), "{text}");
+    let quiet = "{%- if not date is defined %}{% set date = strftime_now('%Y') %}{% endif %}{{ date }}{% for m in messages %}\
+                 {{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}";
+    let values = serde_json::from_str(r#"{"date": "May"}"#).unwrap();
+    let options = DataOptions { template_values: values, ..DataOptions::default() };
+    assert_eq!(load(line, &options, &tokenizer(Some(quiet))).unwrap().notes, []);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tokenizers::Tokenizer;
 
 pub(crate) use self::gguf::from_gguf;
 pub use self::places::PlacedToken;
-pub use self::template::{Chat, ChatMessage, ChatTemplate, Rendered};
+pub use self::template::{Chat, ChatMessage, ChatTemplate, NoDay, Rendered, TemplateDay};
 use super::config::LlamaConfig;
 use super::error::ModelError;
 

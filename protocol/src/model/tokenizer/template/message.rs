@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::TemplateDay;
+
 /// Names that a model's reasoning goes by; the first is the one that templates read.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
@@ -88,12 +90,14 @@ pub struct Chat<'a> {
     pub documents: Option<&'a Value>,
     /// Further variables of the template.
     pub values: Option<&'a Map<String, Value>>,
+    /// What is said to a template that asks for the day.
+    pub day: TemplateDay,
 }
 
 impl<'a> Chat<'a> {
     /// Turns and nothing else.
     pub fn new(messages: &'a [ChatMessage]) -> Self {
-        Self { messages, tools: None, documents: None, values: None }
+        Self { messages, tools: None, documents: None, values: None, day: TemplateDay::default() }
     }
 
     /// The same with other turns.

@@ -12,6 +12,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -19,18 +20,24 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde_json::{Map, Value as Json};
 
+pub use self::date::{NoDay, TemplateDay};
 pub use self::message::{Chat, ChatMessage};
 use crate::model::error::ModelError;
 
 /// What the template is called in its own messages.
 const NAME: &str = "chat_template";
+/// The function that says the time, and the context's name of the day that it says.
+const STRFTIME: &str = "strftime_now";
+const DAY: &str = "_day";
+/// What every template is given.
+const GIVEN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 /// The context's names of the marks around what the model writes.
 const MARKS: [&str; 2] = ["_generation_begins", "_generation_ends"];
 
 /// A model's chat template.
 ///
-/// Templates that print today's date are given the 26th of July 2024, midnight, the day that Llama 3's own template
-/// falls back to: what a model is trained on must not depend on the day.
+/// Templates that ask for the time are told midnight of a day that is said ([`Chat::day`]), and not today, as transformers has it:
+/// what a model is trained on, and so a run that goes on, must not depend on the day.
 pub struct ChatTemplate {
     /// Or why the template is broken, which matters once it is asked for something.
     environment: Result<Environment<'static>, String>,
@@ -39,6 +46,17 @@ pub struct ChatTemplate {
     special: Map<String, Json>,
     has_generation: bool,
     takes_parts: OnceLock<bool>,
+    /// Names that it looks up and does not set itself.
+    read: BTreeSet<String>,
+}
+
+/// The variables that a template reads, without functions.
+fn read(environment: &Environment<'static>) -> BTreeSet<String> {
+    let names = environment.get_template(NAME).map(|template| template.undeclared_variables(false));
+    let functions: BTreeSet<&str> = environment.globals().map(|(name, _)| name).collect();
+    let mut names: BTreeSet<String> = names.unwrap_or_default().into_iter().collect();
+    names.retain(|name| !functions.contains(name.as_str()));
+    names
 }
 
 /// A conversation as a template writes it.
@@ -58,7 +76,8 @@ impl ChatTemplate {
             Ok(()) => Ok(environment),
             Err(error) => Err(error.to_string()),
         };
-        Self { environment, source, special, has_generation, takes_parts: OnceLock::new() }
+        let read = environment.as_ref().map_or_else(|_| BTreeSet::new(), read);
+        Self { environment, source, special, has_generation, takes_parts: OnceLock::new(), read }
     }
 
     /// The template as its author wrote it.
@@ -74,6 +93,31 @@ impl ChatTemplate {
     /// Whether the template's source has this word anywhere: a name that it has not is of no effect.
     pub fn mentions(&self, name: &str) -> bool {
         self.source.contains(name)
+    }
+
+    /// Whether what the template makes of a conversation depends on the day.
+    pub fn asks_for_day(&self, chat: &Chat<'_>) -> bool {
+        let on = |day| self.write(&Chat { day, ..*chat }, false).ok();
+        self.mentions(STRFTIME) && on(chat.day) != on(chat.day.other())
+    }
+
+    /// Whether the template reads a variable.
+    pub fn reads(&self, name: &str) -> bool {
+        self.mentions(name) && self.read.contains(name)
+    }
+
+    /// The variables that it reads, beside what every template is given.
+    pub fn variables(&self) -> Vec<&str> {
+        let given = |name: &str| GIVEN.contains(&name) || self.special.contains_key(name);
+        self.read.iter().map(String::as_str).filter(|name| !given(name)).collect()
+    }
+
+    /// The same in words.
+    pub fn told_variables(&self) -> String {
+        match self.variables().as_slice() {
+            [] => "it reads none beside the conversation".to_owned(),
+            names => format!("it reads {}", names.join(", ")),
+        }
     }
 
     /// Whether contents that are lists of parts come out as text. Templates for plain text write such a list as it is, or
@@ -120,6 +164,7 @@ impl ChatTemplate {
         set("tools", chat.tools.map_or(Value::from(()), Value::from_serialize));
         set("documents", chat.documents.map_or(Value::from(()), Value::from_serialize));
         set("add_generation_prompt", Value::from(open));
+        set(DAY, Value::from(chat.day.to_string()));
         let template = environment.get_template(NAME).map_err(|error| failed(error.to_string()))?;
         let text = template.render(Value::from_iter(context)).map_err(|error| failed(described(&error)))?;
         if !self.has_generation {
@@ -161,7 +206,10 @@ fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message.to_string()))
     });
-    environment.add_function("strftime_now", date::strftime);
+    environment.add_function(STRFTIME, |state: &State<'_, '_>, format: &str| {
+        let day = state.lookup(DAY).and_then(|day| day.as_str()?.parse::<TemplateDay>().ok());
+        day.unwrap_or_default().strftime(format)
+    });
     environment.add_filter("tojson", |value: Value, options: Kwargs| python::to_json(&value, &options));
     environment.add_filter("string", |value: Value| python::text(&value).map(Value::from));
     environment.add_filter("join", join);
