@@ -25,7 +25,7 @@ pub(super) struct Told {
     pub(super) truncated: usize,
     /// Where those are of which nothing was left to learn.
     pub(super) left_out: Vec<String>,
-    /// Examples that teach an end.
+    /// Examples that teach an end, of pairs those whose preferred answer does.
     pub(super) ended: usize,
     pub(super) notes: Notes,
 }
@@ -45,10 +45,11 @@ pub(super) fn each(
 ) -> Result<(), DataError> {
     // Answers that consist of several turns are compared as a whole.
     let options = DataOptions { turns: super::Turns::All, ..options.clone() };
-    let Told { truncated, left_out, notes, .. } = told;
+    let Told { truncated, left_out, ended, notes } = told;
     let (mut pairs, first) = (0, left_out.len());
     load::each(files, &options, tokenizer, notes, pair, |at, [chosen, rejected], notes| {
         let mut cut = false;
+        let end = chosen.ends;
         let [chosen, rejected] = [chosen, rejected].map(|encoded| {
             encoded.notes.into_iter().for_each(|note| notes.add(at, note));
             let mut example = encoded.example;
@@ -61,6 +62,7 @@ pub(super) fn each(
             return Ok(());
         }
         pairs += 1;
+        *ended += usize::from(end.is_some_and(|end| end < chosen.tokens.len()));
         take(PreferencePair { chosen, rejected })
     })?;
     match pairs {
