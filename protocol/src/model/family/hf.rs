@@ -84,13 +84,16 @@ fn model_type<'a>(settings: Settings<'a>) -> Result<Option<&'a str>, ModelError>
     Ok(settings.text("model_type")?.or(class))
 }
 
+/// The family and the settings of a text's model in a larger one.
+type TextPart = (&'static Family, Map<String, Value>);
+
 /// The settings of the text's model, if that is part of a larger one: as transformers has them where they are left out, and with
 /// what it takes from the larger one.
 fn text_part(
     whole: Settings<'_>,
     map: &Map<String, Value>,
     notes: &mut Vec<String>,
-) -> Result<Option<(&'static Family, Map<String, Value>)>, ModelError> {
+) -> Result<Option<TextPart>, ModelError> {
     let Some((family, of)) = model_type(whole)?.and_then(Family::of_whole) else { return Ok(None) };
     let Some(text) = whole.get("text_config").and_then(Value::as_object) else {
         let what = format!("a `{}` has its text model described in text_config, which is missing", of.model_type);

@@ -121,7 +121,7 @@ impl TemplateDay {
             let last = Self { year: self.year - 1, month: 12, day: 31 };
             return if self.year > 1 { last.iso_week() } else { (0, 52) };
         }
-        if thursday - 1 >= days(self.year) { (self.year + 1, 1) } else { (self.year, (thursday - 1) / 7 + 1) }
+        if thursday > days(self.year) { (self.year + 1, 1) } else { (self.year, (thursday - 1) / 7 + 1) }
     }
 
     /// Python's `strftime` at midnight.
