@@ -250,7 +250,7 @@ impl Default for OwnerConfig {
             // A worker that is rebooted, or a link that is down for some minutes.
             patience_seconds: 600,
             // Enough to read ahead; the disk holds the rest.
-            mask_cache_mib: 128,
+            mask_cache_mib: 96,
             // With it, all of a model of eight billion.
             mask_file_mib: 16 << 10,
             keep_masks: true,

@@ -3,39 +3,18 @@
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::{Datelike as _, Days, NaiveDate, NaiveDateTime, NaiveTime};
 use serde::{Deserialize, Serialize};
-
-/// Days before each month of a year that is no leap year.
-const BEFORE: [u32; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// A day of the Gregorian calendar, written as `2024-07-26`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct TemplateDay {
-    year: u32,
-    month: u32,
-    day: u32,
-}
+pub struct TemplateDay(NaiveDate);
 
 impl Default for TemplateDay {
     /// The day that Llama 3's own template falls back to.
     fn default() -> Self {
-        Self { year: 2024, month: 7, day: 26 }
+        Self(NaiveDate::from_ymd_opt(2024, 7, 26).unwrap_or_default())
     }
 }
 
@@ -48,23 +27,14 @@ impl FromStr for TemplateDay {
     type Err = NoDay;
 
     fn from_str(text: &str) -> Result<Self, NoDay> {
-        let none = || NoDay(text.to_owned());
-        let digits = text.len() == 10 && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit());
-        let mut parts = text.split('-').map(|part| part.parse().map_err(|_| none()));
-        let mut part = || parts.next().unwrap_or_else(|| Err(none()));
-        let day = Self { year: part()?, month: part()?, day: part()? };
-        let possible =
-            digits && parts.next().is_none() && (1..=9999).contains(&day.year) && (1..=12).contains(&day.month);
-        if !possible || day.day == 0 || day.day > day.days_of_month() {
-            return Err(none());
-        }
-        Ok(day)
+        let day = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok();
+        day.filter(|day| (1..=9999).contains(&day.year())).map(Self).ok_or_else(|| NoDay(text.to_owned()))
     }
 }
 
 impl fmt::Display for TemplateDay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+        self.0.fmt(f)
     }
 }
 
@@ -82,104 +52,49 @@ impl From<TemplateDay> for String {
     }
 }
 
-fn is_leap(year: u32) -> bool {
-    year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400)
-}
-
 impl TemplateDay {
-    /// One whose every part is another.
+    /// One whose day of the month, month, year and weekday are others.
     pub(super) fn other(self) -> Self {
-        Self { year: if self.year == 1999 { 2001 } else { 1999 }, month: self.month % 12 + 1, day: self.day % 28 + 1 }
-    }
-
-    fn days_of_month(self) -> u32 {
-        match self.month {
-            2 => 28 + u32::from(is_leap(self.year)),
-            4 | 6 | 9 | 11 => 30,
-            _ => 31,
-        }
-    }
-
-    /// Counted from 0.
-    fn of_year(self) -> u32 {
-        let leap = is_leap(self.year) && self.month > 2;
-        BEFORE[self.month as usize - 1] + u32::from(leap) + self.day - 1
-    }
-
-    /// Counted from Sunday.
-    fn weekday(self) -> u32 {
-        let years = self.year - 1;
-        // The first day of the first year was a Monday.
-        (1 + 365 * years + years / 4 - years / 100 + years / 400 + self.of_year()) % 7
-    }
-
-    /// Year and week of ISO 8601: weeks begin on Mondays, and the first has the year's first Thursday.
-    fn iso_week(self) -> (u32, u32) {
-        let thursday = self.of_year() + 4 - (self.weekday() + 6) % 7;
-        let days = |year| 365 + u32::from(is_leap(year));
-        if self.of_year() + 3 < (self.weekday() + 6) % 7 {
-            let last = Self { year: self.year - 1, month: 12, day: 31 };
-            return if self.year > 1 { last.iso_week() } else { (0, 52) };
-        }
-        if thursday > days(self.year) { (self.year + 1, 1) } else { (self.year, (thursday - 1) / 7 + 1) }
+        // More than a year, and no whole number of weeks.
+        let days = Days::new(400);
+        let other = if self.0.year() > 2 { self.0.checked_sub_days(days) } else { self.0.checked_add_days(days) };
+        Self(other.unwrap_or_default())
     }
 
     /// Python's `strftime` at midnight.
     pub(super) fn strftime(self, format: &str) -> String {
+        let midnight = NaiveDateTime::new(self.0, NaiveTime::MIN);
+        let written = |directive: &str| midnight.format(directive).to_string();
         let mut out = String::new();
-        let mut chars = format.chars().peekable();
-        let (month, weekday) = (MONTHS[self.month as usize - 1], WEEKDAYS[self.weekday() as usize]);
+        let mut chars = format.chars();
         while let Some(c) = chars.next() {
             if c != '%' {
                 out.push(c);
                 continue;
             }
-            // glibc's flag for numbers without padding.
-            let bare = chars.next_if_eq(&'-').is_some();
-            let number = |value: u32, digits: usize| match bare {
-                true => value.to_string(),
-                false => format!("{value:0digits$}"),
-            };
-            let written = match chars.next() {
-                Some('d') => number(self.day, 2),
-                Some('e') if bare => self.day.to_string(),
-                Some('e') => format!("{:2}", self.day),
-                Some('m') => number(self.month, 2),
-                Some('b' | 'h') => month[..3].to_owned(),
-                Some('B') => month.to_owned(),
-                Some('y') => number(self.year % 100, 2),
-                Some('Y') => self.year.to_string(),
-                Some('G') => self.iso_week().0.to_string(),
-                Some('a') => weekday[..3].to_owned(),
-                Some('A') => weekday.to_owned(),
-                Some('j') => number(self.of_year() + 1, 3),
-                Some('u') => (if self.weekday() == 0 { 7 } else { self.weekday() }).to_string(),
-                Some('w') => self.weekday().to_string(),
-                Some('U') => number((self.of_year() + 7 - self.weekday()) / 7, 2),
-                Some('W') => number((self.of_year() + 7 - (self.weekday() + 6) % 7) / 7, 2),
-                Some('V') => number(self.iso_week().1, 2),
-                Some('H' | 'M' | 'S') => number(0, 2),
-                Some('I') => number(12, 2),
-                Some('f') => "000000".to_owned(),
-                Some('p') => "AM".to_owned(),
-                Some('F') => self.strftime("%Y-%m-%d"),
-                Some('D' | 'x') => self.strftime("%m/%d/%y"),
-                Some('T' | 'X') => "00:00:00".to_owned(),
-                Some('R') => "00:00".to_owned(),
-                Some('c') => self.strftime("%a %b %e 00:00:00 %Y"),
+            // glibc's flag for numbers without padding; of words it takes no notice.
+            let bare = chars.as_str().starts_with('-');
+            let of = chars.nth(usize::from(bare));
+            let flag = if bare { "-" } else { "" };
+            match of {
+                Some('f') => out.push_str("000000"),
                 // A time without a zone has neither.
-                Some('z' | 'Z') => String::new(),
-                Some('n') => "\n".to_owned(),
-                Some('t') => "\t".to_owned(),
-                Some('%') => "%".to_owned(),
-                Some(other) => format!("%{}{other}", if bare { "-" } else { "" }),
-                None => format!("%{}", if bare { "-" } else { "" }),
-            };
-            out.push_str(&written);
+                Some('z' | 'Z') => {}
+                Some(of) if NUMBERS.contains(of) => out.push_str(&written(&format!("%{flag}{of}"))),
+                Some(of) if WORDS.contains(of) => out.push_str(&written(&format!("%{of}"))),
+                // As it stands, as with glibc.
+                Some(of) => out.extend(["%", flag].into_iter().flat_map(str::chars).chain([of])),
+                None => out.extend(["%", flag]),
+            }
         }
         out
     }
 }
+
+/// Directives that Python's `strftime` on Linux and chrono's understand alike: those of numbers.
+const NUMBERS: &str = "demyYGjuwUWVHMSI";
+/// The others.
+const WORDS: &str = "bBhaApFDxTXRcnt%";
 
 #[cfg(test)]
 mod tests {
@@ -242,10 +157,15 @@ mod tests {
             assert_ne!(day.other().strftime("%d"), day.strftime("%d"));
             assert_eq!(day.to_string().parse(), Ok(day));
         }
-        for none in ["", "2024-7-26", "2024-13-01", "2023-02-29", "0000-01-01", "26 July 2024", "2024-07-26-1", "today"]
-        {
+        for none in ["", "2024-13-01", "2023-02-29", "0000-01-01", "26 July 2024", "2024-07-26-1", "today"] {
             assert!(none.parse::<TemplateDay>().is_err(), "{none}");
         }
-        assert_eq!(TemplateDay::default().to_string(), "2024-07-26");
+        let day = TemplateDay::default();
+        assert_eq!(day.to_string(), "2024-07-26");
+        assert_eq!(
+            day.strftime("%-H %I %p %-B %x %X %R %c %f|%z|%Q %-Q %% 日 %n%-"),
+            "0 12 AM July 07/26/24 00:00:00 00:00 \
+            Fri Jul 26 00:00:00 2024 000000||%Q %-Q % 日 \n%-"
+        );
     }
 }
