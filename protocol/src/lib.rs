@@ -1,6 +1,6 @@
 //! What an owner and a worker agree on: the encryption scheme ([`he`]), how activations and weights become
 //! integers ([`quant`]), how a stranger's answer is verified ([`sketch`]), which model is served ([`model`]), what travels
-//! between them ([`wire`]), and the memory that all of it works in ([`pool`], [`buffer`], [`wiped`]). All of them speak of products by
+//! between them ([`wire`]), and the memory that all of it works in ([`pool`], [`buffer`]). All of them speak of products by
 //! the names in [`ids`], and keep the same book of what came ([`columns`]); [`baseline`] is what benchmarks hold the scheme
 //! against.
 //!
