@@ -32,17 +32,16 @@ pub(super) fn numbered(
     tokens: &[NamedToken],
     number: impl Fn(&str) -> Option<u32>,
 ) -> std::result::Result<Vec<NamedToken>, InvalidSetting> {
-    let find = |token: &NamedToken| {
-        match token {
+    let unknown = |text: &str| InvalidSetting {
+        field: FIELD,
+        why: format!(
+            "names {text:?}, which is no token of the model's tokenizer: tokens have to be added to the model first, with rows of \
+             their own in its embeddings"
+        ),
+    };
+    let find = |token: &NamedToken| match token {
         NamedToken::Number(_) => Ok(token.clone()),
-        NamedToken::Text(text) => number(text).map(NamedToken::Number).ok_or_else(|| InvalidSetting {
-            field: FIELD,
-            why: format!(
-                "names {text:?}, which is no token of the model's tokenizer: tokens have to be added to the model first, with \
-                 rows of their own in its embeddings"
-            ),
-        }),
-    }
+        NamedToken::Text(text) => number(text).map(NamedToken::Number).ok_or_else(|| unknown(text)),
     };
     tokens.iter().map(find).collect()
 }

@@ -2,12 +2,16 @@
 //! training.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use actors::data::DataOptions;
 use anyhow::Context as _;
 use protocol::model::{Chat, ChatMessage, ChatTemplate, ModelError, TemplateDay, TextTokenizer};
 use serde_json::{Map, Value};
+
+/// Most values that are named as being of no effect, and most characters of a name: clients of a server choose them.
+const MOST_TOLD: usize = 64;
 
 /// See the module's documentation.
 #[derive(Default)]
@@ -20,6 +24,8 @@ pub(crate) struct ChatStyle {
     day: TemplateDay,
     /// What was already said to be of no effect.
     told: Mutex<BTreeSet<String>>,
+    /// Whether the day was already said.
+    told_day: AtomicBool,
 }
 
 impl ChatStyle {
@@ -32,7 +38,7 @@ impl ChatStyle {
             template: options.named_template(tokenizer)?,
             values: options.template_values.clone(),
             day: options.template_date,
-            told: Mutex::default(),
+            ..Self::default()
         })
     }
 
@@ -54,14 +60,17 @@ impl ChatStyle {
     ) -> Result<String, ModelError> {
         let chat = Chat { values: Some(values), day: self.day, ..Chat::new(messages) };
         let text = template.write(&chat, true)?.text;
-        let first = |what: &str| self.told.lock().is_ok_and(|mut told| told.insert(what.to_owned()));
-        for name in values.keys().filter(|name| !template.reads(name) && first(name)) {
-            tracing::warn!(
-                "`{name}` is of no effect: the chat template never reads it ({})",
-                template.told_variables()
-            );
+        for name in values.keys().filter(|name| !template.reads(name)) {
+            let name: String = name.chars().take(MOST_TOLD).collect();
+            let first = |mut told: MutexGuard<'_, BTreeSet<_>>| told.len() < MOST_TOLD && told.insert(name.clone());
+            if self.told.lock().is_ok_and(first) {
+                let reads = template.told_variables();
+                tracing::warn!("{name:?} is of no effect: the chat template never reads it ({reads})");
+            }
         }
-        if template.asks_for_day(&chat) && first("the day") {
+        // To find out takes two more texts.
+        if !self.told_day.load(Ordering::Relaxed) && template.asks_for_day(&chat) {
+            self.told_day.store(true, Ordering::Relaxed);
             tracing::warn!(
                 "the chat template asks for the day (strftime_now): it is told {}, as in training (data.template_date)",
                 self.day
@@ -81,5 +90,32 @@ impl ChatStyle {
         let text = self.write(template, messages, &self.values)?;
         // The template writes what stands around a text itself.
         Ok(tokenizer.encode(&text, false)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use protocol::model::Model;
+    use protocol::model::synthetic::{StoredAs, SyntheticLlama};
+
+    use super::*;
+
+    #[test]
+    fn what_clients_make_up_is_not_remembered_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        SyntheticLlama::tiny(3).write_folder(folder.path(), StoredAs::F32).unwrap();
+        let tokenizer = Model::open(folder.path()).unwrap().tokenizer().unwrap();
+        let template = tokenizer.template("{% for message in messages %}{{ message.content }}{% endfor %}".to_owned());
+        let style = ChatStyle::default();
+        let said = [ChatMessage::new("user", "hello")];
+        for number in 0..3 * MOST_TOLD {
+            let values = Map::from_iter([(format!("{number}{}", "x".repeat(1000)), Value::Null)]);
+            style.write(&template, &said, &values).unwrap();
+        }
+        let told = style.told.lock().unwrap();
+        assert_eq!(told.len(), MOST_TOLD);
+        assert!(told.iter().all(|name| name.len() == MOST_TOLD));
     }
 }
