@@ -20,7 +20,7 @@ const FIELD: &str = "lora.trainable_token_indices";
 pub enum NamedToken {
     /// Its number in the vocabulary.
     Number(u32),
-    /// How it is spelt. Models know numbers alone: see [`numbered`].
+    /// How it is spelt. Models know numbers alone: see [`LoraConfig::with_numbered_tokens`](super::LoraConfig::with_numbered_tokens).
     Text(String),
 }
 
