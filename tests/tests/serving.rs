@@ -236,9 +236,10 @@ fn an_encrypted_model_serves_what_a_plain_one_does() {
     let mut plain = serve(&["--backend", "plain"]);
     let (found, expected) = (ask(&mut encrypted), ask(&mut plain));
     assert!(expected.len() == 15 && found.len() == 15, "{expected:?}");
-    for (found, expected) in found.iter().zip(&expected) {
-        assert!((found - expected).abs() < 0.05 + 0.03 * expected.abs(), "{found} beside {expected}");
-    }
+    // A token's probability of 1e-6 moves with the noise of its products, which differs from run to run: by 0.12 to 0.26
+    // (root mean square over the fifteen) in twenty-five runs. A row in a wrong place is off by several times as much.
+    let squares = found.iter().zip(&expected).map(|(found, expected)| (found - expected).powi(2)).sum::<f64>();
+    assert!((squares / 15.0).sqrt() < 0.5, "{found:?} beside {expected:?}");
     let [found, expected] = [found, expected].map(|all| all.iter().sum::<f64>());
     assert!((found / expected - 1.0).abs() < 0.02, "{found} beside {expected}");
     encrypted.interrupt();
