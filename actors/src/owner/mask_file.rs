@@ -96,7 +96,7 @@ impl MaskFile {
     /// When it cannot be read.
     pub(super) fn read(&self, extent: Extent) -> io::Result<MaskProduct> {
         let Extent { start, precision, outer } = extent;
-        MaskProduct::read_with(precision, outer, |bytes| self.file.read_exact_at(bytes, start))
+        MaskProduct::mapped(precision, outer, &self.file, start)
     }
 }
 
@@ -109,11 +109,11 @@ mod tests {
     use super::*;
 
     fn product(outer: usize, byte: u8) -> MaskProduct {
-        MaskProduct::read_with(Precision::standard(ParameterSet::P24), outer, |bytes| {
-            bytes.iter_mut().enumerate().for_each(|(index, to)| *to = (index as u8).wrapping_mul(byte));
-            Ok::<_, io::Error>(())
-        })
-        .unwrap()
+        let precision = Precision::standard(ParameterSet::P24);
+        let size = MaskProduct::memory_for(precision, outer);
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&(0..size).map(|index| (index as u8).wrapping_mul(byte)).collect::<Vec<_>>(), 0).unwrap();
+        MaskProduct::mapped(precision, outer, &file, 0).unwrap()
     }
 
     #[test]

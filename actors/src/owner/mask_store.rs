@@ -2,9 +2,10 @@
 //!
 //! They are public and large, and the same for as long as the masks are: so a model's masks have one seed for many runs
 //! (`super::mask_seed`), and only the first of these asks workers for the products. Each product was verified when it
-//! came, and stays true. What can happen to it on a disk is damage, and that is noticed by a checksum: verifying anew, the
-//! owner would expand all masks and read all products again, which is most of what a fetch costs it. (Whoever can write
-//! to the user's cache folder can write to the user's programs.)
+//! came, and stays true. What can happen to it on a disk is damage, and that is noticed by a checksum when a run first reads
+//! what it did not write: verifying anew, the owner would expand all masks and read all products again, which is most of what a fetch costs
+//! it. (Whoever can write to the user's cache folder can write to the user's programs; and what a disk spoils in the
+//! middle of a run makes products that are refused.)
 //!
 //! A file is found by what its content follows from, all of it: the seed and what the masks are for, the first of the masks
 //! themselves, the served matrix as it is multiplied, and the bytes that are kept of a value. So a program that makes
@@ -183,14 +184,19 @@ impl MaskStore {
             // Of another seed, precision or program: it is written over.
             return Ok(None);
         }
-        let read = MaskProduct::read_with(key.precision, key.outer, |content| {
+        let read = || {
             let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it is damaged");
-            if size != (HEAD + content.len()) as u64 {
+            if size != HEAD as u64 + key.bytes() {
                 return Err(damaged());
             }
-            file.read_exact(content)?;
-            if head[NAME.len() + HASH..] == key.checksum(content) { Ok(()) } else { Err(damaged()) }
-        });
+            let product = MaskProduct::mapped(key.precision, key.outer, &file, HEAD as u64)?;
+            if self.knows(key.product) || head[NAME.len() + HASH..] == key.checksum(product.bytes()) {
+                Ok(product)
+            } else {
+                Err(damaged())
+            }
+        };
+        let read = read();
         let mut state = self.state();
         match read {
             Ok(product) => {
@@ -296,11 +302,10 @@ mod tests {
     }
 
     fn product(key: &MaskKey, byte: u8) -> MaskProduct {
-        MaskProduct::read_with(key.precision, key.outer, |bytes| {
-            bytes.iter_mut().enumerate().for_each(|(index, to)| *to = (index as u8).wrapping_mul(byte));
-            Ok::<_, io::Error>(())
-        })
-        .unwrap()
+        let size = MaskProduct::memory_for(key.precision, key.outer);
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&(0..size).map(|index| (index as u8).wrapping_mul(byte)).collect::<Vec<_>>()).unwrap();
+        MaskProduct::mapped(key.precision, key.outer, &file, 0).unwrap()
     }
 
     fn open(root: &Path, model: &str, now: u64) -> MaskStore {
@@ -339,6 +344,8 @@ mod tests {
         let file = store.folder.join(key.file());
         store.write(&key, &product(&key, 3)).unwrap();
         let good = fs::read(&file).unwrap();
+        // Of a later run, since one that has read a file before, or written it, trusts it.
+        let store = open(root.path(), "model", 2);
         let step = good.len() / 97;
         for at in (0..HEAD).chain((HEAD..good.len()).step_by(step)) {
             let mut bytes = good.clone();

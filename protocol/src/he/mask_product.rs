@@ -4,50 +4,61 @@
 //! It is kept as the bytes that came: its transform would take almost three times as many, and all blocks of a call share
 //! one.
 //!
-//! Where memory is short it lies in a file, and comes from there into memory that is used again.
+//! Where memory is short it lies in a file, and is read where the operating system has it: a copy of what a step reads of
+//! files, half of what it sends, would cost as much as a third of its transforms.
 //!
 //! Masks are public and stay the same for a run, while every block of every call has a secret of its own; so one mask
 //! product serves all calls of a run. Nothing in it is secret.
 
+use std::fs::File;
+use std::io;
+
+use memmap2::{Mmap, MmapOptions};
 use rayon::prelude::*;
 
 use super::decrypt::{DecryptError, complete, enter, fitting};
 use super::lanes::{TILE, transpose_bytes, vectorised};
 use super::{Planes, Precision, ProductTile};
 use crate::columns::ColumnLedger;
-use crate::pool::Pool;
-
-/// Bytes that may wait for the next product that is read: two of the largest of a model of a billion parameters.
-static POOL: Pool<u8> = Pool::new(128 << 20);
 
 /// `A'` of one matrix in one direction, complete.
 pub struct MaskProduct {
     precision: Precision,
     outer: usize,
-    /// `[column][limb][component][N]`; those behind are of earlier use.
-    bytes: Vec<u8>,
+    held: Held,
+}
+
+/// Where the bytes are, `[column][limb][component][N]`.
+enum Held {
+    Memory(Vec<u8>),
+    File(Mmap),
 }
 
 impl MaskProduct {
-    /// The product whose bytes `read` writes, as [`Self::bytes`] gave them: all of what it is given, which is whatever
-    /// it was.
+    /// The product whose bytes, as [`Self::bytes`] gave them, lie in a file from `start` on. Blocks until they are read, where
+    /// the operating system has none of them.
     ///
     /// # Errors
-    /// Those of `read`.
-    pub fn read_with<E>(
-        precision: Precision,
-        outer: usize,
-        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
-    ) -> Result<Self, E> {
+    /// When the file has fewer bytes, or cannot be mapped.
+    pub fn mapped(precision: Precision, outer: usize, file: &File, start: u64) -> io::Result<Self> {
         let size = Self::memory_for(precision, outer);
-        let mut product = Self { precision, outer, bytes: POOL.scratch(size) };
-        read(&mut product.bytes[..size])?;
-        Ok(product)
+        let end = start.checked_add(size as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        if file.metadata()?.len() < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: the map is read-only and inside of the file. Should somebody shorten the file while it is mapped, a read
+        // beyond its new end raises SIGBUS: a crash, no read of foreign memory. Should its bytes change, others are
+        // read, which decryption takes whatever they are, and what it makes of them is verified.
+        let map = unsafe { MmapOptions::new().offset(start).len(size).populate().map(file) }?;
+        Ok(Self { precision, outer, held: Held::File(map) })
     }
 
     /// All of it, [`Self::memory_for`] bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..Self::memory_for(self.precision, self.outer)]
+        match &self.held {
+            Held::Memory(bytes) => bytes,
+            Held::File(map) => map,
+        }
     }
 
     /// Bytes of memory that the mask product of a matrix with `outer` output columns takes.
@@ -68,13 +79,7 @@ impl MaskProduct {
     /// A column, `[limb][component][N]`.
     pub(super) fn column(&self, column: usize) -> &[u8] {
         let size = column_bytes(self.precision);
-        &self.bytes[column * size..(column + 1) * size]
-    }
-}
-
-impl Drop for MaskProduct {
-    fn drop(&mut self) {
-        POOL.put(std::mem::take(&mut self.bytes));
+        &self.bytes()[column * size..(column + 1) * size]
     }
 }
 
@@ -84,7 +89,8 @@ const fn column_bytes(precision: Precision) -> usize {
 
 /// A mask product whose tiles are still coming.
 pub struct MaskProductBuilder {
-    product: MaskProduct,
+    precision: Precision,
+    bytes: Vec<u8>,
     columns: ColumnLedger,
 }
 
@@ -97,9 +103,8 @@ impl MaskProductBuilder {
         if !precision.is_valid() {
             return Err(DecryptError::Precision { precision, expected: None });
         }
-        // All columns are written before anybody sees one.
-        let bytes = POOL.scratch(MaskProduct::memory_for(precision, outer));
-        Ok(Self { product: MaskProduct { precision, outer, bytes }, columns: ColumnLedger::new(outer) })
+        let bytes = vec![0; MaskProduct::memory_for(precision, outer)];
+        Ok(Self { precision, bytes, columns: ColumnLedger::new(outer) })
     }
 
     /// Takes a tile, `k·N × columns` values of `mask_limbs` bytes.
@@ -107,11 +112,11 @@ impl MaskProductBuilder {
     /// # Errors
     /// When the tile does not fit the product or overlaps an earlier one; it is not taken then.
     pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
-        let precision = self.product.precision;
+        let precision = self.precision;
         let columns = fitting(&self.columns, tile, 8 * u32::from(precision.mask_limbs), precision.set.mask_rows())?;
         enter(&mut self.columns, &columns);
         let size = column_bytes(precision);
-        self.product.bytes[columns.start * size..columns.end * size]
+        self.bytes[columns.start * size..columns.end * size]
             .par_chunks_mut(TILE * size)
             .enumerate()
             .for_each(|(index, out)| transpose_columns(&tile.rows, index * TILE, size, out));
@@ -124,7 +129,8 @@ impl MaskProductBuilder {
     /// When columns are missing.
     pub fn finish(self) -> Result<UnverifiedMasks, DecryptError> {
         complete(&self.columns)?;
-        Ok(UnverifiedMasks(self.product))
+        let (precision, outer, held) = (self.precision, self.columns.outer(), Held::Memory(self.bytes));
+        Ok(UnverifiedMasks(MaskProduct { precision, outer, held }))
     }
 }
 
@@ -158,16 +164,12 @@ impl UnverifiedMasks {
             return self.0;
         }
         let to = Precision { mask_limbs: limbs, ..from };
-        let mut kept = MaskProduct {
-            precision: to,
-            outer: self.0.outer,
-            bytes: POOL.scratch(MaskProduct::memory_for(to, self.0.outer)),
-        };
+        let mut bytes = vec![0; MaskProduct::memory_for(to, self.0.outer)];
         let rows = from.set.mask_rows();
         let columns =
-            kept.bytes.par_chunks_exact_mut(column_bytes(to)).zip(self.0.bytes.par_chunks_exact(column_bytes(from)));
-        columns.take(self.0.outer).for_each(|(to, from)| switch_column(from, rows, to));
-        kept
+            bytes.par_chunks_exact_mut(column_bytes(to)).zip(self.0.bytes().par_chunks_exact(column_bytes(from)));
+        columns.for_each(|(to, from)| switch_column(from, rows, to));
+        MaskProduct { precision: to, outer: self.0.outer, held: Held::Memory(bytes) }
     }
 
     /// The product as it is, whatever a worker made of it: for measurements of the scheme itself. Where it is called has to

@@ -82,7 +82,7 @@ impl Bench {
 }
 
 fn empty(precision: Precision) -> MaskProduct {
-    MaskProduct::read_with(precision, 0, |_| Ok::<_, ()>(())).unwrap()
+    MaskProductBuilder::new(precision, 0).unwrap().finish().unwrap().accept(precision.mask_limbs)
 }
 
 /// Rows that look like rotated ones.
