@@ -13,9 +13,9 @@ use protocol::model::Norm;
 use super::LlamaError;
 use super::ops::norm::{back_through, through};
 use super::ops::rows::{block, for_each_block2, for_each_block3};
-use super::ops::{AdapterGradient, gates};
+use super::ops::{AdapterGradient, Attended, gates};
 use super::pass::Pass;
-use super::tape::{LayerTape, Waiting};
+use super::tape::{Kept, LayerTape};
 use crate::lora::Depth;
 
 /// What was found on the way back.
@@ -48,16 +48,16 @@ impl<'a> Backward<'a> {
         mut self,
         stream: &Buffer,
         mut gradient: Buffer,
-        tape: Vec<Waiting>,
+        tape: Vec<LayerTape>,
     ) -> Result<Found, LlamaError> {
         let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
         let norm = pass.norm(Norm::Final);
         self.train(Norm::Final, stream, &gradient);
-        for_each_block2(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
+        for_each_block2::<_, f32>(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
             back_through(norm, block(stream, hidden, first), None, gradient);
         });
         for (layer, tape) in (0..pass.llama.config().layers).rev().zip(tape.into_iter().rev()) {
-            match self.layer(layer, tape.take(), gradient)? {
+            match self.layer(layer, tape, gradient)? {
                 Some(below) => gradient = below,
                 None => return Ok(self.found),
             }
@@ -76,49 +76,48 @@ impl<'a> Backward<'a> {
     /// Through one layer: from the gradient of the stream above it to that of the stream below, or `None` where the
     /// lowest adapters were reached.
     fn layer(&mut self, layer: usize, tape: LayerTape, gradient: Buffer) -> Result<Option<Buffer>, LlamaError> {
-        let LayerTape { input, mut qkv, unnormed, attended, middle, mut both, added, lows } = tape;
+        let LayerTape { input, qkv, unnormed, attended, log_sums, middle, both, added, lows } = tape;
         let at = |group| LinearId { layer: layer as u16, group };
         let gradient = Arc::new(gradient);
         let branch = self.behind_norm(Norm::AfterFeedForward(layer), &added.of_feed_forward, &gradient);
-        if !self.feed_forward(at(Group::Down), &branch, &mut both, &lows.down)? {
-            return Ok(None);
-        }
+        let Some(both) = self.feed_forward(at(Group::Down), &branch, both, &lows.down)? else { return Ok(None) };
         let norm = Norm::BeforeFeedForward(layer);
-        let Some(gradient) = self.through_norm(at(Group::GateUp), norm, &middle, &gradient, both, &lows.gate_up)?
-        else {
+        let Some(gradient) = self.through_norm(at(Group::GateUp), norm, middle, &gradient, both, &lows.gate_up)? else {
             return Ok(None);
         };
-        drop(middle);
         let gradient = Arc::new(gradient);
         let branch = self.behind_norm(Norm::AfterAttention(layer), &added.of_attention, &gradient);
+        let attended = Attended { rows: Arc::new(attended.into_rows()), log_sums };
         let Some(dout) = self.output(at(Group::O), &branch, &attended.rows, &lows.o)? else { return Ok(None) };
+        let mut qkv = qkv.into_rows();
         self.pass.attention.attention.backward(self.pass.attention.layer(layer), &mut qkv, &attended, &dout);
         drop((attended, dout, branch));
         self.before_qk_norms(layer, &unnormed, &mut qkv);
-        self.through_norm(at(Group::Qkv), Norm::BeforeAttention(layer), &input, &gradient, qkv, &lows.qkv)
+        self.through_norm(at(Group::Qkv), Norm::BeforeAttention(layer), input, &gradient, qkv, &lows.qkv)
     }
 
     /// From the gradient of the stream to that of what was added to it: another one where a norm stands between.
-    fn behind_norm(&self, norm: Norm, added: &Buffer, gradient: &Arc<Buffer>) -> Arc<Buffer> {
+    fn behind_norm(&self, norm: Norm, added: &Kept, gradient: &Arc<Buffer>) -> Arc<Buffer> {
         let Some(norm) = self.pass.norm(norm) else { return Arc::clone(gradient) };
         let hidden = self.pass.llama.config().hidden_size;
         let mut branch = Buffer::scratch(gradient.len());
-        for_each_block2(self.pass.tokens, (&mut branch, hidden), (&mut [], 0), |first, branch, _| {
+        for_each_block2::<_, f32>(self.pass.tokens, (&mut branch, hidden), (&mut [], 0), |first, branch, _| {
             branch.copy_from_slice(block(gradient, hidden, first));
-            norm.backward(block(added, hidden, first), None, branch);
+            norm.backward(added.block(hidden, first, &mut Buffer::default()), None, branch);
         });
         Arc::new(branch)
     }
 
     /// Replaces the gradients of queries and keys by those of what went into their norms, if there are any.
-    fn before_qk_norms(&self, layer: usize, unnormed: &Buffer, gradients: &mut Buffer) {
+    fn before_qk_norms(&self, layer: usize, unnormed: &Kept, gradients: &mut Buffer) {
         let pass = self.pass;
         let (Some(query), Some(key)) = (pass.norm(Norm::Query(layer)), pass.norm(Norm::Key(layer))) else { return };
         let heads = pass.attention.attention.heads;
         let (width, turned) = (heads.width(), heads.turned_width());
         let queries = heads.queries * heads.features;
-        for_each_block2(pass.tokens, (gradients, width), (&mut [], 0), |first, gradients, _| {
-            let unnormed = block(unnormed, turned, first).chunks_exact(turned);
+        for_each_block2::<_, f32>(pass.tokens, (gradients, width), (&mut [], 0), |first, gradients, _| {
+            let mut room = Buffer::default();
+            let unnormed = unnormed.block(turned, first, &mut room).chunks_exact(turned);
             for (row, unnormed) in gradients.chunks_exact_mut(width).zip(unnormed) {
                 let (of_query, of_key) = row[..turned].split_at_mut(queries);
                 query.backward(&unnormed[..queries], None, of_query);
@@ -127,15 +126,14 @@ impl<'a> Backward<'a> {
         });
     }
 
-    /// Through the down projection and the gates: `both` is replaced by its gradient. `false` where nothing below is
-    /// trained.
+    /// Through the down projection and the gates: the gradient of `both`, or `None` where nothing below is trained.
     fn feed_forward(
         &mut self,
         linear: LinearId,
         gradient: &Arc<Buffer>,
-        both: &mut Buffer,
+        both: Kept,
         low: &Buffer,
-    ) -> Result<bool, LlamaError> {
+    ) -> Result<Option<Buffer>, LlamaError> {
         let (pass, features) = (self.pass, self.pass.llama.config().intermediate_size);
         let (hidden, activation) = (pass.llama.config().hidden_size, pass.llama.config().traits.activation);
         let below = self.depth.is_below(linear);
@@ -146,8 +144,10 @@ impl<'a> Backward<'a> {
         let adapter = pass.adapter(linear)?;
         let width = adapter.as_ref().map_or(0, |adapter| adapter.width());
         let mut dlow = Buffer::scratch(pass.tokens * width);
+        let (mut both, waiting) = both.opened();
         let operands = ((&mut both[..], 2 * features), (&mut gated[..], features), (&mut dlow[..], width));
         for_each_block3(pass.tokens, operands.0, operands.1, operands.2, |first, both, gated, dlow| {
+            waiting.block(2 * features, first, both);
             if let Some(adapter) = &adapter {
                 adapter.backward_rows(first, block(gradient, hidden, first), dlow, below.then_some(gated));
             }
@@ -160,7 +160,7 @@ impl<'a> Backward<'a> {
         if let Some(adapter) = adapter {
             self.found.adapters.insert(linear, adapter.gradient(&gated, low, gradient, &dlow));
         }
-        Ok(below)
+        Ok(below.then_some(both))
     }
 
     /// Through a group that reads the stream behind a norm: from the gradient of its output, and of the stream that
@@ -169,7 +169,7 @@ impl<'a> Backward<'a> {
         &mut self,
         linear: LinearId,
         place: Norm,
-        stream: &Buffer,
+        stream: Kept,
         past: &Buffer,
         dout: Buffer,
         low: &Buffer,
@@ -189,7 +189,8 @@ impl<'a> Backward<'a> {
         let gradient_width = if below { hidden } else { 0 };
         let operands = ((&mut gradient[..], gradient_width), (&mut normed[..], normed_width), (&mut dlow[..], width));
         for_each_block3(pass.tokens, operands.0, operands.1, operands.2, |first, gradient, normed, dlow| {
-            let stream = block(stream, hidden, first);
+            let mut room = Buffer::default();
+            let stream = stream.block(hidden, first, &mut room);
             if let Some(adapter) = &adapter {
                 through(norm, stream, normed);
                 let dout = block(&dout, adapter.shape.d_out, first);
@@ -200,9 +201,10 @@ impl<'a> Backward<'a> {
             }
         });
         if trained {
-            self.train(place, stream, &gradient);
-            for_each_block2(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
-                back_through(norm, block(stream, hidden, first), Some(block(past, hidden, first)), gradient);
+            let stream = stream.into_rows();
+            self.train(place, &stream, &gradient);
+            for_each_block2::<_, f32>(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
+                back_through(norm, block(&stream, hidden, first), Some(block(past, hidden, first)), gradient);
             });
         }
         if let Some(adapter) = adapter {

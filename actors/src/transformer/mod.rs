@@ -34,7 +34,7 @@ use self::layer::LayerParts;
 use self::ops::{HeadLoss, LocalHead, Losses};
 use self::pass::{Hidden, Pass};
 use self::served_head::ServedHead;
-use self::tape::Waiting;
+use self::tape::LayerTape;
 use self::token_rows::{AtHead, Rows, TrainedHead};
 use self::vector::scale;
 use crate::backend::{BackendError, LinearBackend};
@@ -261,7 +261,7 @@ impl Llama {
         batch: &MicroBatch,
         prefix: Option<(&PrefixCache, bool)>,
         keep_from: usize,
-        tape: &mut Vec<Waiting>,
+        tape: &mut Vec<LayerTape>,
     ) -> Result<Hidden, LlamaError> {
         let _span = tracing::debug_span!(target: WORK, "forward").entered();
         let (stream, first) = match prefix {

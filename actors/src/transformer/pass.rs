@@ -7,16 +7,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use protocol::buffer::Buffer;
+use protocol::buffer::{Buffer, Reused};
 use protocol::ids::{Direction, Group, LinearId};
 use protocol::model::Norm;
 
 use super::attends::{Attends, Whole};
 use super::beside::Beside;
 use super::ops::norm::through;
-use super::ops::rows::{block, for_each_block2, for_each_block3};
+use super::ops::rows::{block, for_each_block2, for_each_block3, for_each_block4};
 use super::ops::{Adapter, RmsNorm, gates};
-use super::tape::{Added, LayerTape, Lows, Waiting};
+use super::tape::{Added, Keep, Kept, LayerTape, Lows, round_block};
 use super::token_rows::Rows;
 use super::vector::add;
 use super::{Llama, LlamaError};
@@ -99,20 +99,24 @@ impl<'a, A: Attends> Pass<'a, A> {
         mut stream: Buffer,
         layers: Range<usize>,
         keep_from: usize,
-        tape: &mut Vec<Waiting>,
+        tape: &mut Vec<LayerTape>,
     ) -> Result<Hidden, LlamaError> {
         let config = self.llama.config();
         let first = self.beside(LinearId { layer: layers.start as u16, group: Group::Qkv })?;
-        let Entered { mut normed, mut low } =
-            self.enter(&mut stream, None, self.norm(Norm::BeforeAttention(layers.start)), &first);
+        let way = if self.llama.backend.asks_workers() { Keep::Rounded } else { Keep::Exact };
+        let keep_in = |layer| if layer >= keep_from { way } else { Keep::Nothing };
+        let norm = self.norm(Norm::BeforeAttention(layers.start));
+        let mut entered = self.enter(&mut stream, None, norm, &first, keep_in(layers.start));
         for layer in layers {
             let at = |group| LinearId { layer: layer as u16, group };
-            let keep = layer >= keep_from;
+            let keep = keep_in(layer);
+            let Entered { normed, low, rounded: input } = entered;
             let mut lows = Lows { qkv: low, ..Lows::default() };
 
             let mut qkv = self.product(at(Group::Qkv), Direction::Forward, Arc::new(normed))?;
-            let unnormed = self.turn(layer, &mut qkv, &lows.qkv, keep)?;
+            let (unnormed, turned) = self.turn(layer, &mut qkv, &lows.qkv, keep)?;
             let attended = self.attention.attend(layer, &qkv);
+            let qkv = keep.either(qkv, turned);
             let beside = self.beside(at(Group::O))?;
             lows.o = self.down(&beside, &attended.rows);
 
@@ -124,13 +128,14 @@ impl<'a, A: Attends> Pass<'a, A> {
                 norm: self.norm(Norm::AfterAttention(layer)),
             };
             let norm = self.norm(Norm::BeforeFeedForward(layer));
-            let joined = self.join(out, branch, norm, &self.beside(at(Group::GateUp))?);
+            let joined = self.join(out, branch, norm, &self.beside(at(Group::GateUp))?, keep);
             let (middle, of_attention) = (joined.stream, joined.added);
-            (normed, lows.gate_up) = (joined.entered.normed, joined.entered.low);
+            lows.gate_up = joined.entered.low;
 
-            let mut both = self.product(at(Group::GateUp), Direction::Forward, Arc::new(normed))?;
-            let gated;
-            (gated, lows.down) = self.gate(&mut both, at(Group::GateUp), &lows.gate_up)?;
+            let normed = Arc::new(joined.entered.normed);
+            let product = self.product(at(Group::GateUp), Direction::Forward, normed)?;
+            let (gated, both);
+            (gated, lows.down, both) = self.gate(product, at(Group::GateUp), &lows.gate_up, keep)?;
 
             let out = self.product(at(Group::Down), Direction::Forward, Arc::new(gated))?;
             let beside = self.beside(at(Group::Down))?;
@@ -146,17 +151,25 @@ impl<'a, A: Attends> Pass<'a, A> {
             } else {
                 (self.norm(Norm::Final), Beside::new(Vec::new()))
             };
-            let joined = self.join(out, branch, norm, &next);
-            (normed, low) = (joined.entered.normed, joined.entered.low);
+            let after = self.join(out, branch, norm, &next, keep_in(layer + 1));
 
-            if keep {
-                let added = Added { of_attention, of_feed_forward: joined.added };
-                let kept = LayerTape { input: stream, qkv, unnormed, attended, middle, both, added, lows };
-                tape.push(kept.wait(self.llama.backend.asks_workers()));
+            if keep != Keep::Nothing {
+                let of = |added: Buffer| keep.rows(Arc::new(added));
+                tape.push(LayerTape {
+                    input: keep.either(stream, input),
+                    qkv,
+                    unnormed: of(unnormed),
+                    attended: keep.rows(attended.rows),
+                    log_sums: attended.log_sums,
+                    middle: keep.either(middle, joined.entered.rounded),
+                    both,
+                    added: Added { of_attention: of(of_attention), of_feed_forward: of(after.added) },
+                    lows,
+                });
             }
-            stream = joined.stream;
+            (stream, entered) = (after.stream, after.entered);
         }
-        Ok(Hidden { stream, normed })
+        Ok(Hidden { stream, normed: entered.normed })
     }
 
     /// Asks the backend for a base product.
@@ -230,10 +243,17 @@ impl<'a, A: Attends> Pass<'a, A> {
 
     /// Adds to the residual stream what a product gives, and takes its next norm. What the product gave, with all that is
     /// added to its rows, is kept where a norm stands behind it.
-    fn join(&self, mut out: Buffer, branch: Branch<'_>, norm: Option<RmsNorm<'_>>, next: &Beside<'_>) -> Joined {
+    fn join(
+        &self,
+        mut out: Buffer,
+        branch: Branch<'_>,
+        norm: Option<RmsNorm<'_>>,
+        next: &Beside<'_>,
+        keep: Keep,
+    ) -> Joined {
         let hidden = self.llama.config().hidden_size;
         let Some(behind) = branch.norm else {
-            let entered = self.enter(&mut out, Some(branch), norm, next);
+            let entered = self.enter(&mut out, Some(branch), norm, next, keep);
             return Joined { stream: out, added: Buffer::default(), entered };
         };
         let mut stream = Buffer::scratch(out.len());
@@ -242,48 +262,61 @@ impl<'a, A: Attends> Pass<'a, A> {
             behind.forward(out, stream);
             add(stream, block(branch.stream, hidden, first));
         });
-        let entered = self.enter(&mut stream, None, norm, next);
+        let entered = self.enter(&mut stream, None, norm, next, keep);
         Joined { stream, added: out, entered }
     }
 
     /// Makes a product's rows the residual stream, if they are not yet: adds all that is added to them, and the stream
-    /// before. Returns the stream's norm and what the next group's adapters make of that.
+    /// before. Returns the stream's norm, what the next group's adapters make of that, and the stream as it is to be kept.
     fn enter(
         &self,
         rows: &mut Buffer,
         branch: Option<Branch<'_>>,
         norm: Option<RmsNorm<'_>>,
         next: &Beside<'_>,
+        keep: Keep,
     ) -> Entered {
         let hidden = self.llama.config().hidden_size;
         let low_width = next.width();
+        let mut rounded = keep.room(rows.len());
         let mut normed = Buffer::scratch(rows.len());
         let mut low = Buffer::scratch(self.tokens * low_width);
-        let operands = ((&mut rows[..], hidden), (&mut normed[..], hidden), (&mut low[..], low_width));
-        for_each_block3(self.tokens, operands.0, operands.1, operands.2, |first, rows, normed, low| {
+        let (rows, normed_rows, low_rows) =
+            ((&mut rows[..], hidden), (&mut normed[..], hidden), (&mut low[..], low_width));
+        let rounded_rows = (&mut rounded[..], keep.width(hidden));
+        for_each_block4(self.tokens, rows, normed_rows, low_rows, rounded_rows, |first, rows, normed, low, rounded| {
             if let Some(branch) = &branch {
                 branch.complete(first, rows);
                 add(rows, block(branch.stream, hidden, first));
             }
+            round_block(rows, rounded);
             through(norm, rows, normed);
             next.down_rows(first, normed, low);
         });
-        Entered { normed, low }
+        Entered { normed, low, rounded }
     }
 
     /// Adds to queries, keys and values what is added to their product, takes the norms of queries and keys where the
-    /// family has them, and turns them to their positions. Returns queries and keys as they were before their norms, if
-    /// they are to be kept.
-    fn turn(&self, layer: usize, qkv: &mut Buffer, low: &Buffer, keep: bool) -> Result<Buffer, LlamaError> {
+    /// family has them, and turns them to their positions. Returns queries and keys as they were before their norms, and
+    /// all as they are afterwards, rounded, each if it is to be kept so.
+    fn turn(
+        &self,
+        layer: usize,
+        qkv: &mut Buffer,
+        low: &Buffer,
+        keep: Keep,
+    ) -> Result<(Buffer, Reused<u16>), LlamaError> {
         let linear = LinearId { layer: layer as u16, group: Group::Qkv };
         let (beside, bias) = (self.beside(linear)?, self.bias(linear));
         let (query, key) = (self.norm(Norm::Query(layer)), self.norm(Norm::Key(layer)));
         let heads = self.attention.heads();
         let (width, turned) = (heads.width(), heads.turned_width());
         let queries = heads.queries * heads.features;
-        let kept_width = if keep && query.is_some() { turned } else { 0 };
+        let kept_width = if keep != Keep::Nothing && query.is_some() { turned } else { 0 };
         let mut kept = Buffer::scratch(self.tokens * kept_width);
-        for_each_block2(self.tokens, (qkv, width), (&mut kept, kept_width), |first, qkv, kept| {
+        let mut rounded = keep.room(qkv.len());
+        let operands = ((&mut qkv[..], width), (&mut kept[..], kept_width), (&mut rounded[..], keep.width(width)));
+        for_each_block3(self.tokens, operands.0, operands.1, operands.2, |first, qkv, kept, rounded| {
             complete(bias, &beside, low, first, qkv);
             if kept_width > 0 {
                 kept.chunks_exact_mut(turned).zip(qkv.chunks_exact(width)).for_each(|(to, from)| {
@@ -298,8 +331,9 @@ impl<'a, A: Attends> Pass<'a, A> {
                 }
             }
             self.attention.turn_rows(layer, first, qkv);
+            round_block(qkv, rounded);
         });
-        Ok(kept)
+        Ok((kept, rounded))
     }
 
     /// What a group's adapters make of its input between their projections; empty without adapters.
@@ -308,15 +342,21 @@ impl<'a, A: Attends> Pass<'a, A> {
             return Buffer::default();
         }
         let mut low = Buffer::scratch(self.tokens * beside.width());
-        for_each_block2(self.tokens, (&mut low, beside.width()), (&mut [], 0), |first, low, _| {
+        for_each_block2::<_, f32>(self.tokens, (&mut low, beside.width()), (&mut [], 0), |first, low, _| {
             beside.down_rows(first, block(x, x.len() / self.tokens, first), low);
         });
         low
     }
 
     /// Adds to the gates and what they let through what is added to their product. Returns the gated features and what the
-    /// next group's adapters make of these.
-    fn gate(&self, both: &mut Buffer, linear: LinearId, low: &Buffer) -> Result<(Buffer, Buffer), LlamaError> {
+    /// next group's adapters make of these, and the former as they are to be kept.
+    fn gate(
+        &self,
+        mut both: Buffer,
+        linear: LinearId,
+        low: &Buffer,
+        keep: Keep,
+    ) -> Result<(Buffer, Buffer, Kept), LlamaError> {
         let features = self.llama.config().intermediate_size;
         let (beside, bias) = (self.beside(linear)?, self.bias(linear));
         let next = self.beside(LinearId { group: Group::Down, ..linear })?;
@@ -324,13 +364,16 @@ impl<'a, A: Attends> Pass<'a, A> {
         let activation = self.llama.config().traits.activation;
         let mut gated = Buffer::scratch(self.tokens * features);
         let mut next_low = Buffer::scratch(self.tokens * next_width);
-        let operands = ((&mut both[..], 2 * features), (&mut gated[..], features), (&mut next_low[..], next_width));
-        for_each_block3(self.tokens, operands.0, operands.1, operands.2, |first, both, gated, next_low| {
+        let mut rounded = keep.room(both.len());
+        let (gates, out) = ((&mut both[..], 2 * features), (&mut gated[..], features));
+        let (lows, bits) = ((&mut next_low[..], next_width), (&mut rounded[..], keep.width(2 * features)));
+        for_each_block4(self.tokens, gates, out, lows, bits, |first, both, gated, next_low, rounded| {
             complete(bias, &beside, low, first, both);
             gates::forward(activation, features, both, gated);
+            round_block(both, rounded);
             next.down_rows(first, gated, next_low);
         });
-        Ok((gated, next_low))
+        Ok((gated, next_low, keep.either(both, rounded)))
     }
 }
 
@@ -373,4 +416,6 @@ struct Joined {
 struct Entered {
     normed: Buffer,
     low: Buffer,
+    /// The stream, if it is to be kept so.
+    rounded: Reused<u16>,
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 pub(crate) const ROWS: usize = 64;
 
 /// Cuts a matrix into blocks of [`ROWS`] rows of `width` values; a width of 0 gives empty blocks.
-pub(crate) fn blocks_mut(values: &mut [f32], width: usize, rows: usize) -> Vec<&mut [f32]> {
+pub(crate) fn blocks_mut<T>(values: &mut [T], width: usize, rows: usize) -> Vec<&mut [T]> {
     let mut rest = values;
     let cut = |first: usize| {
         let (block, others) = std::mem::take(&mut rest).split_at_mut(ROWS.min(rows - first) * width);
@@ -19,48 +19,52 @@ pub(crate) fn blocks_mut(values: &mut [f32], width: usize, rows: usize) -> Vec<&
 }
 
 /// The block of [`ROWS`] rows that begins with row `first`, or what there is of it.
-pub(crate) fn block(values: &[f32], width: usize, first: usize) -> &[f32] {
+pub(crate) fn block<T>(values: &[T], width: usize, first: usize) -> &[T] {
     let (start, end) = (first * width, (first + ROWS) * width);
     &values[start..end.min(values.len())]
 }
 
 /// Runs `work` on each block of two matrices of as many rows, with the number of its first row. A matrix of width 0 is
 /// empty.
-pub(crate) fn for_each_block2(
+pub(crate) fn for_each_block2<A: Send, B: Send>(
     rows: usize,
-    (a, a_width): (&mut [f32], usize),
-    (b, b_width): (&mut [f32], usize),
-    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+    a: (&mut [A], usize),
+    b: (&mut [B], usize),
+    work: impl Fn(usize, &mut [A], &mut [B]) + Sync,
 ) {
-    if rows <= ROWS {
-        let _part = Part::Own.mark();
-        return work(0, a, b);
-    }
-    let (a, b) = (blocks_mut(a, a_width, rows), blocks_mut(b, b_width, rows));
-    a.into_par_iter().zip(b).enumerate().for_each(|(block, (a, b))| {
-        let _part = Part::Own.mark();
-        work(block * ROWS, a, b);
-    });
+    for_each_block3::<A, B, f32>(rows, a, b, (&mut [], 0), |first, a, b, _| work(first, a, b));
 }
 
 /// The same with three matrices.
-pub(crate) fn for_each_block3(
+pub(crate) fn for_each_block3<A: Send, B: Send, C: Send>(
     rows: usize,
-    a: (&mut [f32], usize),
-    b: (&mut [f32], usize),
-    (c, c_width): (&mut [f32], usize),
-    work: impl Fn(usize, &mut [f32], &mut [f32], &mut [f32]) + Sync,
+    a: (&mut [A], usize),
+    b: (&mut [B], usize),
+    c: (&mut [C], usize),
+    work: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync,
+) {
+    for_each_block4::<A, B, C, f32>(rows, a, b, c, (&mut [], 0), |first, a, b, c, _| work(first, a, b, c));
+}
+
+/// The same with four matrices.
+pub(crate) fn for_each_block4<A: Send, B: Send, C: Send, D: Send>(
+    rows: usize,
+    a: (&mut [A], usize),
+    b: (&mut [B], usize),
+    c: (&mut [C], usize),
+    d: (&mut [D], usize),
+    work: impl Fn(usize, &mut [A], &mut [B], &mut [C], &mut [D]) + Sync,
 ) {
     if rows <= ROWS {
         let _part = Part::Own.mark();
-        return work(0, a.0, b.0, c);
+        return work(0, a.0, b.0, c.0, d.0);
     }
     let (a, b) = (blocks_mut(a.0, a.1, rows), blocks_mut(b.0, b.1, rows));
-    let c = blocks_mut(c, c_width, rows);
-    let all = a.into_par_iter().zip(b).zip(c).enumerate();
-    all.for_each(|(block, ((a, b), c))| {
+    let (c, d) = (blocks_mut(c.0, c.1, rows), blocks_mut(d.0, d.1, rows));
+    let all = a.into_par_iter().zip(b).zip(c).zip(d).enumerate();
+    all.for_each(|(block, (((a, b), c), d))| {
         let _part = Part::Own.mark();
-        work(block * ROWS, a, b, c);
+        work(block * ROWS, a, b, c, d);
     });
 }
 
@@ -73,7 +77,7 @@ mod tests {
     #[test]
     fn blocks_cover_each_row_once() {
         for rows in [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 7] {
-            let (mut a, mut b, mut c) = (vec![0.0; rows * 2], vec![0.0; rows * 3], Vec::new());
+            let (mut a, mut b, mut c) = (vec![0.0; rows * 2], vec![0.0; rows * 3], Vec::<f32>::new());
             let empty = AtomicUsize::new(0);
             for_each_block3(rows, (&mut a, 2), (&mut b, 3), (&mut c, 0), |first, a, b, c| {
                 empty.fetch_add(usize::from(c.is_empty()), Ordering::Relaxed);
