@@ -267,10 +267,28 @@ fn more_texts_than_fit_the_memory_wait_for_each_other() {
     assert!(matches!(busy, GenerationError::Busy { waiting: 20 }), "{busy}");
 }
 
+/// Products that take their time.
+struct Slow(PlainBackend);
+
+impl LinearBackend for Slow {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
+        std::thread::sleep(Duration::from_millis(5));
+        self.0.apply(product, rows, tokens)
+    }
+
+    fn serves_head(&self) -> bool {
+        self.0.serves_head()
+    }
+}
+
 #[test]
 fn who_stops_listening_makes_room_and_the_last_clone_ends_everything() {
     let tiny = TinyModel::new();
-    let engine = engine(&tiny, EngineConfig { sequences: 1, ..EngineConfig::default() });
+    // So slow that no text of hundreds of tokens is whole before the test has done what it does meanwhile.
+    let backend = Arc::new(Slow(PlainBackend::new(&tiny.model).unwrap()));
+    let llama = Llama::new(tiny.model.clone(), backend).unwrap();
+    let config = EngineConfig { sequences: 1, ..EngineConfig::default() };
+    let engine = Engine::start(Arc::new(llama), config).unwrap();
     let mut first = engine.submit(endless(prompt(1, 4), 400)).unwrap();
     let second = engine.submit(endless(prompt(2, 4), 2)).unwrap();
     while !matches!(first.next_blocking(), Some(Event::Token(_))) {}
