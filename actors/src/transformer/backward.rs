@@ -12,7 +12,7 @@ use protocol::model::Norm;
 
 use super::LlamaError;
 use super::ops::norm::{back_through, through};
-use super::ops::rows::{block, for_each_block2, for_each_block3};
+use super::ops::rows::{block, for_each_block, for_each_block3};
 use super::ops::{AdapterGradient, Attended, gates};
 use super::pass::Pass;
 use super::tape::{Kept, LayerTape};
@@ -53,7 +53,7 @@ impl<'a> Backward<'a> {
         let (pass, hidden) = (self.pass, self.pass.llama.config().hidden_size);
         let norm = pass.norm(Norm::Final);
         self.train(Norm::Final, stream, &gradient);
-        for_each_block2::<_, f32>(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
+        for_each_block(pass.tokens, (&mut gradient, hidden), |first, gradient| {
             back_through(norm, block(stream, hidden, first), None, gradient);
         });
         for (layer, tape) in (0..pass.llama.config().layers).rev().zip(tape.into_iter().rev()) {
@@ -101,7 +101,7 @@ impl<'a> Backward<'a> {
         let Some(norm) = self.pass.norm(norm) else { return Arc::clone(gradient) };
         let hidden = self.pass.llama.config().hidden_size;
         let mut branch = Buffer::scratch(gradient.len());
-        for_each_block2::<_, f32>(self.pass.tokens, (&mut branch, hidden), (&mut [], 0), |first, branch, _| {
+        for_each_block(self.pass.tokens, (&mut branch, hidden), |first, branch| {
             branch.copy_from_slice(block(gradient, hidden, first));
             norm.backward(added.block(hidden, first, &mut Buffer::default()), None, branch);
         });
@@ -115,7 +115,7 @@ impl<'a> Backward<'a> {
         let heads = pass.attention.attention.heads;
         let (width, turned) = (heads.width(), heads.turned_width());
         let queries = heads.queries * heads.features;
-        for_each_block2::<_, f32>(pass.tokens, (gradients, width), (&mut [], 0), |first, gradients, _| {
+        for_each_block(pass.tokens, (gradients, width), |first, gradients| {
             let mut room = Buffer::default();
             let unnormed = unnormed.block(turned, first, &mut room).chunks_exact(turned);
             for (row, unnormed) in gradients.chunks_exact_mut(width).zip(unnormed) {
@@ -203,7 +203,7 @@ impl<'a> Backward<'a> {
         if trained {
             let stream = stream.into_rows();
             self.train(place, &stream, &gradient);
-            for_each_block2::<_, f32>(pass.tokens, (&mut gradient, hidden), (&mut [], 0), |first, gradient, _| {
+            for_each_block(pass.tokens, (&mut gradient, hidden), |first, gradient| {
                 back_through(norm, block(&stream, hidden, first), Some(block(past, hidden, first)), gradient);
             });
         }

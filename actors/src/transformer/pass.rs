@@ -14,7 +14,7 @@ use protocol::model::Norm;
 use super::attends::{Attends, Whole};
 use super::beside::Beside;
 use super::ops::norm::through;
-use super::ops::rows::{block, for_each_block2, for_each_block3, for_each_block4};
+use super::ops::rows::{block, for_each_block, for_each_block2, for_each_block3, for_each_block4};
 use super::ops::{Adapter, RmsNorm, gates};
 use super::tape::{Added, Keep, Kept, LayerTape, Lows, round_block};
 use super::token_rows::Rows;
@@ -342,7 +342,7 @@ impl<'a, A: Attends> Pass<'a, A> {
             return Buffer::default();
         }
         let mut low = Buffer::scratch(self.tokens * beside.width());
-        for_each_block2::<_, f32>(self.tokens, (&mut low, beside.width()), (&mut [], 0), |first, low, _| {
+        for_each_block(self.tokens, (&mut low, beside.width()), |first, low| {
             beside.down_rows(first, block(x, x.len() / self.tokens, first), low);
         });
         low

@@ -4,8 +4,8 @@
 //! It is kept as the bytes that came: its transform would take almost three times as many, and all blocks of a call share
 //! one.
 //!
-//! Where memory is short it lies in a file, and is read where the operating system has it: a copy of what a step reads of
-//! files, half of what it sends, would cost as much as a third of its transforms.
+//! Where memory is short it lies in a file, and is read where the operating system has it: a copy would pass all that a step
+//! reads of files, three quarters of what it sends, through the memory once more.
 //!
 //! Masks are public and stay the same for a run, while every block of every call has a secret of its own; so one mask
 //! product serves all calls of a run. Nothing in it is secret.

@@ -24,8 +24,12 @@ pub(crate) fn block<T>(values: &[T], width: usize, first: usize) -> &[T] {
     &values[start..end.min(values.len())]
 }
 
-/// Runs `work` on each block of two matrices of as many rows, with the number of its first row. A matrix of width 0 is
-/// empty.
+/// Runs `work` on each block of a matrix, with the number of its first row.
+pub(crate) fn for_each_block<A: Send>(rows: usize, a: (&mut [A], usize), work: impl Fn(usize, &mut [A]) + Sync) {
+    for_each_block2::<A, f32>(rows, a, (&mut [], 0), |first, a, _| work(first, a));
+}
+
+/// The same with two matrices of as many rows. A matrix of width 0 is empty.
 pub(crate) fn for_each_block2<A: Send, B: Send>(
     rows: usize,
     a: (&mut [A], usize),
