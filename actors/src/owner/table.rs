@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use protocol::he::{ParameterSet, Precision};
-use protocol::ids::{Direction, Group, LinearId, LinearShape};
+use protocol::ids::{Direction, LinearId, LinearShape};
 use protocol::model::{Model, ModelError};
-use protocol::quant::{Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan, serve};
+use protocol::quant::{Int8Matrix, LinearMeta, PrecisionTarget, ProductCodec, QuantError, plan_for, serve};
 use protocol::sketch::Checks;
 
 /// Why a table could not be made.
@@ -58,10 +58,9 @@ impl TableEntry {
         meta: &LinearMeta,
         target: &PrecisionTarget,
     ) -> Result<Self, TableError> {
-        let target = if linear.group == Group::Head { target.of_head() } else { *target };
         let [forward, backward] = Checks::draw(&matrix.values, matrix.shape)?;
         let way = |direction, checks| {
-            let precision = plan(meta, direction, &target);
+            let precision = plan_for(linear.group, meta, direction, target);
             let codec = ProductCodec::new(meta, direction, precision);
             let codec = codec.map_err(|source| TableError::Quant { linear, source })?;
             Ok::<_, TableError>(Way { precision, codec, checks: RwLock::new(Arc::new(checks)) })

@@ -17,7 +17,7 @@ pub use codec::{Prepared, ProductCodec, RowScales};
 pub use encoding::{Step, encoding_steps};
 pub use error::QuantError;
 pub use int8::{Int8Matrix, LinearMeta, serve};
-pub use planner::{PrecisionTarget, plain_w8a8_error, plan, predicted_relative_error};
+pub use planner::{PrecisionTarget, plain_w8a8_error, plan, plan_for, predicted_relative_error};
 pub use rotation::Rotation;
 
 /// The bits of `|value|`. Their order as integers is that of magnitudes, with infinity above all numbers and NaN

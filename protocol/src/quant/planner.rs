@@ -35,13 +35,14 @@ use serde::{Deserialize, Serialize};
 use super::LinearMeta;
 use super::encoding::{SKETCHED_BOUND, Step, message_room, sketched_room};
 use crate::he::{ParameterSet, Precision, noise};
-use crate::ids::Direction;
+use crate::ids::{Direction, Group};
 
 /// A precision that misses the target is still preferred to a dearer one whose error is less than this much smaller.
 const WORTHWHILE: f64 = 1.05;
 
-/// Errors of the head's products over those of all others: with int8 weights, half a hundredth is left for the ciphertext.
-const HEAD: f64 = 0.85;
+/// Errors of the products that weigh more, over those of all others: with int8 weights, half a hundredth or less is left for the
+/// ciphertext. (At 0.78, 11 KiB a token more, the losses of SmolLM2 were no nearer to those of plain training.)
+const FINER: f64 = 0.85;
 
 /// How good a product has to be, and what may be used for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,9 +67,8 @@ impl PrecisionTarget {
     /// The target for products of the head where this is that of all others. Logits are exponentiated, so their errors weigh
     /// more; and what comes back is the gradient only after the target's own row has been subtracted, which leaves
     /// less of it than of its error.
-    #[must_use]
-    pub fn of_head(&self) -> Self {
-        Self { factor: HEAD * self.factor, backward: 1.0, ..*self }
+    fn of_head(&self) -> Self {
+        Self { factor: FINER * self.factor, backward: 1.0, ..*self }
     }
 
     /// Largest relative error in a direction, as a multiple of that of plain 8-bit activations and weights.
@@ -154,6 +154,23 @@ pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -
         .into_iter()
         .find_map(|(precision, error)| (error <= limit).then_some(precision))
         .unwrap_or(Precision::standard(target.set.unwrap_or(ParameterSet::P48)))
+}
+
+/// [`plan`] for a matrix of a group, where `target` is that of most.
+///
+/// The head has a target of its own. Of all that errors of forward products do to a loss, those of the down projection and of
+/// queries, keys and values do by far the most (SmolLM2; `benches/int8.py`): the former go into the residual stream as they are,
+/// the latter through a softmax. Their outputs are few, and so are the bits that make them finer, in the set that the usual
+/// target takes: where that cannot reach the finer one, it is as fine as it goes. Gradients are as coarse as any.
+pub fn plan_for(group: Group, meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -> Precision {
+    match (group, direction) {
+        (Group::Head, _) => plan(meta, direction, &target.of_head()),
+        (Group::Qkv | Group::Down, Direction::Forward) => {
+            let set = Some(plan(meta, direction, target).set);
+            plan(meta, direction, &PrecisionTarget { factor: FINER * target.factor, set, ..*target })
+        }
+        _ => plan(meta, direction, target),
+    }
 }
 
 /// What [`plan`] compares for a product of these inner and outer dimensions, the most important first.
