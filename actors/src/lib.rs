@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod backend;
 pub mod checkpoint;
+pub mod compensation;
 pub mod data;
 pub mod export;
 pub mod files;

@@ -1,0 +1,219 @@
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use protocol::ids::{Direction, Group, ProductId};
+use protocol::quant::{Rotation, serve};
+use rand::Rng as _;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng as _;
+
+use super::calibrate::correction;
+use super::directions::first_directions;
+use super::*;
+use crate::backend::{BackendError, LinearBackend, PlainBackend, Product};
+use crate::data::MicroBatch;
+use crate::testing::TinyModel;
+use crate::transformer::Llama;
+
+const RANK: usize = 6;
+
+fn random(count: usize, seed: u64) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count).map(|_| (0..4).map(|_| rng.random_range(-1.0..1.0_f32)).sum()).collect()
+}
+
+fn naive(rows: &[f32], matrix: &[f32], inner: usize) -> Vec<f32> {
+    let outer = matrix.len() / inner;
+    let value = |row: &[f32], j: usize| {
+        row.iter().enumerate().map(|(i, &x)| f64::from(x) * f64::from(matrix[i * outer + j])).sum::<f64>() as f32
+    };
+    rows.chunks(inner).flat_map(|row| (0..outer).map(move |j| value(row, j))).collect()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let square = |a: f32| f64::from(a).powi(2);
+    let (off, all) = a.iter().zip(b).fold((0.0, 0.0), |(off, all), (&a, &b)| (off + square(a - b), all + square(b)));
+    (off / all).sqrt()
+}
+
+/// The matrix that a worker serves, rotated back.
+fn rounded_weights(weights: &[f32], shape: LinearShape) -> Vec<f32> {
+    let (matrix, meta) = serve(weights.to_vec(), shape).unwrap();
+    let mut values: Vec<f32> = matrix.values.iter().map(|&value| value.into()).collect();
+    for row in values.chunks_exact_mut(shape.d_out) {
+        row.iter_mut().zip(&meta.scales).for_each(|(value, scale)| *value *= scale);
+    }
+    // Qᵢ·V·Qₒᵀ, by columns as the rows of the transpose.
+    Rotation::cached(shape.d_out).apply_transpose(&mut values);
+    let mut turned: Vec<f32> =
+        (0..values.len()).map(|at| values[at % shape.d_in * shape.d_out + at / shape.d_in]).collect();
+    Rotation::cached(shape.d_in).apply_transpose(&mut turned);
+    (0..values.len()).map(|at| turned[at % shape.d_out * shape.d_in + at / shape.d_out]).collect()
+}
+
+#[test]
+fn the_first_directions_are_those_with_most_of_the_rows() {
+    let (features, spread) = (40, 5);
+    let strong = naive(&random(90 * spread, 1), &random(spread * features, 2), spread);
+    let weak = random(strong.len(), 3);
+    let rows: Vec<f32> = strong.iter().zip(weak).map(|(strong, weak)| strong + 0.01 * weak).collect();
+    let basis = first_directions(&rows, features, spread);
+    for (at, row) in basis.chunks(features).enumerate() {
+        for (other_at, other) in basis.chunks(features).enumerate() {
+            let dot: f32 = row.iter().zip(other).map(|(a, b)| a * b).sum();
+            assert!((dot - f32::from(u8::from(at == other_at))).abs() < 1e-5, "{at} and {other_at}: {dot}");
+        }
+    }
+    let transposed: Vec<f32> = (0..basis.len()).map(|at| basis[at % spread * features + at / spread]).collect();
+    let within = naive(&naive(&rows, &transposed, features), &basis, spread);
+    assert!(distance(&within, &rows) < 0.02, "{}", distance(&within, &rows));
+
+    // Three rows fill three dimensions, and rows of zeros none.
+    let few = first_directions(&rows[..3 * features], features, spread);
+    assert!(few[3 * features..].iter().all(|&value| value == 0.0) && few[2 * features..3 * features] != [0.0; 40]);
+    assert!(first_directions(&[0.0; 80], features, 2).iter().all(|&value| value == 0.0));
+}
+
+#[test]
+fn rows_of_few_dimensions_have_the_product_of_the_weights_as_they_were() {
+    let shape = LinearShape { d_in: 96, d_out: 160 };
+    let weights = random(shape.d_in * shape.d_out, 4);
+    let served = rounded_weights(&weights, shape);
+    let tokens = 150;
+    let rows = naive(&random(tokens * RANK, 5), &random(RANK * shape.d_in, 6), RANK);
+    let correction = correction(&rows, weights.clone(), shape, RANK).unwrap();
+    let exact = naive(&rows, &weights, shape.d_in);
+    let mut out = naive(&rows, &served, shape.d_in);
+    let before = distance(&out, &exact);
+    correction.add(&rows, &mut out, tokens);
+    let after = distance(&out, &exact);
+    assert!(before > 3e-3 && after < before / 50.0, "{before} and {after}");
+
+    // Any other row loses what it has in these directions, and nothing is added to the rest.
+    let rows = random(tokens * shape.d_in, 7);
+    let exact = naive(&rows, &weights, shape.d_in);
+    let mut out = naive(&rows, &served, shape.d_in);
+    let before = distance(&out, &exact);
+    correction.add(&rows, &mut out, tokens);
+    assert!(distance(&out, &exact) < before);
+}
+
+/// A worker's products without encryption: those of the rounded matrices.
+struct Rounded {
+    model: Arc<Model>,
+    exact: PlainBackend,
+}
+
+impl LinearBackend for Rounded {
+    fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
+        if product.direction == Direction::Backward {
+            return self.exact.apply(product, rows, tokens);
+        }
+        let shape = self.model.config().shape(product.linear.group);
+        let served = rounded_weights(&self.model.linear(product.linear).unwrap(), shape);
+        Ok(Product::of_owner(naive(&rows, &served, shape.d_in).into()))
+    }
+}
+
+fn rounded_backend(model: &Arc<Model>) -> Rounded {
+    Rounded { model: Arc::clone(model), exact: PlainBackend::new(model).unwrap() }
+}
+
+#[test]
+fn a_loss_comes_nearer_to_that_of_the_weights_as_they_were() {
+    let tiny = TinyModel::new();
+    let model = &tiny.model;
+    let compensation = Arc::new(Compensation::of_model(model, 12, false, None, |_, _| ()).unwrap());
+    let values = model.config().linears().map(|linear| model.config().shape(linear.group));
+    assert_eq!(compensation.memory_bytes(), values.map(|shape| 2 * 12 * (shape.d_in + shape.d_out)).sum::<usize>());
+    let vocabulary = model.config().vocabulary as u32;
+    let off = |compensated: bool| {
+        let backend: Arc<dyn LinearBackend> = match compensated {
+            true => Arc::new(Compensated::new(rounded_backend(model), Arc::clone(&compensation))),
+            false => Arc::new(rounded_backend(model)),
+        };
+        let (llama, exact) = (Llama::new(Arc::clone(model), backend).unwrap(), tiny.llama());
+        let squares = (0..40_u32).map(|seed| {
+            let tokens: Vec<u32> = (0..16).map(|at| (at * 37 + seed * 101) % vocabulary).collect();
+            let targets = tokens.iter().map(|token| (token * 7 + 3) % vocabulary).collect();
+            let batch = MicroBatch::new([(&tokens[..], targets)], 0, 1);
+            (llama.evaluate(&batch, None).unwrap() - exact.evaluate(&batch, None).unwrap()).powi(2)
+        });
+        (squares.sum::<f64>() / 40.0).sqrt()
+    };
+    let (without, with) = (off(false), off(true));
+    assert!(with < 0.8 * without, "{with} with, {without} without");
+}
+
+#[test]
+fn only_forward_products_of_known_matrices_are_corrected() {
+    let tiny = TinyModel::new();
+    let compensation = Arc::new(Compensation::of_model(&tiny.model, 3, true, None, |_, _| ()).unwrap());
+    let compensated = Compensated::new(PlainBackend::with_head(&tiny.model).unwrap(), compensation);
+    let plain = PlainBackend::with_head(&tiny.model).unwrap();
+    let changed = |linear: LinearId, direction| {
+        let (inner, _) = tiny.config().shape(linear.group).along(direction);
+        let rows = Arc::new(Buffer::from(random(5 * inner, 8)));
+        let of = |backend: &dyn LinearBackend| {
+            backend.apply(linear.along(direction), Arc::clone(&rows), 5).unwrap().into_rows()
+        };
+        of(&compensated)[..] != of(&plain)[..]
+    };
+    let down = LinearId { layer: 1, group: Group::Down };
+    assert!(changed(down, Direction::Forward));
+    assert!(!changed(down, Direction::Backward));
+    assert!(changed(tiny.config().head_linear(0), Direction::Forward));
+    let without_head = Compensation::of_model(&tiny.model, 3, false, None, |_, _| ()).unwrap();
+    assert!(without_head.corrections.keys().all(|linear| linear.group != Group::Head));
+    assert!(!compensated.asks_workers() && compensated.serves_head());
+}
+
+#[test]
+fn what_was_found_once_is_kept_and_what_is_damaged_is_found_again() {
+    let tiny = TinyModel::new();
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("compensation");
+    let computed = Arc::new(AtomicUsize::new(0));
+    let found = |rank| {
+        let computed = Arc::clone(&computed);
+        let progress = move |_, _| {
+            computed.fetch_add(1, Ordering::Relaxed);
+        };
+        let found = Compensation::of_model(&tiny.model, rank, true, Some(&kept), progress).unwrap();
+        assert_eq!(found.rank(), rank);
+        found
+    };
+    let steps = || computed.swap(0, Ordering::Relaxed);
+    let first = found(4);
+    assert_eq!(steps(), 1 + calibrate::linears(tiny.config()).count());
+    let again = found(4);
+    assert_eq!(steps(), 0, "it was read");
+    assert_eq!(again.corrections, first.corrections);
+    found(5);
+    assert!(steps() > 0, "another rank is another file");
+
+    let path = file::path(&kept, tiny.model.digest().unwrap(), 4);
+    let whole = std::fs::read(&path).unwrap();
+    let is_refused = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        file::read(&path, tiny.config(), 4).is_none()
+    };
+    assert!(!is_refused(&whole));
+    for at in [0, 31, 32, 36, whole.len() / 2, whole.len() - 1] {
+        let mut altered = whole.clone();
+        altered[at] ^= 4;
+        assert!(is_refused(&altered), "byte {at}");
+    }
+    assert!(is_refused(&[]) && is_refused(&whole[..whole.len() - 1]) && is_refused(&[&whole[..], b"x"].concat()));
+    assert!(file::read(&path, tiny.config(), 3).is_none());
+    assert_eq!(found(4).corrections, first.corrections, "whatever was there");
+    assert!(steps() > 0);
+
+    // Where nothing can be kept, it is found all the same.
+    let nowhere = Path::new("/proc/nowhere");
+    assert_eq!(
+        Compensation::of_model(&tiny.model, 4, true, Some(nowhere), |_, _| ()).unwrap().corrections,
+        first.corrections
+    );
+}
