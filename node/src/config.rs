@@ -14,6 +14,7 @@ use actors::worker::Split;
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
 use libp2p::{Multiaddr, PeerId};
+use protocol::he::ParameterSet;
 use protocol::quant::PrecisionTarget;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,7 @@ pub struct Config {
     /// How an owner runs.
     pub owner: OwnerConfig,
     /// How precise encrypted products must be.
-    pub encryption: PrecisionTarget,
+    pub encryption: EncryptionConfig,
     /// How the lines of the training data become examples.
     pub data: DataOptions,
     /// The adapters, the optimiser and its schedule.
@@ -42,6 +43,34 @@ pub struct Config {
     /// The keys of `[training.lora]` that the file has.
     #[serde(skip)]
     pub lora_given: BTreeSet<String>,
+}
+
+/// `[encryption]`
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EncryptionConfig {
+    /// See [`PrecisionTarget::factor`].
+    pub factor: f64,
+    /// See [`PrecisionTarget::backward`].
+    pub backward: f64,
+    /// See [`PrecisionTarget::set`].
+    pub set: Option<ParameterSet>,
+    /// Directions of each matrix's inputs in which the owner makes up for int8 weights; 0 for none.
+    pub compensation: usize,
+}
+
+impl Default for EncryptionConfig {
+    fn default() -> Self {
+        let PrecisionTarget { factor, backward, set } = PrecisionTarget::default();
+        Self { factor, backward, set, compensation: 16 }
+    }
+}
+
+impl EncryptionConfig {
+    /// What products are planned for.
+    pub fn target(&self) -> PrecisionTarget {
+        PrecisionTarget { factor: self.factor, backward: self.backward, set: self.set }
+    }
 }
 
 /// `[network]`
@@ -338,6 +367,10 @@ impl Config {
             "encryption.backward must be a positive number; 1.0 means gradients as precise as activations"
         );
         ensure!(
+            self.encryption.compensation <= 256,
+            "encryption.compensation must be at most 256: beyond that it costs the owner more than it gives"
+        );
+        ensure!(
             self.data.pad_to > 0 && self.data.pad_to <= 1 << 16,
             "data.pad_to must be from 1, which pads nothing, to 65536"
         );
@@ -446,6 +479,9 @@ mod tests {
         assert!(error_of("[data]\npad_to = 0").contains("data.pad_to"));
         assert!(error_of("[encryption]\nfactor = -1.0").contains("encryption.factor"));
         assert!(error_of("[encryption]\nbackward = 0.0").contains("encryption.backward"));
+        assert!(error_of("[encryption]\ncompensation = 257").contains("encryption.compensation"));
+        let wrong = error_of("[encryption]\ncompensate = 1");
+        assert!(wrong.contains("compensate") && wrong.contains("compensation"), "{wrong}");
     }
 
     #[test]

@@ -29,6 +29,14 @@ pub fn masks() -> anyhow::Result<PathBuf> {
     Ok(cache()?.join("masks"))
 }
 
+/// Where the corrections of int8 weights are kept from run to run, a file for each model. It need not exist yet.
+///
+/// # Errors
+/// When the environment names no such folder.
+pub fn compensations() -> anyhow::Result<PathBuf> {
+    Ok(cache()?.join("compensation"))
+}
+
 /// `velum/` in the user's configuration folder: what must not be lost, such as a worker's identity. It need not exist
 /// yet.
 ///

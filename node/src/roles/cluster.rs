@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use actix::Addr;
 use actors::backend::LinearBackend;
+use actors::compensation::{Compensated, Compensation};
 use actors::owner::fleet::FleetSettings;
 use actors::owner::scheduler::{
     AskHealth, AssignLayers, Assignment, Candidate, LayerScheduler, Notice, ReleaseLayers, WorkerLost, WorkerOffered,
@@ -29,6 +30,7 @@ use super::masks;
 use super::progress::Progress;
 use super::start::Start;
 use crate::config::{Config, HeadChoice};
+use crate::folders;
 use crate::swarm::{
     Admission, Discovery, DiscoveryEvent, DiscoveryQuery, FoundWorker, IdentityLock, Libp2pTransport, SwarmConfig,
     SwarmHandle, SwarmRole, TransportConfig, discover, keep_looking,
@@ -47,6 +49,8 @@ pub(crate) struct Cluster {
     /// Releases the workers, unless [`Self::stop`] has.
     hold: Hold,
     actors: OwnerActors,
+    /// What is added to forward products, if anything is.
+    compensation: Option<Arc<Compensation>>,
     parameter_sets: Vec<ParameterSet>,
     /// Whether the workers serve the head.
     head: bool,
@@ -74,7 +78,8 @@ impl Cluster {
         let transport = Libp2pTransport::new(swarm.clone(), TransportConfig::default());
         // The table takes a while: it is computed while workers are being looked for.
         let table = tokio::task::spawn_blocking({
-            let (model, target, head) = (Arc::clone(model), config.encryption, wants_head(config, model.config()));
+            let (model, target, head) =
+                (Arc::clone(model), config.encryption.target(), wants_head(config, model.config()));
             move || LayerTable::of_model(&model, head, &target, |_, _| {})
         });
         let candidates = find_workers(&query, &transport, progress).await?;
@@ -82,6 +87,11 @@ impl Cluster {
         let table = table.await.context("reading the model's layers")??;
         let parameter_sets = table.parameter_sets();
         let head = serves_head(config, model.config(), &candidates);
+        // It takes a while too, the first time: workers load their layers meanwhile.
+        let compensation = tokio::task::spawn_blocking({
+            let (model, rank) = (Arc::clone(model), config.encryption.compensation);
+            move || compensation(&model, rank, head)
+        });
         let layers = if head { model.config().served_layers() } else { model.config().layers };
         if wants_head(config, model.config()) && !head {
             progress.note("the workers have no room for the head: its products are computed here");
@@ -120,12 +130,27 @@ impl Cluster {
             progress.note(&format!("{peer} serves {} on {device}", model.config().in_words(layers)));
         }
         beside.spawn(heed(said, bans));
-        Ok(Self { transport: network, hold, actors, parameter_sets, head, _identity: identity, _beside: beside })
+        progress.status("finding out what int8 weights cost (once for a model)");
+        let compensation = compensation.await.context("finding out what int8 weights cost")??;
+        Ok(Self {
+            transport: network,
+            hold,
+            actors,
+            compensation: compensation.map(Arc::new),
+            parameter_sets,
+            head,
+            _identity: identity,
+            _beside: beside,
+        })
     }
 
     /// Where the trainer gets its products.
     pub(crate) fn backend(&self) -> Arc<dyn LinearBackend> {
-        Arc::new(EncryptedBackend::new(self.actors.scheduler.clone(), Arc::clone(&self.transport), self.head))
+        let encrypted = EncryptedBackend::new(self.actors.scheduler.clone(), Arc::clone(&self.transport), self.head);
+        match &self.compensation {
+            Some(compensation) => Arc::new(Compensated::new(encrypted, Arc::clone(compensation))),
+            None => Arc::new(encrypted),
+        }
     }
 
     /// Parameter sets in use.
@@ -153,6 +178,18 @@ impl Cluster {
             tracing::warn!("the owner's actors did not end by themselves");
         }
     }
+}
+
+/// What the owner adds to forward products in so many directions: from the user's cache folder, or found out and kept there.
+fn compensation(model: &Arc<Model>, rank: usize, head: bool) -> anyhow::Result<Option<Compensation>> {
+    if rank == 0 {
+        return Ok(None);
+    }
+    let folder = folders::compensations().inspect_err(|error| {
+        tracing::warn!("no folder for the compensation of int8 weights: it is found out in every run ({error:#})");
+    });
+    let progress = |done, of| tracing::debug!("compensation of int8 weights: {done} of {of} matrices");
+    Ok(Some(Compensation::of_model(model, rank, head, folder.ok().as_deref(), progress)?))
 }
 
 /// The hold that an owner has on workers: letting it go releases them, and ends the swarm.
