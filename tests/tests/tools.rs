@@ -28,9 +28,7 @@ fn a_synthetic_model_is_measured_with_real_processes_and_traced() {
 
     let mut arguments = vec!["bench", "step", "--model", text(&model), "--json", "--trace", text(&trace)];
     arguments.extend(["--workers", "2", "--tokens", "128", "--sequence", "32", "--micro-batches", "2", "--steps", "2"]);
-    // With a cache of its own, in which nothing is known of the model yet.
-    let measured = Node::start_in(&workspace.path("user"), &arguments).finish().succeeded();
-    let figures: Value = serde_json::from_str(&measured.stdout).unwrap();
+    let figures = json(&arguments);
     assert_eq!(figures["backend"], "encrypted");
     assert_eq!(figures["tokens"], 128);
     let seconds = figures["step_seconds"].as_array().unwrap();
@@ -49,7 +47,7 @@ fn a_synthetic_model_is_measured_with_real_processes_and_traced() {
         (count("step", "b"), count("step", "e"), count("micro-batch", "X"), count("optimiser", "X")),
         (3, 3, 6, 3)
     );
-    // Forward, there is also the text by which the first run with a model finds out what int8 weights lack.
+    // Forward, there is also the text by which a run that keeps nothing finds out what int8 weights lack.
     assert_eq!(["forward", "loss", "backward"].map(|part| count(part, "X")), [7, 7, 6]);
     for number in 1..=2 {
         let worker = events(&workspace.path(&format!("step-worker-{number}.json")));

@@ -30,14 +30,13 @@ const FIRST: f32 = 4.0;
 pub(super) fn run(
     model: &Arc<Model>,
     rank: usize,
-    progress: impl Fn(usize, usize) + Send + Sync + 'static,
+    progress: impl Fn(usize, usize) -> bool + Send + Sync + 'static,
 ) -> Result<Compensation, CompensationError> {
     let tokens = tokens(model)?;
     // Every row is labelled, so that it goes through the head.
     let sequences = tokens.chunks(SEQUENCE).map(|part| (part, part.to_vec()));
     let batch = MicroBatch::new(sequences, 0, 1);
     let count = linears(model.config()).count();
-    progress(0, count);
     let calibration = Arc::new(Calibration {
         model: Arc::clone(model),
         rank,
@@ -46,7 +45,7 @@ pub(super) fn run(
     });
     Llama::new(Arc::clone(model), Arc::clone(&calibration) as Arc<dyn LinearBackend>)?.evaluate(&batch, None)?;
     let corrections = std::mem::take(&mut *calibration.found.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Compensation { rank, corrections })
+    Ok(Compensation { corrections })
 }
 
 /// Every matrix that can be served.
@@ -75,7 +74,8 @@ struct Calibration {
     model: Arc<Model>,
     rank: usize,
     found: Mutex<HashMap<LinearId, Correction>>,
-    progress: Box<dyn Fn(usize) + Send + Sync>,
+    /// Told how many matrices are done; whether to go on.
+    progress: Box<dyn Fn(usize) -> bool + Send + Sync>,
 }
 
 impl LinearBackend for Calibration {
@@ -83,6 +83,10 @@ impl LinearBackend for Calibration {
         let fail = |why: BackendFailure| BackendError { product, why };
         if product.direction == Direction::Backward {
             return Err(fail("a calibration has no way back".into()));
+        }
+        let done = self.found.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if !(self.progress)(done) {
+            return Err(fail("the calibration was stopped".into()));
         }
         let shape = self.model.config().shape(product.linear.group);
         let weights = self.model.linear(product.linear).map_err(|error| fail(error.to_string().into()))?;
@@ -93,9 +97,7 @@ impl LinearBackend for Calibration {
         }
         let correction =
             correction(&rows, weights, shape, self.rank).map_err(|error| fail(error.to_string().into()))?;
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.insert(product.linear, correction);
-        (self.progress)(found.len());
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(product.linear, correction);
         Ok(Product::of_owner(out))
     }
 

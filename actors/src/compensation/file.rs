@@ -75,7 +75,7 @@ fn parse(bytes: &[u8], config: &LlamaConfig, rank: usize) -> Option<Compensation
         fits.then(|| (linear, Correction { shape, directions: of_bits(directions), outputs: of_bits(outputs) }))
     });
     let corrections = whole.then(|| corrections.collect::<Option<_>>())??;
-    let found = Compensation { rank, corrections };
+    let found = Compensation { corrections };
     linears(config).all(|linear| found.corrections.contains_key(&linear)).then_some(found)
 }
 

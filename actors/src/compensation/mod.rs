@@ -57,24 +57,23 @@ pub enum CompensationError {
 
 /// The corrections of a model's forward products. Public: they follow from the model alone.
 pub struct Compensation {
-    rank: usize,
     corrections: HashMap<LinearId, Correction>,
 }
 
 impl Compensation {
-    /// The corrections of all layers and, if it is served, the head, for `rank` directions of the inputs of each matrix: what was kept at `path`, if that
-    /// is whole and of this model, or else what the public text leads to, which is kept there then. Blocks, the first time
-    /// for as long as a forward pass of a thousand tokens and the reading of all weights take; `progress` is told of how many
-    /// matrices how many are done.
+    /// The corrections of all layers and, if it is served, the `head`, for `rank` directions of the inputs of each matrix: those
+    /// in the folder `kept`, if they are whole and of this model, or else those that the public text leads to, which are kept
+    /// there then. Blocks, the first time for as long as a forward pass of a thousand tokens and the reading of all weights
+    /// take; `progress` is told of how many matrices how many are done, and says whether to go on.
     ///
     /// # Errors
-    /// When the model cannot be read.
+    /// When the model cannot be read, or `progress` says no.
     pub fn of_model(
         model: &Arc<Model>,
         rank: usize,
         head: bool,
         kept: Option<&Path>,
-        progress: impl Fn(usize, usize) + Send + Sync + 'static,
+        progress: impl Fn(usize, usize) -> bool + Send + Sync + 'static,
     ) -> Result<Self, CompensationError> {
         let digest = model.digest()?;
         let path = kept.map(|folder| file::path(folder, digest, rank));
@@ -91,17 +90,6 @@ impl Compensation {
         // The file has it all the same: it is one for both.
         found.corrections.retain(|linear, _| head || linear.group != Group::Head);
         Ok(found)
-    }
-
-    /// Directions of each matrix's inputs.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Bytes of memory that it takes.
-    pub fn memory_bytes(&self) -> usize {
-        let values = |correction: &Correction| correction.directions.len() + correction.outputs.len();
-        self.corrections.values().map(|correction| size_of::<bf16>() * values(correction)).sum()
     }
 
     /// Adds its correction to a product, if the matrix has one: `rows` are `tokens × d_in`, `out` is `tokens × d_out`.

@@ -124,9 +124,7 @@ fn rounded_backend(model: &Arc<Model>) -> Rounded {
 fn a_loss_comes_nearer_to_that_of_the_weights_as_they_were() {
     let tiny = TinyModel::new();
     let model = &tiny.model;
-    let compensation = Arc::new(Compensation::of_model(model, 12, false, None, |_, _| ()).unwrap());
-    let values = model.config().linears().map(|linear| model.config().shape(linear.group));
-    assert_eq!(compensation.memory_bytes(), values.map(|shape| 2 * 12 * (shape.d_in + shape.d_out)).sum::<usize>());
+    let compensation = Arc::new(Compensation::of_model(model, 12, false, None, |_, _| true).unwrap());
     let vocabulary = model.config().vocabulary as u32;
     let off = |compensated: bool| {
         let backend: Arc<dyn LinearBackend> = match compensated {
@@ -149,7 +147,7 @@ fn a_loss_comes_nearer_to_that_of_the_weights_as_they_were() {
 #[test]
 fn only_forward_products_of_known_matrices_are_corrected() {
     let tiny = TinyModel::new();
-    let compensation = Arc::new(Compensation::of_model(&tiny.model, 3, true, None, |_, _| ()).unwrap());
+    let compensation = Arc::new(Compensation::of_model(&tiny.model, 3, true, None, |_, _| true).unwrap());
     let compensated = Compensated::new(PlainBackend::with_head(&tiny.model).unwrap(), compensation);
     let plain = PlainBackend::with_head(&tiny.model).unwrap();
     let changed = |linear: LinearId, direction| {
@@ -164,7 +162,7 @@ fn only_forward_products_of_known_matrices_are_corrected() {
     assert!(changed(down, Direction::Forward));
     assert!(!changed(down, Direction::Backward));
     assert!(changed(tiny.config().head_linear(0), Direction::Forward));
-    let without_head = Compensation::of_model(&tiny.model, 3, false, None, |_, _| ()).unwrap();
+    let without_head = Compensation::of_model(&tiny.model, 3, false, None, |_, _| true).unwrap();
     assert!(without_head.corrections.keys().all(|linear| linear.group != Group::Head));
     assert!(!compensated.asks_workers() && compensated.serves_head());
 }
@@ -179,14 +177,15 @@ fn what_was_found_once_is_kept_and_what_is_damaged_is_found_again() {
         let computed = Arc::clone(&computed);
         let progress = move |_, _| {
             computed.fetch_add(1, Ordering::Relaxed);
+            true
         };
         let found = Compensation::of_model(&tiny.model, rank, true, Some(&kept), progress).unwrap();
-        assert_eq!(found.rank(), rank);
+        assert!(found.corrections.values().all(|correction| correction.rank() == rank));
         found
     };
     let steps = || computed.swap(0, Ordering::Relaxed);
     let first = found(4);
-    assert_eq!(steps(), 1 + calibrate::linears(tiny.config()).count());
+    assert_eq!(steps(), calibrate::linears(tiny.config()).count());
     let again = found(4);
     assert_eq!(steps(), 0, "it was read");
     assert_eq!(again.corrections, first.corrections);
@@ -210,10 +209,15 @@ fn what_was_found_once_is_kept_and_what_is_damaged_is_found_again() {
     assert_eq!(found(4).corrections, first.corrections, "whatever was there");
     assert!(steps() > 0);
 
+    // Whoever waits may have gone: nothing is kept then.
+    let stopped = Compensation::of_model(&tiny.model, 6, true, Some(&kept), |done, of| done < of / 2);
+    assert!(stopped.is_err_and(|error| error.to_string().contains("stopped")));
+    assert!(!file::path(&kept, tiny.model.digest().unwrap(), 6).exists());
+
     // Where nothing can be kept, it is found all the same.
     let nowhere = Path::new("/proc/nowhere");
     assert_eq!(
-        Compensation::of_model(&tiny.model, 4, true, Some(nowhere), |_, _| ()).unwrap().corrections,
+        Compensation::of_model(&tiny.model, 4, true, Some(nowhere), |_, _| true).unwrap().corrections,
         first.corrections
     );
 }

@@ -22,7 +22,7 @@ use protocol::he::ParameterSet;
 use protocol::ids::ModelDigest;
 use protocol::model::{LlamaConfig, Model};
 use protocol::wire::printable;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::bans::Bans;
@@ -88,9 +88,10 @@ impl Cluster {
         let parameter_sets = table.parameter_sets();
         let head = serves_head(config, model.config(), &candidates);
         // It takes a while too, the first time: workers load their layers meanwhile.
+        let (done, mut matrices) = watch::channel((0, 0));
         let compensation = tokio::task::spawn_blocking({
-            let (model, rank) = (Arc::clone(model), config.encryption.compensation);
-            move || compensation(&model, rank, head)
+            let (model, rank, kept) = (Arc::clone(model), config.encryption.compensation, config.owner.keep_masks);
+            move || compensation(&model, rank, head, kept, done)
         });
         let layers = if head { model.config().served_layers() } else { model.config().layers };
         if wants_head(config, model.config()) && !head {
@@ -130,8 +131,11 @@ impl Cluster {
             progress.note(&format!("{peer} serves {} on {device}", model.config().in_words(layers)));
         }
         beside.spawn(heed(said, bans));
-        progress.status("finding out what int8 weights cost (once for a model)");
-        let compensation = compensation.await.context("finding out what int8 weights cost")??;
+        while matrices.changed().await.is_ok() {
+            let (done, of) = *matrices.borrow_and_update();
+            progress.status(format!("finding out what 8-bit weights take away: {done} of {of} matrices"));
+        }
+        let compensation = compensation.await.context("finding out what 8-bit weights take away")??;
         Ok(Self {
             transport: network,
             hold,
@@ -180,16 +184,26 @@ impl Cluster {
     }
 }
 
-/// What the owner adds to forward products in so many directions: from the user's cache folder, or found out and kept there.
-fn compensation(model: &Arc<Model>, rank: usize, head: bool) -> anyhow::Result<Option<Compensation>> {
+/// What the owner adds to forward products in so many directions: from the user's cache folder, or found out and, if what tells
+/// of the model may stay there, kept. It ends early when nobody listens to `done` any more.
+fn compensation(
+    model: &Arc<Model>,
+    rank: usize,
+    head: bool,
+    kept: bool,
+    done: watch::Sender<(usize, usize)>,
+) -> anyhow::Result<Option<Compensation>> {
     if rank == 0 {
         return Ok(None);
     }
-    let folder = folders::compensations().inspect_err(|error| {
-        tracing::warn!("no folder for the compensation of int8 weights: it is found out in every run ({error:#})");
+    let folder = kept.then(folders::compensations).and_then(|folder| {
+        let missing = |error: &anyhow::Error| {
+            tracing::warn!("no folder for the compensation of 8-bit weights: it is found out in every run ({error:#})");
+        };
+        folder.inspect_err(missing).ok()
     });
-    let progress = |done, of| tracing::debug!("compensation of int8 weights: {done} of {of} matrices");
-    Ok(Some(Compensation::of_model(model, rank, head, folder.ok().as_deref(), progress)?))
+    let progress = move |matrices, of| done.send((matrices, of)).is_ok();
+    Ok(Some(Compensation::of_model(model, rank, head, folder.as_deref(), progress)?))
 }
 
 /// The hold that an owner has on workers: letting it go releases them, and ends the swarm.

@@ -223,7 +223,7 @@ fn bits_are_saved_where_they_are_many() {
     let even = PrecisionTarget { backward: 1.0, ..PrecisionTarget::default() };
     for (shapes, whole) in [(small, 42_240), (large, 209_920)] {
         let [planned, as_fine] = [PrecisionTarget::default(), even].map(|target| layer(shapes, target));
-        assert!(planned < as_fine && 100 * planned < 79 * whole, "{planned}, {as_fine} of {whole}");
+        assert!(planned < as_fine && 100 * planned < 78 * whole, "{planned}, {as_fine} of {whole}");
     }
 }
 
