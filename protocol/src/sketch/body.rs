@@ -21,9 +21,6 @@ const ENERGY: f64 = 1.25;
 /// Standard deviations of the mean energy of a call beyond [`ENERGY`]: those of its rows, whose columns may be correlated.
 const ENERGY_DEVIATIONS: f64 = 12.0;
 
-/// Share of a call's rows that may have wrapped more than once, and how many may in any call: more are no accident.
-const WRAPPED_SHARE: usize = 8;
-
 /// Relative error of sums in f32, generously: it matters where the modulus has more bits than an f32.
 const FLOAT_ERROR: f64 = 1.0 / (1_u64 << 21) as f64;
 
@@ -145,8 +142,8 @@ pub enum Refuted {
         /// What is allowed.
         limit: f64,
     },
-    /// More rows wrapped than can by accident.
-    #[error("{wrapped} of {rows} rows wrapped more than once")]
+    /// Rows wrapped at a step at which none can.
+    #[error("{wrapped} of {rows} rows wrapped at a step at which none can")]
     Wraps {
         /// How many did.
         wrapped: usize,
@@ -369,9 +366,6 @@ fn judge(rows: &[Row]) -> Result<Vec<usize>, Refuted> {
     }
     let several = |(at, row): (usize, &Row)| matches!(row, Row::Several).then_some(at);
     let again: Vec<usize> = rows.iter().enumerate().filter_map(several).collect();
-    if again.len() > 1 + count / WRAPPED_SHARE {
-        return Err(Refuted::Wraps { wrapped: again.len(), rows: count });
-    }
     let energies = rows.iter().filter_map(|row| match *row {
         Row::Fine(energy) | Row::Corrected(energy) => Some(energy),
         _ => None,

@@ -288,6 +288,30 @@ fn single_wraps_are_corrected_and_rows_with_several_asked_for_anew() {
     assert_eq!((&filled[..5 * outer], &filled[6 * outer..]), (&values[..5 * outer], &values[6 * outer..]));
 }
 
+/// Rows that are alike all look smaller than they are where `R` is unlucky: they wrap many at a time, and nobody is blamed.
+#[test]
+fn rows_that_wrap_are_asked_for_anew_however_many_they_are() {
+    let precision = Precision::standard(ParameterSet::P24);
+    let bench = Bench::new(SHAPE, Direction::Forward, precision, 17);
+    let (inner, outer) = SHAPE.along(Direction::Forward);
+    let tokens = 80;
+    let rows = gaussian(tokens * inner, 18);
+    let (mut prepared, expected) =
+        bench.codec.prepare_expecting(&rows, tokens, &bench.checks.sketch, Step::Sketched).unwrap();
+    // At sixteen times the step q/2 is at 0.6 of a row's root mean square.
+    prepared.steps[3..].iter_mut().for_each(|step| *step *= 16.0);
+    let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
+    let (body, ticket) = encrypt(&bench.seed, &bench.domain(), precision, plaintext).unwrap();
+    let tile = reference_answer(precision, Direction::Forward, &body, &bench.matrix.values, SHAPE);
+    let mut decryption = ticket.open(Arc::clone(&bench.masks), precision, vec![0.0; tokens * outer]).unwrap();
+    decryption.tile(&tile).unwrap();
+    let verified = bench.checks.sketch.verify(decryption.finish().unwrap(), &expected, |_, _| ()).unwrap();
+    assert!(verified.again().iter().copied().eq(3..tokens), "{:?}", verified.again());
+    let missing = bench.verify(&rows[3 * inner..], Step::Provable, |_| {}).unwrap().complete().unwrap();
+    let values = verified.complete().unwrap_err().fill(missing).into_values();
+    assert!(values.chunks_exact(outer).all(|row| row.iter().any(|&value| value != 0.0)));
+}
+
 /// What the module's argument says of errors of a size and any shape: the largest probability that `Σ δ_j·R_j` falls into a
 /// window of `18σ_c`, computed exactly for `δ` in some proportions and `‖δ‖₂ = 12σ_c`.
 #[test]
