@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
 use super::mask_product::MaskProduct;
 use super::packing;
-use super::pads::{self, PadOuter};
+use super::pads::{self, PadOuter, shared};
 use super::products::{MaskTransform, Polynomials, Working};
 use super::rows::{Decode, RowWord};
 use super::secret::OneTimeSecret;
@@ -80,6 +80,8 @@ pub(super) enum Key {
     Secrets(Vec<OneTimeSecret>, Arc<MaskProduct>),
     /// What was made of these ahead, for each row.
     Pads(Vec<PadOuter>),
+    /// What was made of these for several calls.
+    Shared(shared::SharedAnswer),
 }
 
 /// A product on its way to be decrypted.
@@ -150,6 +152,9 @@ pub enum DecryptError {
     /// A column came twice.
     #[error("column {0} of the product came twice")]
     Repeated(usize),
+    /// The rows of a block that are to decrypt an answer are not those that its body was encrypted with.
+    #[error("these rows of a block did not encrypt this product")]
+    OtherRows,
     /// The output slice is not `tokens × outer`.
     #[error("the output has {0} values instead of tokens × columns")]
     Output(usize),
@@ -246,6 +251,10 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
         let (secrets, masks) = match &self.key {
             Key::Pads(pads) => {
                 pads::decrypt_tile(pads, tile, (bits, shifts), &units, outer, &mut self.out);
+                return Ok(());
+            }
+            Key::Shared(answer) => {
+                shared::decrypt_tile(answer, tile, (bits, shifts), &units, (columns, &mut self.out));
                 return Ok(());
             }
             Key::Secrets(secrets, masks) => (secrets, masks),

@@ -11,7 +11,8 @@
 //! 4. the worker multiplies the body by its weights and switches the modulus of the result;
 //! 5. the owner decrypts the switched tiles with the mask product and the only ticket there is, and verifies the whole.
 //!
-//! Calls of few rows take what steps 3 and 5 compute from a store that was filled ahead ([`pads`]).
+//! Calls of few rows take what steps 3 and 5 compute from a store that was filled ahead ([`pads`]); calls of micro-batches that
+//! go side by side compute it together ([`share`]).
 //!
 //! Masks that stay the same while every block of every call has its own secret are multi-secret RLWE: by a hybrid
 //! argument, the advantage over all blocks is at most the sum of that over each. What must never serve twice is a secret.
@@ -47,6 +48,7 @@ pub use decrypt::{DecryptError, Decrypted, Decryption, Ticket};
 pub use encrypt::{EncryptError, Plaintext, encrypt};
 pub use mask::{MaskDomain, MaskSeed};
 pub use mask_product::{MaskProduct, MaskProductBuilder, UnverifiedMasks};
+pub use pads::shared::{SharedAnswer, SharedRows, SharedSecret, SharedTicket, share, shared_bytes};
 pub use pads::{PadRow, PadTicket, encrypt_with_pads};
 pub use params::{ParameterSet, Precision};
 pub use planes::{Planes, ProductTile};

@@ -32,19 +32,21 @@
 //! (A row of all its forward products: 97,920 features of three bytes, and 155,520 columns of the two that are planned for its mask
 //! products.)
 
+mod block;
+pub(super) mod shared;
+
 use std::ops::DerefMut;
 
-use rayon::prelude::*;
 use zeroize::Zeroizing;
 
+use self::block::{Job, Source, limbs_of};
 use super::decrypt::{DecryptError, Decryption, Key};
 use super::encrypt::{EncryptError, Plaintext, check};
-use super::lanes::{ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
-use super::mask::{MaskColumns, MaskDomain, MaskSeed};
-use super::packing::{self, HIGH_PLANES, PlanesTile};
-use super::products::{MaskTransform, Polynomials, Working};
+use super::lanes::{TILE, vectorised};
+use super::mask::{MaskDomain, MaskSeed};
+use super::packing::{self, PlanesTile};
 use super::rows::{Decode, Encode, RowWord};
-use super::sampling::{ErrorSampler, SecretRng};
+use super::sampling::SecretRng;
 use super::secret::OneTimeSecret;
 use super::{MaskProduct, Planes, Precision, ProductTile};
 use crate::parts::Part;
@@ -95,11 +97,9 @@ impl PadRow {
             return Err(EncryptError::PadRows { rows, most, features });
         }
         let secret = OneTimeSecret::generate(set, &mut SecretRng::from_os().map_err(EncryptError::Randomness)?);
-        let (up, down) = (set.limbs(), usize::from(precision.mask_limbs));
-        let job =
-            |source, limbs| Job { transform: MaskTransform::new(set, limbs), domain, secret: &secret, rows, source };
-        let inner = block(&job(Source::Masks(seed), up), up, features)?;
-        let outer = block(&job(Source::Product(masks), down), down, masks.outer())?;
+        let job = |source| Job { domain, secret: &secret, rows, source };
+        let inner = limbs_of(&job(Source::Masks(seed)), features)?;
+        let outer = limbs_of(&job(Source::Product(masks)), masks.outer())?;
         let row = |row| Self {
             domain: *domain,
             inner: cut(&inner, row, rows, features),
@@ -133,123 +133,6 @@ fn cut(block: &[u8], row: usize, rows: usize, columns: usize) -> Wiped<u8> {
         to.copy_from_slice(&plane[row * columns..][..columns]);
     }
     cut
-}
-
-/// Where columns come from.
-#[derive(Clone, Copy)]
-enum Source<'a> {
-    /// The masks themselves; errors are added.
-    Masks(&'a MaskSeed),
-    /// Their product.
-    Product(&'a MaskProduct),
-}
-
-/// What all tiles of a block share.
-struct Job<'a> {
-    transform: MaskTransform,
-    domain: &'a MaskDomain,
-    secret: &'a OneTimeSecret,
-    rows: usize,
-    source: Source<'a>,
-}
-
-/// A thread's working memory.
-struct Scratch<W: RowWord> {
-    rng: SecretRng,
-    keystream: Vec<u8>,
-    mask: Vec<f64>,
-    working: Working<W>,
-    polynomials: Polynomials<W>,
-    errors: ErrorSampler,
-}
-
-impl<W: RowWord> Drop for Scratch<W> {
-    fn drop(&mut self) {
-        // A block's rows serve long after the step in which they were made, and its secret follows from these.
-        self.polynomials.wipe();
-    }
-}
-
-/// `<column, secret>` of each column, as far as rows are kept, `[limb][row][column]`.
-fn block(job: &Job<'_>, limbs: usize, columns: usize) -> Result<Wiped<u8>, EncryptError> {
-    let mut block = Wiped::zeros(limbs * job.rows * columns);
-    let tiles = column_tiles(&mut block, columns, 0..columns);
-    if limbs * 8 <= u32::BITS as usize {
-        block_tiles::<u32>(job, limbs, tiles)?;
-    } else {
-        block_tiles::<u64>(job, limbs, tiles)?;
-    }
-    Ok(block)
-}
-
-fn block_tiles<W: RowWord>(job: &Job<'_>, limbs: usize, tiles: Vec<ColumnTile<'_, u8>>) -> Result<(), EncryptError> {
-    let set = job.domain.set;
-    let scratch = || {
-        Ok(Scratch::<W> {
-            rng: SecretRng::from_os()?,
-            keystream: vec![0; job.transform.column_bytes()],
-            mask: vec![0.0; job.transform.column_numbers()],
-            working: job.transform.working(),
-            polynomials: Polynomials::new(set),
-            errors: ErrorSampler::new(set, set.polynomial_size()),
-        })
-    };
-    tiles.into_par_iter().try_for_each_init(scratch, |scratch, tile| match scratch {
-        Ok(scratch) => {
-            block_tile(job, limbs, scratch, tile);
-            Ok(())
-        }
-        Err(error) => Err(EncryptError::Randomness(*error)),
-    })
-}
-
-vectorised! {
-    fn block_tile<W: RowWord>(job: &Job<'_>, limbs: usize, scratch: &mut Scratch<W>, tile: ColumnTile<'_, u8>) = block_tile_body
-}
-
-#[inline(always)]
-fn block_tile_body<W: RowWord>(job: &Job<'_>, limbs: usize, scratch: &mut Scratch<W>, mut tile: ColumnTile<'_, u8>) {
-    let _part = Part::Arithmetic.mark();
-    let columns = tile.columns();
-    let width = columns.len();
-    let Scratch { rng, keystream, mask, working, polynomials, errors } = scratch;
-    let mut mask_columns = match job.source {
-        Source::Masks(seed) => Some(MaskColumns::from(seed, job.domain, columns.start)),
-        Source::Product(_) => None,
-    };
-    for (at, column) in columns.enumerate() {
-        let bytes = match (job.source, &mut mask_columns) {
-            (Source::Product(product), _) => {
-                if at + 1 < width {
-                    prefetch(product.column(column + 1));
-                }
-                product.column(column)
-            }
-            (Source::Masks(_), generator) => {
-                let _part = Part::Keystream.mark();
-                generator.iter_mut().for_each(|generator| generator.write(keystream));
-                &keystream[..]
-            }
-        };
-        let values = polynomials.column_mut(at);
-        let transforms = Part::Transforms.mark();
-        job.transform.transform(bytes, working, mask);
-        job.transform.multiply(mask, job.secret, working, values);
-        drop(transforms);
-        if let Source::Masks(_) = job.source {
-            errors.add_to(rng, values);
-        }
-    }
-    let mut strip = Zeroizing::new([[W::default(); TILE]; STRIP]);
-    for first in (0..job.rows).step_by(STRIP) {
-        polynomials.transpose_strip(first, width, &mut strip);
-        for (row, values) in (first..job.rows).zip(strip.iter()) {
-            let planes: [&mut [u8]; HIGH_PLANES] = tile.rows_mut(row, job.rows, limbs);
-            for (limb, bytes) in planes.into_iter().enumerate().take(limbs) {
-                bytes.iter_mut().zip(values).for_each(|(byte, value)| *byte = value.limb(limb));
-            }
-        }
-    }
 }
 
 /// Puts together values of `[limb][column]` of so many limbs from column `first` on, as many as `words` has.

@@ -5,6 +5,7 @@ mod errors;
 mod noise;
 mod pads;
 mod round_trip;
+mod shared;
 mod tfhe_glwe;
 
 use std::sync::Arc;

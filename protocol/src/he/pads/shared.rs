@@ -1,0 +1,319 @@
+//! Blocks whose rows several calls share: those of micro-batches that go through the model side by side.
+//!
+//! While the products of one micro-batch travel, the owner works on another. Each of them alone fills a part of a block of
+//! `N` rows, and what encryption and decryption transform is a block, full or not: four micro-batches of a quarter would cost
+//! four times the transforms of one. So the first of them to come to a product makes the block for all: `<a_i, s> + e_i` of the
+//! features that go up, and, while its rows travel, `<a'_j, s>` of the columns that come back. Each call takes the rows that are its own.
+//!
+//! It is with them as with pads: a row of a block serves one call. [`share`] deals the rows out, and neither a part of them
+//! nor the ticket that it leaves can be copied; encryption takes the one by value, decryption the other. The secret is
+//! forgotten as soon as both halves are made ([`SharedSecret::finish`] consumes it), and an answer is opened with no other rows than
+//! those that it was encrypted with.
+
+use std::ops::{DerefMut, Range};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use zeroize::Zeroizing;
+
+use super::block::{Job, Source, words_of};
+use crate::buffer::Reused;
+use crate::he::decrypt::{DecryptError, Decryption, Key};
+use crate::he::encrypt::{EncryptError, Plaintext, check};
+use crate::he::lanes::{AHEAD, ColumnTile, column_tiles, vectorised};
+use crate::he::mask::{MaskDomain, MaskSeed};
+use crate::he::packing::{self, PlanesTile};
+use crate::he::rows::{Decode, Encode, RowWord};
+use crate::he::sampling::SecretRng;
+use crate::he::secret::OneTimeSecret;
+use crate::he::{MaskProduct, ParameterSet, Planes, Precision, ProductTile};
+use crate::parts::Part;
+
+/// Values of all rows of a block, `[row][column]`. Their memory is wiped as that of all rows of a step is ([`crate::buffer`]): they
+/// hide, and show, no more than the rows beside which they lie.
+enum Words {
+    Narrow(Reused<u32>),
+    Wide(Reused<u64>),
+}
+
+impl Words {
+    fn made(job: &Job<'_>, columns: usize) -> Result<Self, EncryptError> {
+        let count = job.rows * columns;
+        if is_narrow(job.domain.set) {
+            let mut words = Reused::scratch(count);
+            words_of::<u32>(job, columns, &mut words)?;
+            Ok(Self::Narrow(words))
+        } else {
+            let mut words = Reused::scratch(count);
+            words_of::<u64>(job, columns, &mut words)?;
+            Ok(Self::Wide(words))
+        }
+    }
+}
+
+fn is_narrow(set: ParameterSet) -> bool {
+    set.modulus_bits() <= u32::BITS
+}
+
+/// Tells blocks apart, within the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BlockNumber(u64);
+
+impl BlockNumber {
+    fn next() -> Self {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A call's rows of a block, as encryption needs them. They can be neither copied, printed nor serialised.
+pub struct SharedRows {
+    domain: MaskDomain,
+    block: BlockNumber,
+    features: usize,
+    rows: Range<usize>,
+    words: Arc<Words>,
+}
+
+/// The secret of a block until the other half of it is made. It can be neither copied, printed nor serialised, and is wiped on drop.
+pub struct SharedSecret {
+    domain: MaskDomain,
+    block: BlockNumber,
+    calls: Vec<usize>,
+    secret: OneTimeSecret,
+}
+
+/// A call's rows of a block, as decryption needs them.
+pub struct SharedAnswer {
+    block: BlockNumber,
+    pub(in crate::he) rows: Range<usize>,
+    outer: usize,
+    mask_limbs: u8,
+    words: Arc<Words>,
+}
+
+/// What a call that was encrypted with rows of a block waits for its answer with. It cannot be copied or printed; opening it consumes it.
+pub struct SharedTicket {
+    precision: Precision,
+    block: BlockNumber,
+    rows: Range<usize>,
+    steps: Zeroizing<Vec<f64>>,
+}
+
+/// Bytes that a block of so many rows takes, for a product of these dimensions.
+pub const fn shared_bytes(set: ParameterSet, rows: usize, features: usize, columns: usize) -> usize {
+    let word = if set.modulus_bits() <= u32::BITS { 4 } else { 8 };
+    rows.saturating_mul(features.saturating_add(columns)).saturating_mul(word)
+}
+
+/// Ranges of so many rows, one behind the other.
+fn dealt(counts: &[usize]) -> impl Iterator<Item = Range<usize>> {
+    counts.iter().scan(0, |end, count| {
+        let start = *end;
+        *end += count;
+        Some(start..*end)
+    })
+}
+
+/// Makes what calls of so many rows each are encrypted with, out of one block under a fresh secret.
+///
+/// # Errors
+/// When a block has fewer rows, a call has none, or there is no randomness.
+pub fn share(
+    seed: &MaskSeed,
+    domain: &MaskDomain,
+    features: usize,
+    calls: &[usize],
+) -> Result<(Vec<SharedRows>, SharedSecret), EncryptError> {
+    let (set, most) = (domain.set, domain.set.polynomial_size());
+    let rows = calls.iter().fold(0, |sum: usize, &count| sum.saturating_add(count));
+    if rows > most || features == 0 || calls.is_empty() || calls.contains(&0) {
+        return Err(EncryptError::PadRows { rows, most, features });
+    }
+    let secret = OneTimeSecret::generate(set, &mut SecretRng::from_os().map_err(EncryptError::Randomness)?);
+    let words = Words::made(&Job { domain, secret: &secret, rows, source: Source::Masks(seed) }, features)?;
+    let (words, block) = (Arc::new(words), BlockNumber::next());
+    let part = |rows| SharedRows { domain: *domain, block, features, rows, words: Arc::clone(&words) };
+    let parts = dealt(calls).map(part).collect();
+    Ok((parts, SharedSecret { domain: *domain, block, calls: calls.to_vec(), secret }))
+}
+
+impl SharedSecret {
+    /// Makes what the calls' answers are decrypted with, and forgets the secret.
+    ///
+    /// # Errors
+    /// When the mask product is of another parameter set, or there is no randomness.
+    pub fn finish(self, masks: &MaskProduct) -> Result<Vec<SharedAnswer>, EncryptError> {
+        let Self { domain, block, calls, secret } = self;
+        let (set, precision) = (domain.set, masks.precision());
+        if precision.set != set {
+            return Err(EncryptError::Precision { precision, set });
+        }
+        let (rows, outer) = (calls.iter().sum(), masks.outer());
+        let job = Job { domain: &domain, secret: &secret, rows, source: Source::Product(masks) };
+        let words = Arc::new(Words::made(&job, outer)?);
+        let mask_limbs = precision.mask_limbs;
+        let answer = |rows| SharedAnswer { block, rows, outer, mask_limbs, words: Arc::clone(&words) };
+        Ok(dealt(&calls).map(answer).collect())
+    }
+}
+
+impl SharedRows {
+    /// Encrypts up to as many rows as these are; those behind are never used.
+    ///
+    /// Returns the body, `tokens × features` values of `body_bits`, and the only ticket that opens the product.
+    ///
+    /// # Errors
+    /// When sizes disagree, the rows are of another product or precision, or a step or a value cannot be encoded.
+    pub fn encrypt(
+        self,
+        domain: &MaskDomain,
+        precision: Precision,
+        plaintext: Plaintext<'_>,
+    ) -> Result<(Planes, SharedTicket), EncryptError> {
+        check(&plaintext)?;
+        let set = domain.set;
+        if precision.set != set || !precision.is_valid() {
+            return Err(EncryptError::Precision { precision, set });
+        }
+        let Plaintext { tokens, features, steps, .. } = plaintext;
+        if self.domain != *domain || self.features != features || self.rows.len() < tokens {
+            return Err(EncryptError::Pads { rows: self.rows.len(), tokens });
+        }
+        let Self { block, rows, words, .. } = self;
+        let mut body = Planes::scratch_of_bits(precision.body_bits.into(), tokens, features);
+        let tiles = PlanesTile::cut(&mut body);
+        match &*words {
+            Words::Narrow(words) => encode_tiles(&words[rows.start * features..], precision, plaintext, tiles)?,
+            Words::Wide(words) => encode_tiles(&words[rows.start * features..], precision, plaintext, tiles)?,
+        }
+        let rows = rows.start..rows.start + tokens;
+        Ok((body, SharedTicket { precision, block, rows, steps: steps.to_vec().into() }))
+    }
+}
+
+fn encode_tiles<W: RowWord>(
+    words: &[W],
+    precision: Precision,
+    plaintext: Plaintext<'_>,
+    tiles: Vec<PlanesTile<'_>>,
+) -> Result<(), EncryptError> {
+    tiles.into_par_iter().try_for_each(|tile| encode_tile(words, precision, plaintext, tile))
+}
+
+vectorised! {
+    fn encode_tile<W: RowWord>(
+        words: &[W],
+        precision: Precision,
+        plaintext: Plaintext<'_>,
+        tile: PlanesTile<'_>,
+    ) -> Result<(), EncryptError> = encode_tile_body
+}
+
+#[inline(always)]
+fn encode_tile_body<W: RowWord>(
+    words: &[W],
+    precision: Precision,
+    plaintext: Plaintext<'_>,
+    mut tile: PlanesTile<'_>,
+) -> Result<(), EncryptError> {
+    let _part = Part::Arithmetic.mark();
+    let (columns, features) = (tile.columns(), plaintext.features);
+    let (encode, limit) = (Encode::of(precision), precision.encodable());
+    for (token, &step) in plaintext.steps.iter().enumerate() {
+        let at = token * features + columns.start;
+        tile.fetch(token + AHEAD);
+        let input = &plaintext.rows[at..][..columns.len()];
+        let largest = encode.row(step, &words[at..][..columns.len()], input, tile.row_mut(token));
+        // NaN fails every comparison.
+        let encodable = f64::from(f32::from_bits(largest)) * step < limit;
+        if !encodable {
+            return Err(EncryptError::Range { token });
+        }
+    }
+    Ok(())
+}
+
+impl SharedTicket {
+    /// Precision that the product was encrypted for.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Rows of the product.
+    pub fn tokens(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Begins the decryption of the product with the other half of the same rows. Values go to `out`, `tokens × outer`, row-major.
+    ///
+    /// # Errors
+    /// When that is of other rows, made from another mask product than the precision says, or `out` has another size.
+    pub fn open<T: DerefMut<Target = [f32]>>(
+        self,
+        answer: SharedAnswer,
+        out: T,
+    ) -> Result<Decryption<T>, DecryptError> {
+        let Self { precision, block, rows, steps } = self;
+        if block != answer.block || rows.start != answer.rows.start || answer.rows.len() < rows.len() {
+            return Err(DecryptError::OtherRows);
+        }
+        if answer.mask_limbs != precision.mask_limbs {
+            let of_masks = Precision { mask_limbs: answer.mask_limbs, ..precision };
+            return Err(DecryptError::Precision { precision: of_masks, expected: Some(precision) });
+        }
+        let outer = answer.outer;
+        if rows.len().checked_mul(outer) != Some(out.len()) {
+            return Err(DecryptError::Output(out.len()));
+        }
+        Ok(Decryption::new(precision, steps, Key::Shared(answer), outer, out))
+    }
+}
+
+/// Decrypts a tile of columns, whose rows go to `out`, `tokens × outer`; one unit of a value of a row is worth its `units`.
+pub(in crate::he) fn decrypt_tile(
+    answer: &SharedAnswer,
+    tile: &ProductTile,
+    (bits, shifts): (u32, (u32, u32)),
+    units: &[f64],
+    (columns, out): (Range<usize>, &mut [f32]),
+) {
+    let (outer, decode) = (answer.outer, Decode::of(&tile.rows, bits, shifts));
+    let first = answer.rows.start * outer;
+    let tiles = column_tiles(out, outer, columns).into_par_iter();
+    match &*answer.words {
+        Words::Narrow(words) => tiles.for_each(|out| decode_tile(&words[first..], outer, tile, decode, units, out)),
+        Words::Wide(words) => tiles.for_each(|out| decode_tile(&words[first..], outer, tile, decode, units, out)),
+    }
+}
+
+vectorised! {
+    fn decode_tile<W: RowWord>(
+        words: &[W],
+        outer: usize,
+        tile: &ProductTile,
+        decode: Decode,
+        units: &[f64],
+        out: ColumnTile<'_, f32>,
+    ) = decode_tile_body
+}
+
+#[inline(always)]
+fn decode_tile_body<W: RowWord>(
+    words: &[W],
+    outer: usize,
+    tile: &ProductTile,
+    decode: Decode,
+    units: &[f64],
+    mut out: ColumnTile<'_, f32>,
+) {
+    let _part = Part::Arithmetic.mark();
+    let columns = out.columns();
+    let (first, width) = (columns.start - tile.first_column, columns.len());
+    for (token, &unit) in units.iter().enumerate() {
+        out.fetch(token + AHEAD);
+        let body = packing::row(&tile.rows, token, first, width);
+        decode.row(unit, body, &words[token * outer + columns.start..][..width], out.row_mut(token));
+    }
+}
