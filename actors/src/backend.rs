@@ -50,6 +50,13 @@ pub trait LinearBackend: Send + Sync + 'static {
     /// can make these cheap prepares for them from now on, in the background and within its memory for that.
     fn expect_few_rows(&self) {}
 
+    /// Doors for micro-batches of up to so many rows each, in their order, which will go through the model side by side, each a little
+    /// behind the one before it: what is done for a product once for several of them is done once then. Each door is for one
+    /// pass of its micro-batch, there and back. `None` where that saves nothing.
+    fn side_by_side(&self, _rows: &[usize]) -> Option<Vec<Arc<dyn LinearBackend>>> {
+        None
+    }
+
     /// Whether products of the head are computed too; if not, they are the caller's.
     fn serves_head(&self) -> bool {
         false

@@ -1,6 +1,7 @@
 //! The bridge between actors, which must not block, and rayon, where heavy work goes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
 use tokio::sync::oneshot;
 
@@ -26,20 +27,47 @@ pub(crate) async fn on_rayon<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     result.await.map_err(|_| Panicked)
 }
 
-/// [`on_rayon`], on a pool of its own.
-///
-/// # Errors
-/// When `work` panics.
-///
-/// # Cancel safety
-/// That of [`on_rayon`].
-pub(crate) async fn on_pool<T: Send + 'static>(
-    pool: &rayon::ThreadPool,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Panicked> {
-    let (work, result) = answered(work);
-    pool.spawn(work);
-    result.await.map_err(|_| Panicked)
+/// Threads that give way to everybody else's: for work that nobody waits for yet. They are started when there is some.
+#[derive(Default)]
+pub(crate) struct IdleThreads(OnceLock<Option<rayon::ThreadPool>>);
+
+impl IdleThreads {
+    /// [`on_rayon`], on these threads; there, where the system gives none.
+    ///
+    /// # Errors
+    /// When `work` panics.
+    ///
+    /// # Cancel safety
+    /// That of [`on_rayon`].
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Panicked> {
+        let start = || {
+            let threads = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("idle {number}"));
+            let threads = threads.start_handler(|_| give_way());
+            threads.build().inspect_err(|error| tracing::warn!(%error, "no threads of low priority")).ok()
+        };
+        let (work, result) = answered(work);
+        match self.0.get_or_init(start) {
+            Some(threads) => threads.spawn(work),
+            None => rayon::spawn(work),
+        }
+        result.await.map_err(|_| Panicked)
+    }
+}
+
+/// Makes the calling thread one of low priority.
+fn give_way() {
+    /// As `nice` has it by default.
+    #[cfg(target_os = "linux")]
+    const NICE: libc::c_int = 10;
+    // SAFETY: the call takes three integers and touches no memory of ours. On Linux it is about the calling thread where it is
+    // given 0; elsewhere it would be about the process, so that it is not made.
+    #[cfg(target_os = "linux")]
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
+        tracing::debug!("idle work is done at normal priority: the system does not lower it");
+    }
 }
 
 /// Runs `work` where it is called, if it is on so few values that another thread would take longer to wake up, and else on the rayon pool.
@@ -84,10 +112,18 @@ mod tests {
         assert_eq!(on_rayon(|| 6 * 7).await.ok(), Some(42));
         assert!(on_rayon(|| -> u8 { panic!("expected in this test") }).await.is_err());
         assert_eq!(on_rayon(|| "still alive").await.ok(), Some("still alive"));
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "apart".into()).build().unwrap();
+        let idle = IdleThreads::default();
         let name = || std::thread::current().name().map(str::to_owned);
-        assert_eq!(on_pool(&pool, name).await.ok(), Some(Some("apart".to_owned())));
-        assert!(on_pool(&pool, || -> u8 { panic!("expected in this test") }).await.is_err());
+        assert!(idle.run(name).await.unwrap().is_some_and(|name| name.starts_with("idle ")));
+        assert!(idle.run(|| -> u8 { panic!("expected in this test") }).await.is_err());
+        assert_eq!(idle.run(|| "still alive").await.ok(), Some("still alive"));
+        #[cfg(target_os = "linux")]
+        {
+            // SAFETY: it reads the calling thread's priority and touches no memory of ours.
+            let nice = || unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+            let [idle, usual] = [idle.run(nice).await.unwrap(), on_rayon(nice).await.unwrap()];
+            assert!(idle > usual || usual >= 10, "{idle} and {usual}");
+        }
         let here = std::thread::current().id();
         for (values, is_here) in [(1, true), (FEW_VALUES, true), (FEW_VALUES + 1, false)] {
             assert_eq!(by_size(values, move || std::thread::current().id() == here).await.ok(), Some(is_here));

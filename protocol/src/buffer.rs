@@ -43,6 +43,8 @@ pooled!(
     f32: 192,
     /// What a pass keeps for its way back: all of a small model's, some layers' of one of a billion parameters.
     u16: 384,
+    /// Blocks that several calls share.
+    u8: 64,
     /// The working memory of some dozens of threads.
     u32: 64,
     /// The same.

@@ -11,19 +11,19 @@ use crate::backend::{BackendError, LinearBackend, Product};
 use crate::transport::Traffic;
 
 /// Adds to the forward products of a backend what its int8 weights lack.
-pub struct Compensated<B> {
-    inner: B,
+pub struct Compensated {
+    inner: Arc<dyn LinearBackend>,
     compensation: Arc<Compensation>,
 }
 
-impl<B> Compensated<B> {
+impl Compensated {
     /// The products of `inner`, corrected by what is known of the same model.
-    pub fn new(inner: B, compensation: Arc<Compensation>) -> Self {
+    pub fn new(inner: Arc<dyn LinearBackend>, compensation: Arc<Compensation>) -> Self {
         Self { inner, compensation }
     }
 }
 
-impl<B: LinearBackend> LinearBackend for Compensated<B> {
+impl LinearBackend for Compensated {
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
         let answer = self.inner.apply(product, Arc::clone(&rows), tokens)?;
         if product.direction == Direction::Backward {
@@ -36,6 +36,11 @@ impl<B: LinearBackend> LinearBackend for Compensated<B> {
 
     fn expect_few_rows(&self) {
         self.inner.expect_few_rows();
+    }
+
+    fn side_by_side(&self, rows: &[usize]) -> Option<Vec<Arc<dyn LinearBackend>>> {
+        let corrected = |inner| Arc::new(Self::new(inner, Arc::clone(&self.compensation))) as Arc<dyn LinearBackend>;
+        Some(self.inner.side_by_side(rows)?.into_iter().map(corrected).collect())
     }
 
     fn serves_head(&self) -> bool {

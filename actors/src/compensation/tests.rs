@@ -128,7 +128,7 @@ fn a_loss_comes_nearer_to_that_of_the_weights_as_they_were() {
     let vocabulary = model.config().vocabulary as u32;
     let off = |compensated: bool| {
         let backend: Arc<dyn LinearBackend> = match compensated {
-            true => Arc::new(Compensated::new(rounded_backend(model), Arc::clone(&compensation))),
+            true => Arc::new(Compensated::new(Arc::new(rounded_backend(model)), Arc::clone(&compensation))),
             false => Arc::new(rounded_backend(model)),
         };
         let (llama, exact) = (Llama::new(Arc::clone(model), backend).unwrap(), tiny.llama());
@@ -148,7 +148,7 @@ fn a_loss_comes_nearer_to_that_of_the_weights_as_they_were() {
 fn only_forward_products_of_known_matrices_are_corrected() {
     let tiny = TinyModel::new();
     let compensation = Arc::new(Compensation::of_model(&tiny.model, 3, true, None, |_, _| true).unwrap());
-    let compensated = Compensated::new(PlainBackend::with_head(&tiny.model).unwrap(), compensation);
+    let compensated = Compensated::new(Arc::new(PlainBackend::with_head(&tiny.model).unwrap()), compensation);
     let plain = PlainBackend::with_head(&tiny.model).unwrap();
     let changed = |linear: LinearId, direction| {
         let (inner, _) = tiny.config().shape(linear.group).along(direction);

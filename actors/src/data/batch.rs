@@ -71,6 +71,22 @@ impl MicroBatch {
         Self::new(numbers.iter().map(sequence), padding, self.multiple)
     }
 
+    /// Its sequences in up to so many parts of about as many rows, in their order, each made up to the same multiple.
+    pub(crate) fn cut(&self, parts: usize) -> Vec<Self> {
+        let (used, mut cut) = (self.used(), vec![Vec::new(); parts.max(1)]);
+        for (number, rows) in self.sequences().enumerate() {
+            // Where its middle falls.
+            let part = (rows.start + rows.end) * cut.len() / (2 * used);
+            cut[part].push(number);
+        }
+        let shared = self.numbers.len() == self.lengths.len();
+        let part = |sequences: Vec<usize>| {
+            let numbers = if shared { sequences.iter().map(|&at| self.numbers[at]).collect() } else { Vec::new() };
+            Self { numbers, ..self.only(&sequences) }
+        };
+        cut.into_iter().filter(|sequences| !sequences.is_empty()).map(part).collect()
+    }
+
     /// The rows of each sequence.
     pub fn sequences(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.lengths.iter().scan(0, |end, length| {

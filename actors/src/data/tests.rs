@@ -285,6 +285,25 @@ proptest! {
                 prop_assert_eq!(target, if learnt { example.tokens[t + 1] } else { IGNORED });
             }
         }
+        // Parts of it have its sequences in their order, about as many rows each.
+        for parts in [1, 2, 3, count + 1] {
+            let cut = batch.cut(parts);
+            prop_assert!(cut.len() <= parts && (count < parts || cut.len() == parts.min(count)));
+            prop_assert!(cut.iter().all(|part| part.tokens.len().is_multiple_of(pad_to)));
+            let of_parts = cut.iter().flat_map(|part| part.sequences().map(move |rows| (part, rows)));
+            for ((part, of_part), of_whole) in of_parts.zip(batch.sequences()) {
+                prop_assert_eq!(&part.tokens[of_part.clone()], &batch.tokens[of_whole.clone()]);
+                prop_assert_eq!(&part.targets[of_part], &batch.targets[of_whole]);
+            }
+            prop_assert_eq!(cut.iter().map(|part| part.lengths.len()).sum::<usize>(), count);
+            let longest = batch.lengths.iter().copied().max().unwrap_or(0);
+            let used = cut.iter().map(MicroBatch::used).max().unwrap_or(0);
+            prop_assert!(used <= batch.used().div_ceil(parts) + longest);
+            if batch.numbers.len() == count {
+                let numbers: Vec<usize> = cut.iter().flat_map(|part| part.numbers.clone()).collect();
+                prop_assert_eq!(&numbers, &batch.numbers);
+            }
+        }
         // Some of its sequences are a micro-batch of their own.
         let some: Vec<usize> = (0..count).step_by(2).collect();
         let part = batch.only(&some);

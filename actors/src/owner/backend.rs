@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use actix::Addr;
 use protocol::buffer::Buffer;
+use protocol::he::ParameterSet;
 use protocol::ids::ProductId;
 
+use super::convoy::{Convoy, ROOM, Seat};
 use super::keys::KeyError;
 use super::masks::MaskError;
 use super::scheduler::{Apply, ExpectFewRows, LayerScheduler, ScheduleError};
@@ -18,19 +20,21 @@ pub struct EncryptedBackend {
     scheduler: Addr<LayerScheduler>,
     transport: Arc<dyn Transport>,
     head: bool,
+    /// Where several micro-batches go side by side: the place of the one that this door is for.
+    seat: Option<Seat>,
 }
 
 impl EncryptedBackend {
     /// A backend over a scheduler whose layers are assigned, the slices of the head among them or not; `transport` is asked
     /// only for its traffic and its distance.
     pub fn new(scheduler: Addr<LayerScheduler>, transport: Arc<dyn Transport>, head: bool) -> Self {
-        Self { scheduler, transport, head }
+        Self { scheduler, transport, head, seat: None }
     }
 }
 
 impl LinearBackend for EncryptedBackend {
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
-        let request = Apply { product, rows, tokens };
+        let request = Apply { product, rows, tokens, seat: self.seat.clone() };
         let answer = futures::executor::block_on(self.scheduler.send(request));
         let why = match answer {
             Ok(Ok(verified)) => return Ok(verified.into()),
@@ -44,6 +48,18 @@ impl LinearBackend for EncryptedBackend {
         if futures::executor::block_on(self.scheduler.send(ExpectFewRows)).is_err() {
             tracing::debug!("the layer scheduler is gone: no pads are made");
         }
+    }
+
+    fn side_by_side(&self, rows: &[usize]) -> Option<Vec<Arc<dyn LinearBackend>>> {
+        let seats = seats(rows);
+        if seats.iter().all(Option::is_none) {
+            return None;
+        }
+        let door = |seat| {
+            let (scheduler, transport) = (self.scheduler.clone(), Arc::clone(&self.transport));
+            Arc::new(Self { scheduler, transport, head: self.head, seat }) as Arc<dyn LinearBackend>
+        };
+        Some(seats.into_iter().map(door).collect())
     }
 
     fn asks_workers(&self) -> bool {
@@ -61,6 +77,25 @@ impl LinearBackend for EncryptedBackend {
     fn round_trip(&self) -> Option<Duration> {
         self.transport.round_trip()
     }
+}
+
+/// Convoys of neighbours that fill no more than a block together; none for a micro-batch that fills one alone.
+fn seats(rows: &[usize]) -> Vec<Option<Seat>> {
+    let block = ParameterSet::P24.polynomial_size();
+    let mut seats = Vec::with_capacity(rows.len());
+    while let Some(&first) = rows.get(seats.len()) {
+        let mut members = vec![first];
+        while let Some(&next) = rows.get(seats.len() + members.len())
+            && members.iter().sum::<usize>().saturating_add(next) <= block
+        {
+            members.push(next);
+        }
+        match members.len() {
+            1 => seats.push(None),
+            _ => seats.extend(Convoy::seats(members, ROOM).into_iter().map(Some)),
+        }
+    }
+    seats
 }
 
 /// What a failed product means for the run.

@@ -1,58 +1,91 @@
-//! A call of few rows, encrypted and decrypted with pads on the thread that asks for it.
+//! One call: rows rotated, encoded and encrypted, however that is done, and the answer decrypted as it comes and verified as a whole.
 //!
-//! What is left to be done for a row is rotating, sketching, adding and subtracting, some microseconds: other threads are asked only
-//! from some thousand values on. All that holds for other calls holds here: the ticket is a value that its answer takes, nothing computed from an
-//! answer leaves before all of it is verified, and whoever drops a call wipes its pads.
+//! The key manager encrypts with the secrets of the call itself. Where transforms were made before it, for a few rows with pads, or for those of
+//! a micro-batch with its part of a block, what is left to be done for a row is rotating, sketching, adding and subtracting, some
+//! microseconds: that is done on the thread that asks for it, and other threads are asked only from some thousand values on. All
+//! calls are alike in this: the ticket is a value that its answer takes, nothing computed from an answer leaves before all of it is
+//! verified, and whoever drops a call wipes what it was encrypted with.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::buffer::Buffer;
-use protocol::he::{MaskDomain, PadRow, PadTicket, Plaintext, encrypt_with_pads};
+use protocol::he::{
+    DecryptError, Decryption, EncryptError, MaskDomain, MaskProduct, PadTicket, Plaintext, Planes, Precision,
+    SharedAnswer, SharedTicket, Ticket,
+};
 use protocol::ids::ProductId;
 use protocol::quant::RowScales;
 use protocol::sketch::{Checked, Checks, Expected};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 
-use super::clock::PhaseClock;
 use super::keys::{Encrypt, KeyError, Sealed};
 use super::table::LayerTable;
 use crate::heavy::by_size;
 use crate::trace::WORK;
 use crate::transport::{TileStream, TransportError};
 
-/// A call that was sent and has no answer yet.
-pub(super) struct Waiting {
-    call: u64,
+/// Tiles that are decrypted one after the other before others get their turn, where so many have come.
+const TILES_AT_ONCE: usize = 8;
+
+/// What an answer is decrypted with.
+pub(super) trait Opens: Send + 'static {
+    /// Begins its decryption.
+    fn open(self, out: Buffer) -> Result<Decryption<Buffer>, DecryptError>;
+}
+
+impl Opens for (Ticket, Arc<MaskProduct>) {
+    fn open(self, out: Buffer) -> Result<Decryption<Buffer>, DecryptError> {
+        let (ticket, masks) = self;
+        let precision = ticket.precision();
+        ticket.open(masks, precision, out)
+    }
+}
+
+impl Opens for PadTicket {
+    fn open(self, out: Buffer) -> Result<Decryption<Buffer>, DecryptError> {
+        Self::open(self, out)
+    }
+}
+
+impl Opens for (SharedTicket, SharedAnswer) {
+    fn open(self, out: Buffer) -> Result<Decryption<Buffer>, DecryptError> {
+        let (ticket, answer) = self;
+        ticket.open(answer, out)
+    }
+}
+
+/// A call that was encrypted and has no answer yet.
+pub(super) struct Call<T> {
+    number: u64,
     product: ProductId,
     tokens: usize,
     outer: usize,
-    ticket: PadTicket,
+    ticket: T,
     scales: RowScales,
     checks: Arc<Checks>,
     expected: Expected,
 }
 
-/// Rotates, encodes and encrypts rows with one pad row each, under this number of a call.
-///
-/// # Errors
-/// When the rows cannot be encoded, or the pads are not this product's.
-pub(super) async fn seal(
-    table: &Arc<LayerTable>,
-    clock: &PhaseClock,
-    call: u64,
-    message: Encrypt,
-    pads: Vec<PadRow>,
-) -> Result<(Sealed, Waiting), KeyError> {
-    let (start, values, table) = (Instant::now(), message.rows.len(), Arc::clone(table));
-    let sealed = by_size(values, move || encrypt(&table, call, &message, pads)).await?;
-    clock.add_encrypt(start.elapsed());
-    sealed
+/// What was opened, and how long it took: on the network and at the worker, and in decryption.
+pub(super) struct Opened {
+    pub(super) rows: Checked<Buffer>,
+    pub(super) exchange: Duration,
+    pub(super) decrypting: Duration,
 }
 
-fn encrypt(table: &LayerTable, call: u64, message: &Encrypt, pads: Vec<PadRow>) -> Result<(Sealed, Waiting), KeyError> {
+/// Rotates and encodes rows and has them encrypted, under this number of a call.
+///
+/// # Errors
+/// When the rows cannot be encoded or encrypted.
+pub(super) fn seal<T>(
+    table: &LayerTable,
+    number: u64,
+    message: &Encrypt,
+    encrypt: impl FnOnce(&MaskDomain, Precision, Plaintext<'_>) -> Result<(Planes, T), EncryptError>,
+) -> Result<(Sealed, Call<T>), KeyError> {
     let Encrypt { product, ref rows, tokens, step } = *message;
-    let _span = tracing::info_span!(target: WORK, "encrypt", call, %product, tokens).entered();
+    let _span = tracing::info_span!(target: WORK, "encrypt", call = number, %product, tokens).entered();
     let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
     let (codec, checks) = (entry.codec(product.direction), entry.checks(product.direction));
     let precision = codec.precision(step);
@@ -60,34 +93,41 @@ fn encrypt(table: &LayerTable, call: u64, message: &Encrypt, pads: Vec<PadRow>) 
     let (features, outer) = entry.shape().along(product.direction);
     let domain = MaskDomain { set: precision.set, product };
     let plaintext = Plaintext { rows: &prepared.rows, tokens, features, steps: &prepared.steps };
-    let (body, ticket) = encrypt_with_pads(pads, &domain, precision, plaintext)?;
+    let (body, ticket) = encrypt(&domain, precision, plaintext)?;
     let operand = Operand::Body { tokens: u32::try_from(tokens).unwrap_or(u32::MAX) };
-    let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
-    let waiting = Waiting { call, product, tokens, outer, ticket, scales: prepared.scales, checks, expected };
-    Ok((Sealed { header, body: Arc::new(body), outer }, waiting))
+    let header = ProductHeader { version: PROTOCOL_VERSION, call: number, product, precision, operand };
+    let call = Call { number, product, tokens, outer, ticket, scales: prepared.scales, checks, expected };
+    Ok((Sealed { header, body: Arc::new(body), outer }, call))
 }
 
-impl Waiting {
-    /// Decrypts the answer to a call that was sent at that moment, and verifies, scales and un-rotates the whole.
+impl<T> Call<T> {
+    /// The same with more to open it with.
+    pub(super) fn with<U>(self, more: U) -> Call<(T, U)> {
+        let Self { number, product, tokens, outer, ticket, scales, checks, expected } = self;
+        Call { number, product, tokens, outer, ticket: (ticket, more), scales, checks, expected }
+    }
+}
+
+impl<T: Opens> Call<T> {
+    /// Decrypts the answer to a call that was sent at that moment, tiles as they come, and verifies, scales and un-rotates the whole.
     ///
     /// # Errors
     /// When the answer does not come whole, does not fit the product, or is refused.
     pub(super) async fn open(
         self,
         table: &Arc<LayerTable>,
-        clock: &PhaseClock,
         mut tiles: TileStream<TransportError>,
         sent: Instant,
-    ) -> Result<Checked<Buffer>, KeyError> {
-        let Self { call, product, tokens, outer, ticket, scales, checks, expected } = self;
+    ) -> Result<Opened, KeyError> {
+        let Self { number, product, tokens, outer, ticket, scales, checks, expected } = self;
         let mut decryption = ticket.open(Buffer::scratch(tokens * outer))?;
-        let mut decrypting = Duration::ZERO;
-        while let Some(tile) = tiles.recv().await {
-            let (tile, start) = (tile?, Instant::now());
-            let values = tokens * tile.rows.columns();
-            decryption = by_size(values, move || {
-                let _span = tracing::info_span!(target: WORK, "decrypt", call, columns = tile.rows.columns()).entered();
-                decryption.tile(&tile)?;
+        let (mut decrypting, mut come) = (Duration::ZERO, Vec::with_capacity(TILES_AT_ONCE));
+        while tiles.recv_many(&mut come, TILES_AT_ONCE).await > 0 {
+            let tiles = come.drain(..).collect::<Result<Vec<_>, _>>()?;
+            let (start, columns) = (Instant::now(), tiles.iter().map(|tile| tile.rows.columns()).sum::<usize>());
+            decryption = by_size(tokens.saturating_mul(columns), move || {
+                let _span = tracing::info_span!(target: WORK, "decrypt", call = number, columns).entered();
+                tiles.iter().try_for_each(|tile| decryption.tile(tile))?;
                 Ok::<_, KeyError>(decryption)
             })
             .await??;
@@ -95,14 +135,13 @@ impl Waiting {
         }
         let exchange = sent.elapsed().saturating_sub(decrypting);
         let (decrypted, start, table) = (decryption.finish()?, Instant::now(), Arc::clone(table));
-        let opened = by_size(tokens * outer, move || {
-            let _span = tracing::info_span!(target: WORK, "verify and decode", call, %product).entered();
+        let rows = by_size(tokens * outer, move || {
+            let _span = tracing::info_span!(target: WORK, "verify and decode", call = number, %product).entered();
             let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
             let decode = entry.codec(product.direction).decoder(&scales);
             Ok::<_, KeyError>(checks.sketch.verify(decrypted, &expected, decode)?)
         })
         .await??;
-        clock.add_product_with_pads(exchange, decrypting + start.elapsed());
-        Ok(opened)
+        Ok(Opened { rows, exchange, decrypting: decrypting + start.elapsed() })
     }
 }

@@ -16,6 +16,7 @@ pub struct PhaseClock {
     pad_blocks: AtomicU64,
     pads: AtomicU64,
     products_with_pads: AtomicU64,
+    shared_blocks: AtomicU64,
 }
 
 /// A reading of a [`PhaseClock`].
@@ -40,11 +41,23 @@ pub struct PhaseTimes {
     pub pad_seconds: f64,
     /// Products among all that were encrypted with pads.
     pub products_with_pads: u64,
+    /// Blocks that were made for the calls of several micro-batches; the time that it took counts as encryption's and decryption's.
+    pub shared_blocks: u64,
 }
 
 impl PhaseClock {
     pub(crate) fn add_encrypt(&self, time: Duration) {
         add(&self.encrypt, time);
+    }
+
+    /// A block was made for several calls, as far as encryption needs it.
+    pub(crate) fn add_shared(&self, time: Duration) {
+        self.shared_blocks.fetch_add(1, Ordering::Relaxed);
+        self.add_encrypt(time);
+    }
+
+    pub(crate) fn add_decrypt(&self, time: Duration) {
+        add(&self.decrypt, time);
     }
 
     /// One product is done: `exchange` is its time on the network and at the worker, `decrypt` what decryption took.
@@ -85,6 +98,7 @@ impl PhaseClock {
             pad_blocks: self.pad_blocks.load(Ordering::Relaxed),
             pad_seconds: seconds(&self.pads),
             products_with_pads: self.products_with_pads.load(Ordering::Relaxed),
+            shared_blocks: self.shared_blocks.load(Ordering::Relaxed),
         }
     }
 }

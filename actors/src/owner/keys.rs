@@ -1,4 +1,4 @@
-//! The key manager: the only place where secrets live.
+//! The key manager: where the secrets of calls live.
 //!
 //! Rows come in, a ciphertext and the number of a ticket go out; tiles of the answer come in with that number, verified rows
 //! go out. Nothing computed from an answer leaves this module before all of it has been verified ([`protocol::sketch`]). The ticket, which holds the one-time secrets, never leaves the actor's own futures: it is taken out of
@@ -6,23 +6,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::prelude::*;
 use protocol::buffer::Buffer;
-use protocol::he::{
-    Decryption, MaskDomain, MaskProduct, MaskSeed, Plaintext, Planes, Precision, ProductTile, Ticket, encrypt,
-};
+use protocol::he::{MaskProduct, MaskSeed, Plaintext, Planes, Ticket, encrypt};
 use protocol::ids::{LinearId, ProductId};
-use protocol::quant::{QuantError, RowScales, Step};
-use protocol::sketch::{Checked, Checks, Expected, Refuted};
-use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
+use protocol::quant::{QuantError, Step};
+use protocol::sketch::{Checked, Refuted};
+use protocol::wire::messages::ProductHeader;
 
 use super::CallNumbers;
+use super::call::{self, Call, Opened};
 use super::clock::PhaseClock;
 use super::table::LayerTable;
 use crate::heavy::{Panicked, on_rayon};
-use crate::trace::WORK;
 use crate::transport::{TileStream, TransportError};
 
 /// Tickets that may be out or in the making at a time: far above what micro-batches in flight can need, so that reaching it means
@@ -105,23 +103,12 @@ pub(crate) struct Decrypt {
 #[rtype(result = "()")]
 pub(crate) struct Discard(pub(crate) u64);
 
-/// What waits for an answer.
-struct Held {
-    product: ProductId,
-    precision: Precision,
-    tokens: usize,
-    ticket: Ticket,
-    scales: RowScales,
-    checks: Arc<Checks>,
-    expected: Expected,
-}
-
 /// The actor. See the module's documentation.
 pub struct KeyManager {
     seed: MaskSeed,
     table: Arc<LayerTable>,
     clock: Arc<PhaseClock>,
-    tickets: HashMap<u64, Held>,
+    tickets: HashMap<u64, Call<Ticket>>,
     /// Encryptions under way, whose tickets are still to come.
     sealing: usize,
     calls: CallNumbers,
@@ -160,7 +147,9 @@ impl Handler<Encrypt> for KeyManager {
             on_rayon(move || {
                 let start = Instant::now();
                 // Calls may be counted in a file: no actor waits for that.
-                let sealed = seal(&seed, &table, calls.next(), &message);
+                let under_fresh_secrets =
+                    |domain: &_, precision, plaintext: Plaintext<'_>| encrypt(&seed, domain, precision, plaintext);
+                let sealed = call::seal(&table, calls.next(), &message, under_fresh_secrets);
                 clock.add_encrypt(start.elapsed());
                 sealed
             })
@@ -168,81 +157,26 @@ impl Handler<Encrypt> for KeyManager {
         };
         Box::pin(work.into_actor(self).map(|result, actor, _context| {
             actor.sealing -= 1;
-            let (sealed, held) = result?;
-            actor.tickets.insert(sealed.header.call, held);
+            let (sealed, call) = result?;
+            actor.tickets.insert(sealed.header.call, call);
             Ok(sealed)
         }))
     }
-}
-
-/// Rotates, encodes and encrypts rows under fresh secrets.
-fn seal(seed: &MaskSeed, table: &LayerTable, call: u64, message: &Encrypt) -> Result<(Sealed, Held), KeyError> {
-    let Encrypt { product, ref rows, tokens, step } = *message;
-    let _span = tracing::info_span!(target: WORK, "encrypt", call, %product, tokens).entered();
-    let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
-    let (codec, checks) = (entry.codec(product.direction), entry.checks(product.direction));
-    let precision = codec.precision(step);
-    let (prepared, expected) = codec.prepare_expecting(rows, tokens, &checks.sketch, step)?;
-    let (inner, outer) = entry.shape().along(product.direction);
-    let domain = MaskDomain { set: precision.set, product };
-    let plaintext = Plaintext { rows: &prepared.rows, tokens, features: inner, steps: &prepared.steps };
-    let (body, ticket) = encrypt(seed, &domain, precision, plaintext)?;
-    let operand = Operand::Body { tokens: u32::try_from(tokens).unwrap_or(u32::MAX) };
-    let header = ProductHeader { version: PROTOCOL_VERSION, call, product, precision, operand };
-    let held = Held { product, precision, tokens, ticket, scales: prepared.scales, checks, expected };
-    Ok((Sealed { header, body: Arc::new(body), outer }, held))
 }
 
 impl Handler<Decrypt> for KeyManager {
     type Result = ResponseFuture<Result<Checked<Buffer>, KeyError>>;
 
     fn handle(&mut self, message: Decrypt, _context: &mut Self::Context) -> Self::Result {
-        let held = self.tickets.remove(&message.call).ok_or(KeyError::NoTicket(message.call));
+        let call = self.tickets.remove(&message.call).ok_or(KeyError::NoTicket(message.call));
         let (table, clock) = (Arc::clone(&self.table), Arc::clone(&self.clock));
-        Box::pin(async move { open(table, clock, held?, message).await })
-    }
-}
-
-/// Decrypts tiles as they arrive, then verifies, scales and un-rotates the whole.
-async fn open(
-    table: Arc<LayerTable>,
-    clock: Arc<PhaseClock>,
-    held: Held,
-    answer: Decrypt,
-) -> Result<Checked<Buffer>, KeyError> {
-    let Held { product, precision, tokens, ticket, scales, checks, expected } = held;
-    let Decrypt { call, masks, mut tiles, sent } = answer;
-    let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
-    let (_, outer) = entry.shape().along(product.direction);
-    let mut decryption = ticket.open(masks, precision, Buffer::scratch(tokens * outer))?;
-    let mut decrypt_time = Duration::ZERO;
-    while let Some(tile) = tiles.recv().await {
-        let tile = tile?;
-        let start = Instant::now();
-        decryption = on_rayon(move || {
-            let _span = tracing::info_span!(target: WORK, "decrypt", call, columns = tile.rows.columns()).entered();
-            add_tile(decryption, &tile)
+        Box::pin(async move {
+            let Decrypt { masks, tiles, sent, .. } = message;
+            let Opened { rows, exchange, decrypting } = call?.with(masks).open(&table, tiles, sent).await?;
+            clock.add_product(exchange, decrypting);
+            Ok(rows)
         })
-        .await??;
-        decrypt_time += start.elapsed();
     }
-    let exchange = sent.elapsed().saturating_sub(decrypt_time);
-    let decrypted = decryption.finish()?;
-    let start = Instant::now();
-    let opened = on_rayon(move || {
-        let _span = tracing::info_span!(target: WORK, "verify and decode", call, %product).entered();
-        let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
-        let decode = entry.codec(product.direction).decoder(&scales);
-        Ok::<_, KeyError>(checks.sketch.verify(decrypted, &expected, decode)?)
-    })
-    .await??;
-    clock.add_product(exchange, decrypt_time + start.elapsed());
-    Ok(opened)
-}
-
-fn add_tile(mut decryption: Decryption<Buffer>, tile: &ProductTile) -> Result<Decryption<Buffer>, KeyError> {
-    decryption.tile(tile)?;
-    Ok(decryption)
 }
 
 impl Handler<Discard> for KeyManager {

@@ -9,15 +9,18 @@
 //!    anew, where that fails;
 //! 4. the answer's tiles go to the key manager as they arrive, and decrypted rows go back to the trainer.
 //!
-//! A call of few rows takes a shorter way, where [`pads`] were made for it ahead: the scheduler itself encrypts and decrypts
-//! with them, which takes less time than another thread needs to wake up (`small`).
+//! A call of few rows takes a shorter way, where [`pads`] were made for it ahead, and so does one of several micro-batches that go
+//! side by side and share what they are encrypted with (`convoy`): the scheduler itself has them encrypted and decrypted
+//! ([`call`]).
 //!
 //! What the owner must know of each served matrix (scales, norms, the planned precision) is in
 //! [`table::LayerTable`]; who serves what, over time, is decided by the state machine of [`fleet`].
 
 pub mod assignment;
 pub mod backend;
+mod call;
 pub mod clock;
+mod convoy;
 pub mod fleet;
 pub mod keys;
 pub mod mask_file;
@@ -26,7 +29,6 @@ pub mod mask_store;
 pub mod masks;
 pub mod pads;
 pub mod scheduler;
-mod small;
 pub mod table;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -52,7 +54,7 @@ use mask_file::MaskRoom;
 use mask_seed::SeedLedger;
 use mask_store::MaskStore;
 use masks::MaskCache;
-use pads::{PadRoom, PadStore};
+use pads::{Maker, PadRoom, PadStore};
 use scheduler::{Notice, ScheduleParts};
 use tokio::sync::mpsc;
 
@@ -122,7 +124,14 @@ impl OwnerActors {
         let arbiters = [Arbiter::new(), Arbiter::new()];
         let (of_masks, of_keys) = (Arc::clone(&clock), Arc::clone(&clock));
         let masks = Arc::new(MaskCache::new(seed, Arc::clone(&table), calls.clone(), of_masks, room));
-        let pads = PadStore::new(seed, Arc::clone(&table), calls.clone(), Arc::clone(&clock), pads);
+        let maker = Maker {
+            seed,
+            table: Arc::clone(&table),
+            calls: calls.clone(),
+            clock: Arc::clone(&clock),
+            idle: Arc::default(),
+        };
+        let pads = PadStore::new(maker, pads);
         let of_scheduler = Arc::clone(&table);
         let keys =
             Supervisor::start_in_arbiter(&arbiters[0].handle(), move |_| KeyManager::new(seed, table, calls, of_keys));

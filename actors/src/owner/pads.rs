@@ -16,7 +16,7 @@
 //! row. What is never used is wiped with the store.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use protocol::he::{EncryptError, MaskDomain, MaskProduct, MaskSeed, PadRow, Precision};
@@ -27,7 +27,7 @@ use super::CallNumbers;
 use super::clock::PhaseClock;
 use super::keys::KeyError;
 use super::table::LayerTable;
-use crate::heavy::on_rayon;
+use crate::heavy::{IdleThreads, on_rayon};
 use crate::trace::WORK;
 
 /// Most rows of a call that takes pads. A call of more rows uses so much of a block that it had better use all of it. So many are
@@ -132,16 +132,23 @@ impl Stock {
     }
 }
 
+/// What rows are prepared with, wherever that is.
+#[derive(Clone)]
+pub(crate) struct Maker {
+    pub(super) seed: MaskSeed,
+    pub(super) table: Arc<LayerTable>,
+    pub(super) calls: CallNumbers,
+    pub(super) clock: Arc<PhaseClock>,
+    /// Threads for what nobody waits for yet.
+    pub(super) idle: Arc<IdleThreads>,
+}
+
 /// See the module's documentation.
 pub(crate) struct PadStore {
-    seed: MaskSeed,
-    table: Arc<LayerTable>,
-    pub(crate) calls: CallNumbers,
-    pub(crate) clock: Arc<PhaseClock>,
+    pub(super) maker: Maker,
     stock: Mutex<Stock>,
     /// Told whenever there is more room.
     freed: Notify,
-    threads: OnceLock<Option<rayon::ThreadPool>>,
 }
 
 /// A block that is being made: its memory is promised, and nobody else makes one of the product.
@@ -154,21 +161,15 @@ pub(crate) struct Making<'a> {
 }
 
 impl PadStore {
-    /// Empty shelves for the forward products of `table`, in so much memory. Nothing is made until [`Self::want`].
-    pub(crate) fn new(
-        seed: MaskSeed,
-        table: Arc<LayerTable>,
-        calls: CallNumbers,
-        clock: Arc<PhaseClock>,
-        room: PadRoom,
-    ) -> Self {
-        let products = table.entries().map(|(linear, entry)| {
+    /// Empty shelves for the forward products of a table, in so much memory. Nothing is made until [`Self::want`].
+    pub(crate) fn new(maker: Maker, room: PadRoom) -> Self {
+        let products = maker.table.entries().map(|(linear, entry)| {
             let (precision, shape) = (entry.precision(Direction::Forward), entry.shape());
             let bytes = PadRow::bytes_for(precision, shape.d_in, shape.d_out);
             (linear.along(Direction::Forward), precision, bytes)
         });
         let stock = Mutex::new(Stock::plan(products, room));
-        Self { seed, table, calls, clock, stock, freed: Notify::new(), threads: OnceLock::new() }
+        Self { maker, stock, freed: Notify::new() }
     }
 
     fn stock(&self) -> MutexGuard<'_, Stock> {
@@ -233,16 +234,6 @@ impl PadStore {
             freed.await;
         }
     }
-
-    /// Threads that give way to everybody else; `None` where the system gives none.
-    fn threads(&self) -> Option<&rayon::ThreadPool> {
-        let build = || {
-            let threads = rayon::ThreadPoolBuilder::new().thread_name(|number| format!("pads {number}"));
-            let threads = threads.start_handler(|_| give_way());
-            threads.build().inspect_err(|error| tracing::warn!(%error, "pads are made among other work")).ok()
-        };
-        self.threads.get_or_init(build).as_ref()
-    }
 }
 
 /// How soon a block is to be made.
@@ -261,9 +252,9 @@ impl Making<'_> {
     /// When the mask product is not one of this product, there is no randomness, or the computation panics.
     pub(crate) async fn make(mut self, masks: Arc<MaskProduct>, haste: Haste) -> Result<(), KeyError> {
         let (store, product, rows) = (self.store, self.product, self.rows);
-        let entry = store.table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
+        let Maker { seed, table, calls, clock, idle } = store.maker.clone();
+        let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
         let (features, _) = entry.shape().along(product.direction);
-        let (seed, calls, clock) = (store.seed, store.calls.clone(), Arc::clone(&store.clock));
         let domain = MaskDomain { set: entry.precision(product.direction).set, product };
         let prepare = move || {
             let _span = tracing::info_span!(target: WORK, "prepare pads", %product, rows).entered();
@@ -273,9 +264,9 @@ impl Making<'_> {
             clock.add_pads(start.elapsed());
             made
         };
-        let made: Result<Vec<PadRow>, EncryptError> = match (haste, store.threads()) {
-            (Haste::Idle, Some(threads)) => crate::heavy::on_pool(threads, prepare).await?,
-            _ => on_rayon(prepare).await?,
+        let made: Result<Vec<PadRow>, EncryptError> = match haste {
+            Haste::Idle => idle.run(prepare).await?,
+            Haste::Now => on_rayon(prepare).await?,
         };
         let made = made?;
         let mut stock = store.stock();
@@ -294,19 +285,6 @@ impl Drop for Making<'_> {
             self.store.stock().room += self.bytes;
             self.store.freed.notify_one();
         }
-    }
-}
-
-/// Makes the calling thread one of low priority.
-fn give_way() {
-    /// As `nice` has it by default.
-    #[cfg(target_os = "linux")]
-    const NICE: libc::c_int = 10;
-    // SAFETY: the call takes three integers and touches no memory of ours. On Linux it is about the calling thread where it is
-    // given 0; elsewhere it would be about the process, so that it is not made.
-    #[cfg(target_os = "linux")]
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
-        tracing::debug!("pads are made at normal priority: the system does not lower it");
     }
 }
 

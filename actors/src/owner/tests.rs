@@ -1,5 +1,6 @@
 //! The owner's actors against workers that compute with the scheme's reference semantics.
 
+mod convoy;
 mod faults;
 mod pads;
 mod workers;

@@ -49,6 +49,10 @@ pub struct TrainingConfig {
     /// Micro-batches of a step that are computed at once, so that network, workers and owner overlap; 0 takes more the
     /// further the workers are. What is learnt does not depend on it.
     pub in_flight: usize,
+    /// Parts of some sequences into which a micro-batch is cut, so that one is computed while the products of another travel;
+    /// 0 takes more the further the workers are and the fewer micro-batches a step has, and 1 cuts none. Those with
+    /// preferences, dropout or noise on the embeddings are left whole.
+    pub strands: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Steps during which the learning rate climbs from nothing to its peak; a shorter run ends before. 5 where neither they
@@ -101,6 +105,7 @@ impl Default for TrainingConfig {
             micro_batch: 4,
             accumulation: 1,
             in_flight: 0,
+            strands: 0,
             learning_rate: 2e-4,
             warmup_steps: None,
             warmup_ratio: None,
@@ -200,6 +205,10 @@ impl TrainingConfig {
         if self.in_flight > MOST_IN_FLIGHT {
             let why = format!("is {}, and must be at most {MOST_IN_FLIGHT}; 0 leaves it to the owner", self.in_flight);
             return fail("in_flight", why);
+        }
+        if self.strands > MOST_IN_FLIGHT {
+            let why = format!("is {}, and must be at most {MOST_IN_FLIGHT}; 0 leaves it to the owner", self.strands);
+            return fail("strands", why);
         }
         for (field, value) in [("learning_rate", self.learning_rate), ("epsilon", self.epsilon)] {
             if !(value.is_finite() && value > 0.0) {
@@ -352,7 +361,7 @@ mod tests {
     #[test]
     fn the_field_that_cannot_be_is_named() {
         type Spoil = fn(&mut TrainingConfig);
-        let spoiled: [(&str, Spoil); 30] = [
+        let spoiled: [(&str, Spoil); 31] = [
             ("beta", |c| c.beta = Some(0.1)),
             ("beta", |c| (c.objective, c.beta) = (Objective::Dpo, Some(0.0))),
             ("reference", |c| (c.objective, c.reference) = (Objective::Orpo, Some(Reference::Base))),
@@ -376,6 +385,7 @@ mod tests {
             ("betas", |c| c.betas.0 = -0.1),
             ("micro_batch", |c| c.micro_batch = 0),
             ("in_flight", |c| c.in_flight = 1000),
+            ("strands", |c| c.strands = 1000),
             ("learning_rate", |c| c.learning_rate = f64::NAN),
             ("weight_decay", |c| c.weight_decay = -1.0),
             ("betas", |c| c.betas.1 = 1.0),

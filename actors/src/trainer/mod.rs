@@ -19,6 +19,7 @@ mod saver;
 mod schedule;
 mod scoring;
 mod stopping;
+mod strands;
 #[cfg(test)]
 mod tests;
 

@@ -21,11 +21,11 @@ use tokio::sync::mpsc;
 use super::accumulate::{MicroBatchGradient, StepSummary};
 use super::aggregator::{BeginStep, Best, GradientAggregator};
 use super::events::{EvaluationReport, StepReport, TrainEvent};
-use super::flight;
 use super::parallel::in_flight;
 use super::saver::{ReferenceCosts, Saver, TrainState};
 use super::scoring::{Score, Scoring};
 use super::stopping;
+use super::strands::Strands;
 use super::{TrainError, TrainOutcome, TrainableModel, TrainerConfig};
 use crate::adapter;
 use crate::data::{BatchSource, MicroBatch};
@@ -113,11 +113,13 @@ impl Run {
         let _step = tracing::debug_span!(target: trace::FLIGHT, "step", step = step + 1).entered();
         let (started, traffic) = (Instant::now(), self.model.llama.traffic());
         let learning_rate = self.config.training.learning_rate_at(step);
-        block_on(self.aggregator.send(BeginStep { micro_batches: micro_batches.len(), learning_rate }))??;
-        let scoring = self.scoring(micro_batches, &self.saver.state().references.train);
-        let answers = in_flight(micro_batches.len(), self.at_once(), |index| {
+        let strands = Strands::of(micro_batches, &self.model.llama, &self.config.training, true);
+        let batches = &strands.batches;
+        block_on(self.aggregator.send(BeginStep { micro_batches: batches.len(), learning_rate }))??;
+        let scoring = self.scoring(batches, &self.saver.state().references.train);
+        let answers = in_flight(batches.len(), strands.at_once, |index| {
             let draw = Draw { seed: self.config.training.seed, step: step as u64, micro_batch: index as u32 };
-            let gradient = self.gradient(index, &micro_batches[index], draw, &scoring)?;
+            let gradient = self.gradient(index, &strands, draw, &scoring)?;
             Ok::<_, TrainError>(block_on(self.aggregator.send(gradient))??)
         })?;
         let Some(StepSummary { loss, loss_tokens, gradient_norm, preference }) = answers.into_iter().flatten().next()
@@ -146,22 +148,15 @@ impl Run {
         Scoring::new(&self.model, self.config.training.preference(), known, batches.len())
     }
 
-    /// Micro-batches that are computed at once.
-    fn at_once(&self) -> usize {
-        match self.config.training.in_flight {
-            0 => flight::planned(self.model.llama.round_trip()),
-            given => given,
-        }
-    }
-
     fn gradient(
         &self,
         index: usize,
-        batch: &MicroBatch,
+        strands: &Strands<'_>,
         draw: Draw,
         scoring: &Scoring<'_>,
     ) -> Result<MicroBatchGradient, TrainError> {
         let _span = tracing::debug_span!(target: trace::WORK, "micro-batch", step = draw.step + 1, index).entered();
+        let (batch, llama) = (&strands.batches[index], strands.way(index));
         let reference = scoring.reference(index, batch)?;
         let mut score = Score::default();
         let weigh = |costs: &[f64]| {
@@ -170,7 +165,7 @@ impl Run {
             weights
         };
         let noise = self.config.training.neftune_noise_alpha;
-        let (_, gradients) = self.model.llama.weighted_gradient(batch, &self.model.adapters, draw, noise, weigh)?;
+        let (_, gradients) = llama.weighted_gradient(batch, &self.model.adapters, draw, noise, weigh)?;
         let Score { loss, terms, preference } = score;
         Ok(MicroBatchGradient { index, loss, loss_tokens: batch.loss_tokens(), terms, preference, gradients })
     }
@@ -213,15 +208,17 @@ impl Run {
         let started = Instant::now();
         let _evaluation = tracing::debug_span!(target: trace::FLIGHT, "evaluation", step).entered();
         self.tell(TrainEvent::EvaluationStarted { step, micro_batches: count });
+        let strands = Strands::of(batches, &self.model.llama, &self.config.training, false);
+        let batches = &strands.batches;
         let scoring = self.scoring(batches, &self.saver.state().references.evaluation);
-        let scores = in_flight(count, self.at_once(), |index| {
+        let scores = in_flight(batches.len(), strands.at_once, |index| {
             if self.stopping() {
                 return Ok(None);
             }
             let _batch = tracing::debug_span!(target: trace::WORK, "evaluated micro-batch", index).entered();
             let batch = &batches[index];
             let reference = scoring.reference(index, batch)?;
-            let costs = self.model.llama.costs(batch, Some(&self.model.adapters), true)?;
+            let costs = strands.way(index).costs(batch, Some(&self.model.adapters), true)?;
             Ok::<_, TrainError>(Some(scoring.judge(batch, &costs, &reference).0))
         })?;
         let Some(scores) = scores.into_iter().collect::<Option<Vec<Score>>>() else { return Ok(None) };

@@ -152,6 +152,24 @@ async fn accumulated_micro_batches_are_one_large_batch() {
     }
 }
 
+#[actix::test]
+async fn strands_of_a_micro_batch_learn_what_it_learns() {
+    let whole = TrainingConfig { micro_batch: 4, accumulation: 2, strands: 1, ..config(5) };
+    let (expected, _) = run(whole.clone(), data(4)).await;
+    for strands in [2, 3, 4, 9] {
+        let (found, _) = run(TrainingConfig { strands, ..whole.clone() }, data(4)).await;
+        for (found, expected) in losses(&found).into_iter().zip(losses(&expected)) {
+            assert!((found / expected - 1.0).abs() < 1e-5, "{found} and {expected}");
+        }
+    }
+    // What is drawn at random is drawn for whole micro-batches.
+    let drawn = |strands| {
+        let lora = LoraConfig { dropout: 0.2, ..whole.lora.clone() };
+        TrainingConfig { strands, lora, ..whole.clone() }
+    };
+    assert_eq!(losses(&run(drawn(1), data(4)).await.0), losses(&run(drawn(3), data(4)).await.0));
+}
+
 /// Fails after so many products.
 struct Failing {
     plain: PlainBackend,

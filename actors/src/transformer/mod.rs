@@ -75,9 +75,10 @@ fn by_sequence(batch: &MicroBatch, losses: &[f64]) -> Vec<f64> {
 }
 
 /// A model, of Llama or another family, whose base products are somewhere else.
+#[derive(Clone)]
 pub struct Llama {
     model: Arc<Model>,
-    layers: Vec<LayerParts>,
+    layers: Arc<[LayerParts]>,
     final_norm: Arc<[f32]>,
     backend: Arc<dyn LinearBackend>,
     prefix: Option<Prefix>,
@@ -90,7 +91,7 @@ impl Llama {
     /// When the model's files cannot be read.
     pub fn new(model: Arc<Model>, backend: Arc<dyn LinearBackend>) -> Result<Self, LlamaError> {
         Ok(Self {
-            layers: LayerParts::of_all(&model)?,
+            layers: LayerParts::of_all(&model)?.into(),
             final_norm: model.norm(Norm::Final)?.unwrap_or_default().into(),
             backend,
             model,
@@ -110,6 +111,15 @@ impl Llama {
     /// The same, which keeps what enters the lowest adapted layer.
     pub fn with_prefix(self, prefix: Prefix) -> Self {
         Self { prefix: Some(prefix), ..self }
+    }
+
+    /// Ways through the model for micro-batches of up to so many rows each, in their order, which will go side by side: see
+    /// [`LinearBackend::side_by_side`].
+    pub(crate) fn side_by_side(&self, rows: &[usize]) -> Vec<Self> {
+        match self.backend.side_by_side(rows) {
+            Some(doors) => doors.into_iter().map(|backend| Self { backend, ..self.clone() }).collect(),
+            None => vec![self.clone(); rows.len()],
+        }
     }
 
     /// The model.

@@ -21,9 +21,11 @@ use crate::backend::{BackendError, LinearBackend};
 /// Tokens that go through the head together: a block of a ciphertext has as many, and more of them would only take more
 /// memory.
 const TOKENS: usize = 1024;
-/// Slices in flight at once: while a worker computes one, the owner encrypts or decrypts another. Each takes some sixteen
-/// bytes for each of its logits.
+/// Slices of so many tokens in flight at once: while a worker computes one, the owner encrypts or decrypts another. Each takes some
+/// sixteen bytes for each of its logits.
 const IN_FLIGHT: usize = 2;
+/// Slices at once of fewer tokens, whose products are mostly on their way.
+const MOST_IN_FLIGHT: usize = 4;
 
 /// See the module's documentation.
 pub(super) struct ServedHead<'a> {
@@ -80,8 +82,9 @@ impl HeadSlices for ServedHead<'_> {
             // Where one fails, nobody begins another.
             done.collect::<Result<Vec<_>, BackendError>>().inspect_err(|_| next.store(count, Ordering::Relaxed))
         };
+        let at_once = (IN_FLIGHT * TOKENS / batch.rows.max(1)).clamp(IN_FLIGHT, MOST_IN_FLIGHT).min(count);
         let done = thread::scope(|scope| {
-            let threads: Vec<_> = (0..IN_FLIGHT.min(count)).map(|_| scope.spawn(work)).collect();
+            let threads: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
             let join = |thread: thread::ScopedJoinHandle<'_, _>| {
                 thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };

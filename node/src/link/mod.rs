@@ -9,7 +9,7 @@ mod line;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -22,6 +22,9 @@ use line::{MOST_ON_THE_WAY, Pace};
 
 /// Bytes that are read at once, and the most that a limited rate passes on at once.
 const PIECE: usize = 64 << 10;
+/// What sleeps are rounded up to. As many pieces arrive half of it too early as too late, where each would be late by half of it on
+/// average: a line does not round.
+const TICK: Duration = Duration::from_millis(1);
 /// Pieces that one direction holds, however small they are.
 const PIECES: usize = 1 << 14;
 
@@ -141,7 +144,9 @@ async fn depart(
 
 async fn arrive(mut pieces: mpsc::Receiver<Piece>, mut to: OwnedWriteHalf) -> std::io::Result<()> {
     while let Some(piece) = pieces.recv().await {
-        tokio::time::sleep_until(piece.arrives.into()).await;
+        // An instant in the past is no sleep at all.
+        let early = piece.arrives.checked_sub(TICK / 2).unwrap_or(piece.arrives);
+        tokio::time::sleep_until(early.into()).await;
         to.write_all(&piece.bytes).await?;
     }
     Ok(())

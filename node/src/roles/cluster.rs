@@ -152,7 +152,7 @@ impl Cluster {
     pub(crate) fn backend(&self) -> Arc<dyn LinearBackend> {
         let encrypted = EncryptedBackend::new(self.actors.scheduler.clone(), Arc::clone(&self.transport), self.head);
         match &self.compensation {
-            Some(compensation) => Arc::new(Compensated::new(encrypted, Arc::clone(compensation))),
+            Some(compensation) => Arc::new(Compensated::new(Arc::new(encrypted), Arc::clone(compensation))),
             None => Arc::new(encrypted),
         }
     }

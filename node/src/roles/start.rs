@@ -173,7 +173,7 @@ pub(super) fn identity(
         .with("data held out (digest of the tokens)", held_out)
         .with("training.data_seed", data_seed)
         // Losses do not depend on how many micro-batches are in flight.
-        .with_settings("training", &config.training, &["training.in_flight", "training.data_seed"])?
+        .with_settings("training", &config.training, &["training.in_flight", "training.strands", "training.data_seed"])?
         // Files may lie elsewhere; what is in them, and their weights, is in the digest.
         .with_settings("data", &config.data, &["data.files"])?
         .with_settings("encryption", &config.encryption, &[])?;

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 pub use self::error::ScheduleError;
 use self::shell::Shell;
+use super::convoy::Seat;
 use super::fleet::{Event, Fleet, FleetSettings, Presence};
 use super::keys::KeyManager;
 use super::masks::MaskCache;
@@ -133,6 +134,8 @@ pub(crate) struct Apply {
     pub(crate) product: ProductId,
     pub(crate) rows: Arc<Buffer>,
     pub(crate) tokens: usize,
+    /// The place of the micro-batch that it is of, where several go side by side.
+    pub(crate) seat: Option<Seat>,
 }
 
 /// Says that calls of few rows will come: pads are made for them from now on.

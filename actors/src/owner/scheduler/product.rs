@@ -10,7 +10,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use protocol::buffer::Buffer;
-use protocol::he::{MaskProduct, PadRow};
+use protocol::he::{EncryptError, MaskDomain, MaskProduct, PadRow, Plaintext, Planes, Precision, encrypt_with_pads};
 use protocol::ids::ProductId;
 use protocol::quant::Step;
 use protocol::sketch::{Checked, Refuted, Verified};
@@ -21,10 +21,12 @@ use super::Apply;
 use super::ahead;
 use super::error::{ScheduleError, Verdict, gone, verdict};
 use super::shell::Shell;
+use crate::heavy::by_size;
+use crate::owner::call::{self, Call, Opened};
+use crate::owner::convoy::{Place, Seat};
 use crate::owner::fleet::{Event, Failure, Measured};
 use crate::owner::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Sealed};
 use crate::owner::masks::MaskError;
-use crate::owner::small;
 use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest};
 
@@ -309,7 +311,16 @@ async fn whole(
     message: &Apply,
     attempt: Attempt,
 ) -> Result<(Verified<Buffer>, Instant), ScheduleError> {
-    let (opened, sent) = exchange(shell, peer, message, attempt.step()).await?;
+    // Rows of a block serve one attempt.
+    let seat = message.seat.as_ref().filter(|_| attempt == Attempt::First);
+    let shared = match seat {
+        Some(seat) => exchange_in_convoy(shell, peer, message, seat).await?,
+        None => None,
+    };
+    let (opened, sent) = match shared {
+        Some(opened) => opened,
+        None => exchange(shell, peer, message, attempt.step()).await?,
+    };
     let opened = match opened.complete() {
         Ok(rows) => return Ok((rows, sent)),
         Err(opened) => opened,
@@ -317,7 +328,7 @@ async fn whole(
     let (inner, tokens) = (message.rows.len() / message.tokens, opened.again().len());
     tracing::debug!(product = %message.product, rows = tokens, "rows wrapped more than once");
     let rows: Vec<f32> = opened.again().iter().flat_map(|row| &message.rows[row * inner..][..inner]).copied().collect();
-    let missing = Apply { product: message.product, rows: Arc::new(rows.into()), tokens };
+    let missing = Apply { product: message.product, rows: Arc::new(rows.into()), tokens, seat: None };
     let (missing, _) = exchange(shell, peer, &missing, Step::Provable).await?;
     // At that step no row of an honest answer wraps.
     let missing =
@@ -332,7 +343,7 @@ async fn exchange(
     message: &Apply,
     step: Step,
 ) -> Result<(Checked<Buffer>, Instant), ScheduleError> {
-    let Apply { product, ref rows, tokens } = *message;
+    let Apply { product, ref rows, tokens, .. } = *message;
     let (transport, masks) = (shell.transport.as_ref(), &shell.masks);
     let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };
     if let Some(pads) = ahead::pads(shell, peer, product, tokens).await? {
@@ -362,17 +373,70 @@ async fn exchange_with_pads(
     encrypt: Encrypt,
     pads: Vec<PadRow>,
 ) -> Result<(Checked<Buffer>, Instant), ScheduleError> {
-    let (product, tokens, step, clock) = (encrypt.product, encrypt.tokens, encrypt.step, &shell.pads.clock);
-    let call = shell.pads.calls.next_of_pads();
-    let (sealed, waiting) = small::seal(&shell.table, clock, call, encrypt, pads).await?;
+    let (product, tokens, step, maker) = (encrypt.product, encrypt.tokens, encrypt.step, &shell.pads.maker);
+    let call = maker.calls.next_of_pads();
+    let with_pads =
+        move |domain: &_, precision, plaintext: Plaintext<'_>| encrypt_with_pads(pads, domain, precision, plaintext);
+    let (sealed, waiting) = sealed_here(shell, call, encrypt, with_pads).await?;
     let sent = Instant::now();
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
     let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens, ?step);
     let answer = async {
         let tiles = shell.transport.product(peer, request).await?;
-        Ok((waiting.open(&shell.table, clock, tiles, sent).await?, sent))
+        let Opened { rows, exchange, decrypting } = waiting.open(&shell.table, tiles, sent).await?;
+        maker.clock.add_product_with_pads(exchange, decrypting);
+        Ok((rows, sent))
     };
     answer.instrument(flight).await
+}
+
+/// The same with a member's rows of a convoy's block; `None` where it has none, or the other half of them was lost.
+async fn exchange_in_convoy(
+    shell: &Shell,
+    peer: &PeerName,
+    message: &Apply,
+    seat: &Seat,
+) -> Result<Option<(Checked<Buffer>, Instant)>, ScheduleError> {
+    let (Apply { product, rows, tokens, .. }, maker) = (message, &shell.pads.maker);
+    let (product, tokens, step) = (*product, *tokens, Step::Sketched);
+    let (place, early) = futures::join!(
+        seat.take(maker, product, tokens),
+        shell.masks.unless_filed(shell.transport.as_ref(), peer, product)
+    );
+    let Some(Place { rows: part, block }) = place? else { return Ok(None) };
+    let call = maker.calls.next_of_pads();
+    let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };
+    let in_block = move |domain: &_, precision, plaintext: Plaintext<'_>| part.encrypt(domain, precision, plaintext);
+    let (sealed, waiting) = sealed_here(shell, call, encrypt, in_block).await?;
+    let sent = Instant::now();
+    let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
+    let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens, ?step);
+    let answer = async {
+        let other = async {
+            let masks = mask_product(shell, peer, product, early).await?;
+            Ok::<_, ScheduleError>(seat.answer(maker, product, block, masks).await?)
+        };
+        let tiles = async { Ok::<_, ScheduleError>(shell.transport.product(peer, request).await?) };
+        let (other, tiles) = futures::try_join!(other, tiles)?;
+        let Some(other) = other else { return Ok(None) };
+        let Opened { rows, exchange, decrypting } = waiting.with(other).open(&shell.table, tiles, sent).await?;
+        maker.clock.add_product(exchange, decrypting);
+        Ok(Some((rows, sent)))
+    };
+    answer.instrument(flight).await
+}
+
+/// Encrypts with what was made ahead.
+async fn sealed_here<T: Send + 'static>(
+    shell: &Shell,
+    call: u64,
+    message: Encrypt,
+    encrypt: impl FnOnce(&MaskDomain, Precision, Plaintext<'_>) -> Result<(Planes, T), EncryptError> + Send + 'static,
+) -> Result<(Sealed, Call<T>), KeyError> {
+    let (start, table) = (Instant::now(), Arc::clone(&shell.table));
+    let sealed = by_size(message.rows.len(), move || call::seal(&table, call, &message, encrypt)).await?;
+    shell.pads.maker.clock.add_encrypt(start.elapsed());
+    sealed
 }
 
 /// The product of the mask, as it was had while the rows were encrypted, or as it is read while the body travels.

@@ -13,7 +13,6 @@ use crate::he::rows::RowWord;
 use crate::he::sampling::{ErrorSampler, SecretRng};
 use crate::he::secret::OneTimeSecret;
 use crate::parts::Part;
-use crate::wiped::Wiped;
 
 /// Where columns come from.
 #[derive(Clone, Copy)]
@@ -35,7 +34,7 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// Limbs of a value.
-    fn limbs(&self) -> usize {
+    pub(super) fn limbs(&self) -> usize {
         match self.source {
             Source::Masks(_) => self.domain.set.limbs(),
             Source::Product(masks) => usize::from(masks.precision().mask_limbs),
@@ -43,21 +42,16 @@ impl Job<'_> {
     }
 }
 
-/// Some columns of the rows that are kept.
-trait Kept<W> {
-    /// Writes a row.
-    fn put(&mut self, row: usize, limbs: usize, values: &[W]);
-}
-
-/// Byte planes, `[limb][row][column]`.
+/// Some columns of the rows that are kept, in byte planes.
 struct LimbTile<'a> {
     bytes: ColumnTile<'a, u8>,
     rows: usize,
 }
 
-impl<W: RowWord> Kept<W> for LimbTile<'_> {
+impl LimbTile<'_> {
+    /// Writes a row.
     #[inline(always)]
-    fn put(&mut self, row: usize, limbs: usize, values: &[W]) {
+    fn put<W: RowWord>(&mut self, row: usize, limbs: usize, values: &[W]) {
         let planes: [&mut [u8]; HIGH_PLANES] = self.bytes.rows_mut(row, self.rows, limbs);
         for (limb, bytes) in planes.into_iter().enumerate().take(limbs) {
             bytes.iter_mut().zip(values).for_each(|(byte, value)| *byte = value.limb(limb));
@@ -65,51 +59,23 @@ impl<W: RowWord> Kept<W> for LimbTile<'_> {
     }
 }
 
-/// Words, `[row][column]`.
-struct WordTile<'a, W>(ColumnTile<'a, W>);
-
-impl<W: RowWord> Kept<W> for WordTile<'_, W> {
-    #[inline(always)]
-    fn put(&mut self, row: usize, _limbs: usize, values: &[W]) {
-        let to = self.0.row_mut(row);
-        to.copy_from_slice(&values[..to.len()]);
-    }
-}
-
-/// `<column, secret>` of each of so many columns, as far as rows are kept, in byte planes `[limb][row][column]`.
+/// Writes `<column, secret>` of each of so many columns, as far as rows are kept, to byte planes `[limb][row][column]`.
 ///
 /// # Errors
 /// When there is no randomness.
-pub(super) fn limbs_of(job: &Job<'_>, columns: usize) -> Result<Wiped<u8>, EncryptError> {
-    let mut block = Wiped::zeros(job.limbs() * job.rows * columns);
-    let tiles = column_tiles(&mut block, columns, 0..columns).into_iter();
-    let tiles = tiles.map(|bytes| (bytes.columns(), LimbTile { bytes, rows: job.rows })).collect();
-    if job.domain.set.modulus_bits() <= u32::BITS {
-        all_tiles::<u32, _>(job, tiles)?;
-    } else {
-        all_tiles::<u64, _>(job, tiles)?;
-    }
-    Ok(block)
-}
-
-/// The same in words, `[row][column]`, to `block`, which is of rows of so many columns.
-///
-/// # Errors
-/// When there is no randomness.
-pub(super) fn words_of<W: RowWord>(job: &Job<'_>, columns: usize, block: &mut [W]) -> Result<(), EncryptError> {
-    assert_eq!(block.len(), job.rows * columns, "a word for each value");
+pub(super) fn limbs_of(job: &Job<'_>, columns: usize, block: &mut [u8]) -> Result<(), EncryptError> {
+    assert_eq!(block.len(), job.limbs() * job.rows * columns, "a byte for each limb of a value");
     let tiles = column_tiles(block, columns, 0..columns).into_iter();
-    all_tiles::<W, _>(job, tiles.map(|tile| (tile.columns(), WordTile(tile))).collect())
+    let tiles = tiles.map(|bytes| LimbTile { bytes, rows: job.rows }).collect();
+    if job.domain.set.modulus_bits() <= u32::BITS { all_tiles::<u32>(job, tiles) } else { all_tiles::<u64>(job, tiles) }
 }
 
-type Columns = std::ops::Range<usize>;
-
-fn all_tiles<W: RowWord, K: Kept<W> + Send>(job: &Job<'_>, tiles: Vec<(Columns, K)>) -> Result<(), EncryptError> {
+fn all_tiles<W: RowWord>(job: &Job<'_>, tiles: Vec<LimbTile<'_>>) -> Result<(), EncryptError> {
     let transform = MaskTransform::new(job.domain.set, job.limbs());
     let scratch = || Scratch::<W>::new(job, &transform);
-    tiles.into_par_iter().try_for_each_init(scratch, |scratch, (columns, tile)| match scratch {
+    tiles.into_par_iter().try_for_each_init(scratch, |scratch, tile| match scratch {
         Ok(scratch) => {
-            one_tile(job, &transform, scratch, columns, tile);
+            one_tile(job, &transform, scratch, tile);
             Ok(())
         }
         Err(error) => Err(EncryptError::Randomness(*error)),
@@ -148,24 +114,23 @@ impl<W: RowWord> Drop for Scratch<W> {
 }
 
 vectorised! {
-    fn one_tile<W: RowWord, K: Kept<W>>(
+    fn one_tile<W: RowWord>(
         job: &Job<'_>,
         transform: &MaskTransform,
         scratch: &mut Scratch<W>,
-        columns: Columns,
-        tile: K,
+        tile: LimbTile<'_>,
     ) = one_tile_body
 }
 
 #[inline(always)]
-fn one_tile_body<W: RowWord, K: Kept<W>>(
+fn one_tile_body<W: RowWord>(
     job: &Job<'_>,
     transform: &MaskTransform,
     scratch: &mut Scratch<W>,
-    columns: Columns,
-    mut tile: K,
+    mut tile: LimbTile<'_>,
 ) {
     let _part = Part::Arithmetic.mark();
+    let columns = tile.bytes.columns();
     let (width, limbs) = (columns.len(), job.limbs());
     let Scratch { rng, keystream, mask, working, polynomials, errors } = scratch;
     let mut mask_columns = match job.source {

@@ -98,8 +98,13 @@ impl PadRow {
         }
         let secret = OneTimeSecret::generate(set, &mut SecretRng::from_os().map_err(EncryptError::Randomness)?);
         let job = |source| Job { domain, secret: &secret, rows, source };
-        let inner = limbs_of(&job(Source::Masks(seed)), features)?;
-        let outer = limbs_of(&job(Source::Product(masks)), masks.outer())?;
+        let block = |source, columns| {
+            let job = job(source);
+            let mut block = Wiped::zeros(job.limbs() * rows * columns);
+            limbs_of(&job, columns, &mut block).map(|()| block)
+        };
+        let inner = block(Source::Masks(seed), features)?;
+        let outer = block(Source::Product(masks), masks.outer())?;
         let row = |row| Self {
             domain: *domain,
             inner: cut(&inner, row, rows, features),

@@ -16,43 +16,35 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::block::{Job, Source, words_of};
+use super::block::{Job, Source, limbs_of};
+use super::{PadRow, load};
 use crate::buffer::Reused;
 use crate::he::decrypt::{DecryptError, Decryption, Key};
 use crate::he::encrypt::{EncryptError, Plaintext, check};
-use crate::he::lanes::{AHEAD, ColumnTile, column_tiles, vectorised};
+use crate::he::lanes::{AHEAD, ColumnTile, TILE, column_tiles, vectorised};
 use crate::he::mask::{MaskDomain, MaskSeed};
 use crate::he::packing::{self, PlanesTile};
 use crate::he::rows::{Decode, Encode, RowWord};
 use crate::he::sampling::SecretRng;
 use crate::he::secret::OneTimeSecret;
-use crate::he::{MaskProduct, ParameterSet, Planes, Precision, ProductTile};
+use crate::he::{MaskProduct, Planes, Precision, ProductTile};
 use crate::parts::Part;
 
-/// Values of all rows of a block, `[row][column]`. Their memory is wiped as that of all rows of a step is ([`crate::buffer`]): they
-/// hide, and show, no more than the rows beside which they lie.
-enum Words {
-    Narrow(Reused<u32>),
-    Wide(Reused<u64>),
+/// A half of a block: values of all its rows, in byte planes `[limb][row][column]`. Its memory is wiped as that of all rows of a step is
+/// ([`crate::buffer`]): it hides, and shows, no more than the rows beside which it lies. Nor is it kept in words, which would be
+/// quicker to read: it is read from memory each time, and there bytes count.
+struct Half {
+    limbs: usize,
+    planes: Reused<u8>,
 }
 
-impl Words {
+impl Half {
     fn made(job: &Job<'_>, columns: usize) -> Result<Self, EncryptError> {
-        let count = job.rows * columns;
-        if is_narrow(job.domain.set) {
-            let mut words = Reused::scratch(count);
-            words_of::<u32>(job, columns, &mut words)?;
-            Ok(Self::Narrow(words))
-        } else {
-            let mut words = Reused::scratch(count);
-            words_of::<u64>(job, columns, &mut words)?;
-            Ok(Self::Wide(words))
-        }
+        let limbs = job.limbs();
+        let mut planes = Reused::scratch(limbs * job.rows * columns);
+        limbs_of(job, columns, &mut planes)?;
+        Ok(Self { limbs, planes })
     }
-}
-
-fn is_narrow(set: ParameterSet) -> bool {
-    set.modulus_bits() <= u32::BITS
 }
 
 /// Tells blocks apart, within the process.
@@ -73,7 +65,7 @@ pub struct SharedRows {
     block: BlockNumber,
     features: usize,
     rows: Range<usize>,
-    words: Arc<Words>,
+    half: Arc<Half>,
 }
 
 /// The secret of a block until the other half of it is made. It can be neither copied, printed nor serialised, and is wiped on drop.
@@ -90,7 +82,7 @@ pub struct SharedAnswer {
     pub(in crate::he) rows: Range<usize>,
     outer: usize,
     mask_limbs: u8,
-    words: Arc<Words>,
+    half: Arc<Half>,
 }
 
 /// What a call that was encrypted with rows of a block waits for its answer with. It cannot be copied or printed; opening it consumes it.
@@ -101,10 +93,9 @@ pub struct SharedTicket {
     steps: Zeroizing<Vec<f64>>,
 }
 
-/// Bytes that a block of so many rows takes, for a product of these dimensions.
-pub const fn shared_bytes(set: ParameterSet, rows: usize, features: usize, columns: usize) -> usize {
-    let word = if set.modulus_bits() <= u32::BITS { 4 } else { 8 };
-    rows.saturating_mul(features.saturating_add(columns)).saturating_mul(word)
+/// Bytes that a block of so many rows takes, of a product of these dimensions at this precision.
+pub const fn shared_bytes(precision: Precision, rows: usize, features: usize, columns: usize) -> usize {
+    rows.saturating_mul(PadRow::bytes_for(precision, features, columns))
 }
 
 /// Ranges of so many rows, one behind the other.
@@ -132,9 +123,9 @@ pub fn share(
         return Err(EncryptError::PadRows { rows, most, features });
     }
     let secret = OneTimeSecret::generate(set, &mut SecretRng::from_os().map_err(EncryptError::Randomness)?);
-    let words = Words::made(&Job { domain, secret: &secret, rows, source: Source::Masks(seed) }, features)?;
-    let (words, block) = (Arc::new(words), BlockNumber::next());
-    let part = |rows| SharedRows { domain: *domain, block, features, rows, words: Arc::clone(&words) };
+    let half = Half::made(&Job { domain, secret: &secret, rows, source: Source::Masks(seed) }, features)?;
+    let (half, block) = (Arc::new(half), BlockNumber::next());
+    let part = |rows| SharedRows { domain: *domain, block, features, rows, half: Arc::clone(&half) };
     let parts = dealt(calls).map(part).collect();
     Ok((parts, SharedSecret { domain: *domain, block, calls: calls.to_vec(), secret }))
 }
@@ -152,9 +143,9 @@ impl SharedSecret {
         }
         let (rows, outer) = (calls.iter().sum(), masks.outer());
         let job = Job { domain: &domain, secret: &secret, rows, source: Source::Product(masks) };
-        let words = Arc::new(Words::made(&job, outer)?);
+        let half = Arc::new(Half::made(&job, outer)?);
         let mask_limbs = precision.mask_limbs;
-        let answer = |rows| SharedAnswer { block, rows, outer, mask_limbs, words: Arc::clone(&words) };
+        let answer = |rows| SharedAnswer { block, rows, outer, mask_limbs, half: Arc::clone(&half) };
         Ok(dealt(&calls).map(answer).collect())
     }
 }
@@ -181,12 +172,13 @@ impl SharedRows {
         if self.domain != *domain || self.features != features || self.rows.len() < tokens {
             return Err(EncryptError::Pads { rows: self.rows.len(), tokens });
         }
-        let Self { block, rows, words, .. } = self;
+        let Self { block, rows, half, .. } = self;
         let mut body = Planes::scratch_of_bits(precision.body_bits.into(), tokens, features);
         let tiles = PlanesTile::cut(&mut body);
-        match &*words {
-            Words::Narrow(words) => encode_tiles(&words[rows.start * features..], precision, plaintext, tiles)?,
-            Words::Wide(words) => encode_tiles(&words[rows.start * features..], precision, plaintext, tiles)?,
+        if set.modulus_bits() <= u32::BITS {
+            encode_tiles::<u32>(&half, rows.start, precision, plaintext, tiles)?;
+        } else {
+            encode_tiles::<u64>(&half, rows.start, precision, plaintext, tiles)?;
         }
         let rows = rows.start..rows.start + tokens;
         Ok((body, SharedTicket { precision, block, rows, steps: steps.to_vec().into() }))
@@ -194,38 +186,47 @@ impl SharedRows {
 }
 
 fn encode_tiles<W: RowWord>(
-    words: &[W],
+    half: &Half,
+    first: usize,
     precision: Precision,
     plaintext: Plaintext<'_>,
     tiles: Vec<PlanesTile<'_>>,
 ) -> Result<(), EncryptError> {
-    tiles.into_par_iter().try_for_each(|tile| encode_tile(words, precision, plaintext, tile))
+    tiles.into_par_iter().try_for_each(|tile| {
+        let mut words = Zeroizing::new([W::default(); TILE]);
+        encode_tile(half, first, precision, plaintext, &mut words, tile)
+    })
 }
 
 vectorised! {
     fn encode_tile<W: RowWord>(
-        words: &[W],
+        half: &Half,
+        first: usize,
         precision: Precision,
         plaintext: Plaintext<'_>,
+        words: &mut [W; TILE],
         tile: PlanesTile<'_>,
     ) -> Result<(), EncryptError> = encode_tile_body
 }
 
 #[inline(always)]
 fn encode_tile_body<W: RowWord>(
-    words: &[W],
+    half: &Half,
+    first: usize,
     precision: Precision,
     plaintext: Plaintext<'_>,
+    words: &mut [W; TILE],
     mut tile: PlanesTile<'_>,
 ) -> Result<(), EncryptError> {
     let _part = Part::Arithmetic.mark();
     let (columns, features) = (tile.columns(), plaintext.features);
     let (encode, limit) = (Encode::of(precision), precision.encodable());
+    let words = &mut words[..columns.len()];
     for (token, &step) in plaintext.steps.iter().enumerate() {
-        let at = token * features + columns.start;
         tile.fetch(token + AHEAD);
-        let input = &plaintext.rows[at..][..columns.len()];
-        let largest = encode.row(step, &words[at..][..columns.len()], input, tile.row_mut(token));
+        load(&half.planes, half.limbs, (first + token) * features + columns.start, words);
+        let input = &plaintext.rows[token * features + columns.start..][..columns.len()];
+        let largest = encode.row(step, words, input, tile.row_mut(token));
         // NaN fails every comparison.
         let encodable = f64::from(f32::from_bits(largest)) * step < limit;
         if !encodable {
@@ -279,41 +280,56 @@ pub(in crate::he) fn decrypt_tile(
     units: &[f64],
     (columns, out): (Range<usize>, &mut [f32]),
 ) {
-    let (outer, decode) = (answer.outer, Decode::of(&tile.rows, bits, shifts));
-    let first = answer.rows.start * outer;
-    let tiles = column_tiles(out, outer, columns).into_par_iter();
-    match &*answer.words {
-        Words::Narrow(words) => tiles.for_each(|out| decode_tile(&words[first..], outer, tile, decode, units, out)),
-        Words::Wide(words) => tiles.for_each(|out| decode_tile(&words[first..], outer, tile, decode, units, out)),
+    let decode = Decode::of(&tile.rows, bits, shifts);
+    let tiles = column_tiles(out, answer.outer, columns);
+    if bits <= u32::BITS {
+        decode_tiles::<u32>(answer, tile, decode, units, tiles);
+    } else {
+        decode_tiles::<u64>(answer, tile, decode, units, tiles);
     }
+}
+
+fn decode_tiles<W: RowWord>(
+    answer: &SharedAnswer,
+    tile: &ProductTile,
+    decode: Decode,
+    units: &[f64],
+    tiles: Vec<ColumnTile<'_, f32>>,
+) {
+    tiles.into_par_iter().for_each(|out| {
+        let mut words = Zeroizing::new([W::default(); TILE]);
+        decode_tile(answer, tile, decode, units, &mut words, out);
+    });
 }
 
 vectorised! {
     fn decode_tile<W: RowWord>(
-        words: &[W],
-        outer: usize,
+        answer: &SharedAnswer,
         tile: &ProductTile,
         decode: Decode,
         units: &[f64],
+        words: &mut [W; TILE],
         out: ColumnTile<'_, f32>,
     ) = decode_tile_body
 }
 
 #[inline(always)]
 fn decode_tile_body<W: RowWord>(
-    words: &[W],
-    outer: usize,
+    answer: &SharedAnswer,
     tile: &ProductTile,
     decode: Decode,
     units: &[f64],
+    words: &mut [W; TILE],
     mut out: ColumnTile<'_, f32>,
 ) {
     let _part = Part::Arithmetic.mark();
     let columns = out.columns();
     let (first, width) = (columns.start - tile.first_column, columns.len());
+    let words = &mut words[..width];
     for (token, &unit) in units.iter().enumerate() {
         out.fetch(token + AHEAD);
-        let body = packing::row(&tile.rows, token, first, width);
-        decode.row(unit, body, &words[token * outer + columns.start..][..width], out.row_mut(token));
+        let at = (answer.rows.start + token) * answer.outer + columns.start;
+        load(&answer.half.planes, answer.half.limbs, at, words);
+        decode.row(unit, packing::row(&tile.rows, token, first, width), words, out.row_mut(token));
     }
 }
