@@ -21,6 +21,12 @@ const ENERGY: f64 = 1.25;
 /// Standard deviations of the mean energy of a call beyond [`ENERGY`]: those of its rows, whose columns may be correlated.
 const ENERGY_DEVIATIONS: f64 = 12.0;
 
+/// Share of a call's rows that may have wrapped more than once, and how many may in any call, where it cannot be told from a lie.
+const WRAPPED_SHARE: usize = 8;
+
+/// A call of wrong rows is taken for one of wrapped rows this often, at most, where any number of rows may have wrapped.
+const MISTAKEN: f64 = 1.0 / 16.0;
+
 /// Relative error of sums in f32, generously: it matters where the modulus has more bits than an f32.
 const FLOAT_ERROR: f64 = 1.0 / (1_u64 << 21) as f64;
 
@@ -142,8 +148,8 @@ pub enum Refuted {
         /// What is allowed.
         limit: f64,
     },
-    /// Rows wrapped at a step at which none can.
-    #[error("{wrapped} of {rows} rows wrapped at a step at which none can")]
+    /// More rows wrapped than can by accident, or some at a step at which none can.
+    #[error("{wrapped} of {rows} rows wrapped more often than an honest product's can")]
     Wraps {
         /// How many did.
         wrapped: usize,
@@ -240,7 +246,7 @@ impl Sketch {
         let (outer, tokens) = (self.outer(), expected.tokens());
         assert!(values.len() == tokens * outer && steps.len() == tokens, "the answer to the rows expected");
         let rows = self.check(&mut values, expected, &steps, precision, decode);
-        let again = judge(&rows)?;
+        let again = judge(&rows, self.noise(precision).mistaken())?;
         for &row in &again {
             values[row * outer..][..outer].fill(0.0);
         }
@@ -263,6 +269,11 @@ impl Sketch {
         self.columns[output][column]
     }
 
+    /// What rows of an honest product at `precision` may be off by, without what f32 adds.
+    fn noise(&self, precision: Precision) -> Noise {
+        Noise::new(self.variances(precision), f64::from(precision.set.modulus_bits()).exp2())
+    }
+
     /// What each row is; `decode` gets every row.
     fn check(
         &self,
@@ -272,8 +283,7 @@ impl Sketch {
         precision: Precision,
         decode: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Vec<Row> {
-        let noise = Noise::new(self.variances(precision), f64::from(precision.set.modulus_bits()).exp2());
-        let outer = self.outer();
+        let (noise, outer) = (self.noise(precision), self.outer());
         let mut rows = vec![Row::Empty; expected.tokens()];
         let tasks = values.par_chunks_mut(ROWS * outer).zip(expected.0.par_chunks(ROWS)).zip(steps.par_chunks(ROWS));
         tasks.zip(rows.par_chunks_mut(ROWS)).enumerate().for_each(|(task, (((values, expected), steps), rows))| {
@@ -335,6 +345,11 @@ impl Noise {
         Self { variances, inverse, smallest: variances.iter().copied().fold(f64::INFINITY, f64::min), modulus }
     }
 
+    /// How often sums that are anything at all are all near multiples of the modulus, as those of a row that wrapped are.
+    fn mistaken(&self) -> f64 {
+        self.variances.iter().map(|variance| (2.0 * WINDOW * variance.sqrt() / self.modulus).min(1.0)).product()
+    }
+
     /// The same for a row whose sums have an error of f32.
     fn with_float(self, step: f64, expected: &[f64; COLUMNS]) -> Self {
         let square = expected.iter().map(|z| z * z).sum::<f64>() / COLUMNS as f64;
@@ -358,14 +373,18 @@ impl Noise {
     }
 }
 
-/// The verdict on a call: the rows that wrapped more than once, if it is accepted.
-fn judge(rows: &[Row]) -> Result<Vec<usize>, Refuted> {
+/// The verdict on a call: the rows that wrapped more than once, if it is accepted. `mistaken` says how often any other row is taken
+/// for one of these.
+fn judge(rows: &[Row], mistaken: f64) -> Result<Vec<usize>, Refuted> {
     let count = rows.len();
     if let Some(row) = rows.iter().position(|row| matches!(row, Row::Forged)) {
         return Err(Refuted::Row { row, rows: count });
     }
     let several = |(at, row): (usize, &Row)| matches!(row, Row::Several).then_some(at);
     let again: Vec<usize> = rows.iter().enumerate().filter_map(several).collect();
+    if again.len() > 1 + count / WRAPPED_SHARE && mistaken > MISTAKEN {
+        return Err(Refuted::Wraps { wrapped: again.len(), rows: count });
+    }
     let energies = rows.iter().filter_map(|row| match *row {
         Row::Fine(energy) | Row::Corrected(energy) => Some(energy),
         _ => None,

@@ -46,11 +46,13 @@
 //! wrap is off by twice as much, and noticed the more surely; but where noise comes near `q/2` it is not always known which
 //! output it was, and the row is asked for anew.
 //!
-//! Rows that wrapped are nobody's fault, however many they are: all sixteen of a row's sums are near multiples of `q` then, which a
-//! worker that does not know `R` cannot bring about but by wrapping, and wrapping is what an honest product does where `R` makes a row's
-//! outputs look smaller than they are. It is the same `R` for a whole run, and the rows of a layer are often much alike (they share the part
-//! that all have of the sequence's first token): where it is unlucky, it is so for many of them at once. They are asked for
-//! anew at the provable step, at which no row wraps, and there one that did is refused.
+//! Rows that wrapped more than once are asked for anew at the provable step, at which no row wraps, and there one that did is
+//! refused. How many may, is another question. Wrapping is what an honest product does where `R` makes a row's outputs look smaller than
+//! they are; it is the same `R` for a whole run, and the rows of a layer are often much alike (they share the part that all have of the
+//! sequence's first token), so that where it is unlucky, it is so for many of them at once. Where all sixteen sums of a row that is
+//! wrong in some other way are near multiples of `q` less than once in sixteen times, rows that wrapped are nobody's fault,
+//! however many they are: a worker that tries to pass for unlucky is found out nearly each time. That is so of products of few hundred
+//! outputs. Of more, `9σ_c` comes near `q/2`, everything is near a multiple of `q`, and more than an eighth of a call's rows are refused.
 //!
 //! # What must stay secret
 //!
