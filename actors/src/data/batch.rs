@@ -74,6 +74,10 @@ impl MicroBatch {
     /// Its sequences in up to so many parts of about as many rows, in their order, each made up to the same multiple.
     pub(crate) fn cut(&self, parts: usize) -> Vec<Self> {
         let (used, mut cut) = (self.used(), vec![Vec::new(); parts.max(1)]);
+        // What is no micro-batch is left to whoever refuses it.
+        if self.lengths.is_empty() || self.lengths.contains(&0) || used > self.tokens.len() {
+            return vec![self.clone()];
+        }
         for (number, rows) in self.sequences().enumerate() {
             // Where its middle falls.
             let part = (rows.start + rows.end) * cut.len() / (2 * used);

@@ -2,7 +2,7 @@
 //!
 //! The key manager encrypts with the secrets of the call itself. Where transforms were made before it, for a few rows with pads, or for those of
 //! a micro-batch with its part of a block, what is left to be done for a row is rotating, sketching, adding and subtracting, some
-//! microseconds: that is done on the thread that asks for it, and other threads are asked only from some thousand values on. All
+//! microseconds: for a few rows that is done on the thread that asks for it. All
 //! calls are alike in this: the ticket is a value that its answer takes, nothing computed from an answer leaves before all of it is
 //! verified, and whoever drops a call wipes what it was encrypted with.
 
@@ -30,6 +30,10 @@ const TILES_AT_ONCE: usize = 8;
 
 /// What an answer is decrypted with.
 pub(super) trait Opens: Send + 'static {
+    /// Whether few values take so little time that they are decrypted where they come: not where it takes transforms, or
+    /// other threads are asked for parts of it.
+    const QUICK: bool = false;
+
     /// Begins its decryption.
     fn open(self, out: Buffer) -> Result<Decryption<Buffer>, DecryptError>;
 }
@@ -43,6 +47,8 @@ impl Opens for (Ticket, Arc<MaskProduct>) {
 }
 
 impl Opens for PadTicket {
+    const QUICK: bool = true;
+
     fn open(self, out: Buffer) -> Result<Decryption<Buffer>, DecryptError> {
         Self::open(self, out)
     }
@@ -125,7 +131,8 @@ impl<T: Opens> Call<T> {
         while tiles.recv_many(&mut come, TILES_AT_ONCE).await > 0 {
             let tiles = come.drain(..).collect::<Result<Vec<_>, _>>()?;
             let (start, columns) = (Instant::now(), tiles.iter().map(|tile| tile.rows.columns()).sum::<usize>());
-            decryption = by_size(tokens.saturating_mul(columns), move || {
+            let values = if T::QUICK { tokens.saturating_mul(columns) } else { usize::MAX };
+            decryption = by_size(values, move || {
                 let _span = tracing::info_span!(target: WORK, "decrypt", call = number, columns).entered();
                 tiles.iter().try_for_each(|tile| decryption.tile(tile))?;
                 Ok::<_, KeyError>(decryption)

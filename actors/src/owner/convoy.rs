@@ -8,7 +8,8 @@
 //!
 //! Between its two halves a block's secret is here, and nowhere else; it goes when the second one is made, or with the convoy.
 //!
-//! **Memory.** A block lies here from its first member's coming to its last one's. Members go at about the same speed, so these
+//! **Memory.** A block lies here from its first member's coming to its last one's, or to the end of the step where one does not
+//! come, since its attempt failed or it has no need of the product. Members go at about the same speed, so these
 //! are the blocks of some few products; where one falls behind and they become more than there is room for, the next products are everybody's own.
 
 use std::collections::HashMap;
@@ -239,6 +240,8 @@ fn next(ProductId { linear, direction }: ProductId) -> Option<ProductId> {
     let LinearId { layer, group } = linear;
     let (layer, group) = match (direction, group) {
         (_, Group::Head) => return None,
+        // No gradient is asked for below the first layer.
+        (Direction::Backward, Group::O) if layer == 0 => return None,
         (Direction::Forward, Group::Qkv) => (layer, Group::O),
         (Direction::Forward, Group::O) => (layer, Group::GateUp),
         (Direction::Forward, Group::GateUp) => (layer, Group::Down),

@@ -1,7 +1,7 @@
 //! The key manager: where the secrets of calls live.
 //!
 //! Rows come in, a ciphertext and the number of a ticket go out; tiles of the answer come in with that number, verified rows
-//! go out. Nothing computed from an answer leaves this module before all of it has been verified ([`protocol::sketch`]). The ticket, which holds the one-time secrets, never leaves the actor's own futures: it is taken out of
+//! go out. Nothing computed from an answer is handed out before all of it has been verified ([`protocol::sketch`]). The ticket, which holds the one-time secrets, never leaves the actor's own futures: it is taken out of
 //! the table by the first decryption and destroyed with it, whether decryption succeeds or not.
 
 use std::collections::HashMap;

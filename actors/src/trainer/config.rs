@@ -16,7 +16,7 @@ const MOST_STEPS: usize = 100_000_000;
 const MOST_EPOCHS: f64 = 1e6;
 
 /// Micro-batches at once: more would only wait for one another.
-const MOST_IN_FLIGHT: usize = 64;
+pub(super) const MOST_IN_FLIGHT: usize = 64;
 
 /// A setting that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -126,6 +126,8 @@ impl Run {
         else {
             return Err(TrainError::Lost);
         };
+        // What micro-batches shared is wiped with the rest.
+        drop(strands);
         buffer::wipe_idle();
         let report = StepReport {
             step: step + 1,
@@ -222,6 +224,7 @@ impl Run {
             Ok::<_, TrainError>(Some(scoring.judge(batch, &costs, &reference).0))
         })?;
         let Some(scores) = scores.into_iter().collect::<Option<Vec<Score>>>() else { return Ok(None) };
+        drop(strands);
         buffer::wipe_idle();
         let Score { loss, terms, preference } = scores.iter().fold(Score::default(), Score::and);
         let (loss, seconds) = (loss / terms as f64, started.elapsed().as_secs_f64());

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use super::TrainingConfig;
+use super::config::MOST_IN_FLIGHT;
 use super::flight;
 use crate::data::MicroBatch;
 use crate::transformer::Llama;
@@ -38,7 +39,7 @@ impl<'a> Strands<'a> {
             if each > 1 { batches.iter().flat_map(cut).collect::<Vec<_>>().into() } else { batches.into() };
         let at_once = match config.in_flight {
             0 => flight::planned(round_trip),
-            given => given.saturating_mul(each),
+            given => given.saturating_mul(each).min(MOST_IN_FLIGHT),
         };
         let rows: Vec<usize> = batches.iter().map(|batch| batch.tokens.len()).collect();
         let ways = rows.chunks(at_once).flat_map(|rows| llama.side_by_side(rows)).collect();

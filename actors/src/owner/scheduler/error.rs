@@ -1,6 +1,7 @@
 //! Why a product or an assignment failed, and whose doing it is.
 
 use actix::MailboxError;
+use protocol::he::DecryptError;
 use protocol::ids::LinearId;
 use protocol::wire::messages::Refusal;
 
@@ -60,6 +61,8 @@ pub(super) fn verdict(error: &ScheduleError) -> Verdict {
         ScheduleError::Transport(error)
         | ScheduleError::Masks(MaskError::Transport(error))
         | ScheduleError::Key(KeyError::Transport(error)) => of_transport(error),
+        // A mistake of the owner's, not the worker's.
+        ScheduleError::Key(KeyError::Decrypt(DecryptError::OtherRows)) => Verdict::Own,
         ScheduleError::Key(KeyError::Decrypt(_)) | ScheduleError::Masks(MaskError::Answer(_)) => {
             Verdict::Worker(Failure::Garbled)
         }
@@ -90,7 +93,6 @@ pub(super) fn gone(peer: &PeerName) -> ScheduleError {
 
 #[cfg(test)]
 mod tests {
-    use protocol::he::DecryptError;
     use protocol::sketch::{ForgedMasks, Refuted};
 
     use super::*;
@@ -123,6 +125,7 @@ mod tests {
         assert_eq!(verdict(&refuted.into()), Verdict::Worker(Failure::BodyRefuted));
         assert_eq!(verdict(&MaskError::from(ForgedMasks).into()), Verdict::Worker(Failure::MaskRefuted));
         assert_eq!(verdict(&KeyError::TooManyTickets.into()), Verdict::Own);
+        assert_eq!(verdict(&KeyError::from(DecryptError::OtherRows).into()), Verdict::Own);
         assert_eq!(verdict(&ScheduleError::NotBegun), Verdict::Own);
     }
 }

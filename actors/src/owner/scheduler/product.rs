@@ -296,7 +296,7 @@ impl Drop for Issued {
 }
 
 /// Encrypts. A task of its own, so that no ticket is lost where nobody waits for it any more.
-async fn seal(keys: Addr<KeyManager>, encrypt: Encrypt) -> Result<(Issued, Sealed), ScheduleError> {
+async fn issue(keys: Addr<KeyManager>, encrypt: Encrypt) -> Result<(Issued, Sealed), ScheduleError> {
     let sealing = async move {
         let sealed = keys.send(encrypt).await??;
         Ok((Issued { keys, header: sealed.header.clone(), decrypted: false }, sealed))
@@ -350,7 +350,7 @@ async fn exchange(
         return exchange_with_pads(shell, peer, encrypt, pads).await;
     }
     let (sealed, early) =
-        futures::join!(seal(shell.keys.clone(), encrypt), masks.unless_filed(transport, peer, product));
+        futures::join!(issue(shell.keys.clone(), encrypt), masks.unless_filed(transport, peer, product));
     let (mut issued, sealed) = sealed?;
     let (call, sent) = (issued.header.call, Instant::now());
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
@@ -377,7 +377,8 @@ async fn exchange_with_pads(
     let call = maker.calls.next_of_pads();
     let with_pads =
         move |domain: &_, precision, plaintext: Plaintext<'_>| encrypt_with_pads(pads, domain, precision, plaintext);
-    let (sealed, waiting) = sealed_here(shell, call, encrypt, with_pads).await?;
+    let values = encrypt.rows.len();
+    let (sealed, waiting) = seal(shell, values, call, encrypt, with_pads).await?;
     let sent = Instant::now();
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
     let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens, ?step);
@@ -407,7 +408,8 @@ async fn exchange_in_convoy(
     let call = maker.calls.next_of_pads();
     let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };
     let in_block = move |domain: &_, precision, plaintext: Plaintext<'_>| part.encrypt(domain, precision, plaintext);
-    let (sealed, waiting) = sealed_here(shell, call, encrypt, in_block).await?;
+    // Other threads do parts of it: no actor waits for them.
+    let (sealed, waiting) = seal(shell, usize::MAX, call, encrypt, in_block).await?;
     let sent = Instant::now();
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
     let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens, ?step);
@@ -426,15 +428,16 @@ async fn exchange_in_convoy(
     answer.instrument(flight).await
 }
 
-/// Encrypts with what was made ahead.
-async fn sealed_here<T: Send + 'static>(
+/// Encrypts with what was made ahead, which takes as long as it does for so many values on this thread.
+async fn seal<T: Send + 'static>(
     shell: &Shell,
+    values: usize,
     call: u64,
     message: Encrypt,
     encrypt: impl FnOnce(&MaskDomain, Precision, Plaintext<'_>) -> Result<(Planes, T), EncryptError> + Send + 'static,
 ) -> Result<(Sealed, Call<T>), KeyError> {
     let (start, table) = (Instant::now(), Arc::clone(&shell.table));
-    let sealed = by_size(message.rows.len(), move || call::seal(&table, call, &message, encrypt)).await?;
+    let sealed = by_size(values, move || call::seal(&table, call, &message, encrypt)).await?;
     shell.pads.maker.clock.add_encrypt(start.elapsed());
     sealed
 }
