@@ -11,7 +11,7 @@
 //!
 //! A call of few rows takes a shorter way, where [`pads`] were made for it ahead, and so does one of several micro-batches that go
 //! side by side and share what they are encrypted with (`convoy`): the scheduler itself has them encrypted and decrypted
-//! ([`call`]).
+//! (`call`).
 //!
 //! What the owner must know of each served matrix (scales, norms, the planned precision) is in
 //! [`table::LayerTable`]; who serves what, over time, is decided by the state machine of [`fleet`].
