@@ -27,7 +27,8 @@ pub(crate) async fn on_rayon<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     result.await.map_err(|_| Panicked)
 }
 
-/// Threads that give way to everybody else's: for work that nobody waits for yet. They are started when there is some.
+/// Threads that give way to everybody else's: for work that others will want, or that fewer wait for. They are started when there is
+/// some.
 #[derive(Default)]
 pub(crate) struct IdleThreads(OnceLock<Option<rayon::ThreadPool>>);
 

@@ -2,9 +2,9 @@
 //!
 //! The key manager encrypts with the secrets of the call itself. Where transforms were made before it, for a few rows with pads, or for those of
 //! a micro-batch with its part of a block, what is left to be done for a row is rotating, sketching, adding and subtracting, some
-//! microseconds: for a few rows that is done on the thread that asks for it. All
-//! calls are alike in this: the ticket is a value that its answer takes, nothing computed from an answer leaves before all of it is
-//! verified, and whoever drops a call wipes what it was encrypted with.
+//! microseconds: for a few rows with pads that is done on the thread that asks for it. All calls are alike in this: the ticket is a
+//! value that its answer takes, nothing computed from an answer leaves before all of it is verified, and whoever drops a call
+//! wipes what it was encrypted with.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,16 +1,17 @@
 //! Micro-batches that go through the model side by side, each a while behind the other, and share the blocks of their products
 //! ([`protocol::he::share`]).
 //!
-//! The first of them to come to a product has the block made for all, and the block of the product that comes next with it, so that it does
-//! not wait for that one; the half that answers are decrypted with is made while its rows travel. The others find theirs. What is
-//! shared is made by threads that give way to everybody else's, since more is waiting for these than for it; it never depends on who is faster, and a member that comes again, because a worker failed, or a row wrapped, goes its own
-//! way: its rows of the block are used up.
+//! The first of them to come to a product has the block made for all, and the block of the product that comes next with it, so that
+//! it does not wait for that one; the half that answers are decrypted with is made while its rows travel. The others find
+//! theirs. Threads make them that give way to everybody else's: more members wait for these than for a block. Which rows are whose
+//! does not depend on who is faster, and a member that comes again, because a worker failed, or a row wrapped, goes its own way: its
+//! rows of the block are used up.
 //!
 //! Between its two halves a block's secret is here, and nowhere else; it goes when the second one is made, or with the convoy.
 //!
 //! **Memory.** A block lies here from its first member's coming to its last one's, or to the end of the step where one does not
-//! come, since its attempt failed or it has no need of the product. Members go at about the same speed, so these
-//! are the blocks of some few products; where one falls behind and they become more than there is room for, the next products are everybody's own.
+//! come, since its attempt failed or it has no need of the product. Members go at about the same speed, so these are the blocks of
+//! some few products; where one falls behind and they become more than there is room for, the next products are everybody's own.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -51,7 +51,7 @@ pub struct TrainingConfig {
     pub in_flight: usize,
     /// Parts of some sequences into which a micro-batch is cut, so that one is computed while the products of another travel;
     /// 0 takes more the further the workers are and the fewer micro-batches a step has, and 1 cuts none. Those with
-    /// preferences, dropout or noise on the embeddings are left whole.
+    /// preferences, dropout or noise on the embeddings are left whole, and more than 1 is refused with these.
     pub strands: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
@@ -184,6 +184,11 @@ impl TrainingConfig {
         self.learning_rate * self.schedule.factor(step, timing)
     }
 
+    /// Whether the losses of a micro-batch's sequences depend on one another, or on their places in it.
+    pub(super) fn is_drawn_or_compared(&self) -> bool {
+        self.preference().is_some() || self.lora.dropout > 0.0 || self.neftune_noise_alpha > 0.0
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -209,6 +214,11 @@ impl TrainingConfig {
         if self.strands > MOST_IN_FLIGHT {
             let why = format!("is {}, and must be at most {MOST_IN_FLIGHT}; 0 leaves it to the owner", self.strands);
             return fail("strands", why);
+        }
+        if self.strands > 1 && self.is_drawn_or_compared() {
+            let why =
+                "cuts micro-batches that are left whole, with preferences, dropout or neftune_noise_alpha; 0 or 1";
+            return fail("strands", why.into());
         }
         for (field, value) in [("learning_rate", self.learning_rate), ("epsilon", self.epsilon)] {
             if !(value.is_finite() && value > 0.0) {
@@ -361,7 +371,7 @@ mod tests {
     #[test]
     fn the_field_that_cannot_be_is_named() {
         type Spoil = fn(&mut TrainingConfig);
-        let spoiled: [(&str, Spoil); 31] = [
+        let spoiled: [(&str, Spoil); 34] = [
             ("beta", |c| c.beta = Some(0.1)),
             ("beta", |c| (c.objective, c.beta) = (Objective::Dpo, Some(0.0))),
             ("reference", |c| (c.objective, c.reference) = (Objective::Orpo, Some(Reference::Base))),
@@ -386,6 +396,9 @@ mod tests {
             ("micro_batch", |c| c.micro_batch = 0),
             ("in_flight", |c| c.in_flight = 1000),
             ("strands", |c| c.strands = 1000),
+            ("strands", |c| (c.strands, c.lora.dropout) = (2, 0.1)),
+            ("strands", |c| (c.strands, c.neftune_noise_alpha) = (2, 5.0)),
+            ("strands", |c| (c.strands, c.objective) = (2, Objective::Dpo)),
             ("learning_rate", |c| c.learning_rate = f64::NAN),
             ("weight_decay", |c| c.weight_decay = -1.0),
             ("betas", |c| c.betas.1 = 1.0),

@@ -54,8 +54,8 @@ impl<'a> Strands<'a> {
 
 /// Strands of each of so many micro-batches.
 fn strands(config: &TrainingConfig, round_trip: Option<Duration>, batches: usize, trained: bool) -> usize {
-    let drawn = trained && (config.lora.dropout > 0.0 || config.neftune_noise_alpha > 0.0);
-    if config.preference().is_some() || drawn {
+    let whole = if trained { config.is_drawn_or_compared() } else { config.preference().is_some() };
+    if whole {
         return 1;
     }
     match (config.strands, round_trip) {

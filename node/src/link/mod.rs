@@ -9,7 +9,7 @@ mod line;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -22,9 +22,6 @@ use line::{MOST_ON_THE_WAY, Pace};
 
 /// Bytes that are read at once, and the most that a limited rate passes on at once.
 const PIECE: usize = 64 << 10;
-/// What sleeps are rounded up to. As many pieces arrive half of it too early as too late, where each would be late by half of it on
-/// average: a line does not round.
-const TICK: Duration = Duration::from_millis(1);
 /// Pieces that one direction holds, however small they are.
 const PIECES: usize = 1 << 14;
 
@@ -131,11 +128,8 @@ async fn depart(
         let Ok(mut free) = Arc::clone(&room).acquire_many_owned(wanted as u32).await else { return Ok(()) };
         let length = from.read(&mut buffer).await?;
         let Some(taken) = free.split(length).filter(|_| length > 0) else { return Ok(()) };
-        let arrives = pace.arrival(line, length, Instant::now());
-        // A delay shorter than that would be none.
-        let early = if line.round_trip >= 4 * TICK { TICK / 2 } else { Duration::ZERO };
         let piece = Piece {
-            arrives: arrives.checked_sub(early).unwrap_or(arrives),
+            arrives: pace.arrival(line, length, Instant::now()),
             bytes: buffer[..length].to_vec(),
             _room: taken,
         };
@@ -192,10 +186,10 @@ mod tests {
     async fn a_link_delays_and_takes_nothing_off_the_rate() {
         let (_link, mut socket) = echo("400ms").await;
         let delay = Duration::from_millis(400);
-        assert!(there_and_back(&mut socket, 1).await + TICK >= delay);
+        assert!(there_and_back(&mut socket, 1).await >= delay);
         // A window of 64 KiB, or of what a socket holds, would take many times as long.
         let took = there_and_back(&mut socket, 32 << 20).await;
-        assert!(took + TICK >= delay && took < 5 * delay, "{took:?}");
+        assert!(took >= delay && took < 5 * delay, "{took:?}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -402,3 +402,27 @@ fn judge(rows: &[Row], mistaken: f64) -> Result<Vec<usize>, Refuted> {
 fn squares<T: Copy>(columns: &[[T; COLUMNS]], value: impl Fn(T) -> f64) -> [f64; COLUMNS] {
     columns.iter().fold([0.0; COLUMNS], |sums, row| std::array::from_fn(|c| sums[c] + value(row[c]).powi(2)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 40 rows, so many wrapped more than once.
+    fn verdict(wrapped: usize, mistaken: f64) -> Result<Vec<usize>, Refuted> {
+        let rows: Vec<Row> = (0..40).map(|at| if at < wrapped { Row::Several } else { Row::Fine(1.0) }).collect();
+        judge(&rows, mistaken)
+    }
+
+    #[test]
+    fn rows_may_all_have_wrapped_only_where_that_is_no_lie() {
+        for mistaken in [0.0, MISTAKEN, 0.5, 1.0] {
+            assert_eq!(verdict(6, mistaken), Ok((0..6).collect()));
+        }
+        for wrapped in [7, 40] {
+            assert_eq!(verdict(wrapped, MISTAKEN), Ok((0..wrapped).collect()));
+            assert_eq!(verdict(wrapped, 2.0 * MISTAKEN), Err(Refuted::Wraps { wrapped, rows: 40 }));
+        }
+        // One row that is wrong in another way is enough.
+        assert!(matches!(judge(&[Row::Several, Row::Forged], 0.0), Err(Refuted::Row { row: 1, rows: 2 })));
+    }
+}

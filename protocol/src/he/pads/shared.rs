@@ -79,7 +79,7 @@ pub struct SharedSecret {
 /// A call's rows of a block, as decryption needs them.
 pub struct SharedAnswer {
     block: BlockNumber,
-    pub(in crate::he) rows: Range<usize>,
+    rows: Range<usize>,
     outer: usize,
     mask_limbs: u8,
     half: Arc<Half>,
