@@ -1,23 +1,23 @@
-//! A backend whose forward products are corrected.
+//! A backend that is asked for the unknown part of forward products only.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::buffer::Buffer;
-use protocol::ids::{Direction, ProductId};
+use protocol::ids::ProductId;
 
 use super::Compensation;
 use crate::backend::{BackendError, LinearBackend, Product};
 use crate::transport::Traffic;
 
-/// Adds to the forward products of a backend what its int8 weights lack.
+/// Takes out of the rows of forward products what is known of them, and adds what becomes of it to the backend's products.
 pub struct Compensated {
     inner: Arc<dyn LinearBackend>,
     compensation: Arc<Compensation>,
 }
 
 impl Compensated {
-    /// The products of `inner`, corrected by what is known of the same model.
+    /// The products of `inner`, but for what is known of the same model.
     pub fn new(inner: Arc<dyn LinearBackend>, compensation: Arc<Compensation>) -> Self {
         Self { inner, compensation }
     }
@@ -25,12 +25,12 @@ impl Compensated {
 
 impl LinearBackend for Compensated {
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
-        let answer = self.inner.apply(product, Arc::clone(&rows), tokens)?;
-        if product.direction == Direction::Backward {
-            return Ok(answer);
-        }
-        let mut out = answer.into_rows();
-        self.compensation.add(product.linear, &rows, &mut out, tokens);
+        let Some(known) = self.compensation.of(product) else {
+            return self.inner.apply(product, rows, tokens);
+        };
+        let (low, rest) = known.take(&rows, tokens);
+        let mut out = self.inner.apply(product, Arc::new(rest), tokens)?.into_rows();
+        known.give_back(&low, &mut out, tokens);
         Ok(Product::of_owner(out))
     }
 
@@ -39,8 +39,8 @@ impl LinearBackend for Compensated {
     }
 
     fn side_by_side(&self, rows: &[usize]) -> Option<Vec<Arc<dyn LinearBackend>>> {
-        let corrected = |inner| Arc::new(Self::new(inner, Arc::clone(&self.compensation))) as Arc<dyn LinearBackend>;
-        Some(self.inner.side_by_side(rows)?.into_iter().map(corrected).collect())
+        let compensated = |inner| Arc::new(Self::new(inner, Arc::clone(&self.compensation))) as Arc<dyn LinearBackend>;
+        Some(self.inner.side_by_side(rows)?.into_iter().map(compensated).collect())
     }
 
     fn serves_head(&self) -> bool {

@@ -1,5 +1,5 @@
 //! One pass of a public text through a model, matrix by matrix from the disk: what enters each gives its directions, and the
-//! matrix itself, rounded as workers round it, what it lacks in them.
+//! matrix itself what becomes of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use protocol::buffer::Buffer;
 use protocol::ids::{Direction, LinearId, LinearShape, ProductId};
 use protocol::model::{LlamaConfig, Model, ModelError};
-use protocol::quant::{QuantError, Rotation, serve};
 
 use super::directions::first_directions;
-use super::{Compensation, CompensationError, Correction, rounded, widened};
+use super::{Compensation, CompensationError, KnownPart, rounded, widened};
 use crate::backend::{BackendError, BackendFailure, LinearBackend, Product};
 use crate::data::MicroBatch;
 use crate::transformer::{Before, Llama, Matrix, MatrixMut, Threads, multiply};
@@ -44,8 +43,8 @@ pub(super) fn run(
         progress: Box::new(move |done| progress(done, count)),
     });
     Llama::new(Arc::clone(model), Arc::clone(&calibration) as Arc<dyn LinearBackend>)?.evaluate(&batch, None)?;
-    let corrections = std::mem::take(&mut *calibration.found.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Compensation { corrections })
+    let parts = std::mem::take(&mut *calibration.found.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Compensation { parts })
 }
 
 /// Every matrix that can be served.
@@ -54,7 +53,7 @@ pub(super) fn linears(config: &LlamaConfig) -> impl Iterator<Item = LinearId> + 
 }
 
 /// The text as the model reads it; for a model without a tokenizer of its own, numbers that follow no rule. (With such numbers
-/// the corrections of SmolLM2 take off almost as much.)
+/// the loss of SmolLM2 comes almost as near.)
 fn tokens(model: &Model) -> Result<Vec<u32>, ModelError> {
     let mut tokens = match model.tokenizer() {
         Ok(tokenizer) => tokenizer.encode(TEXT, true)?,
@@ -73,7 +72,7 @@ fn tokens(model: &Model) -> Result<Vec<u32>, ModelError> {
 struct Calibration {
     model: Arc<Model>,
     rank: usize,
-    found: Mutex<HashMap<LinearId, Correction>>,
+    found: Mutex<HashMap<LinearId, KnownPart>>,
     /// Told how many matrices are done; whether to go on.
     progress: Box<dyn Fn(usize) -> bool + Send + Sync>,
 }
@@ -95,9 +94,8 @@ impl LinearBackend for Calibration {
         for first in rows.chunks_mut(SEQUENCE * shape.d_in) {
             first[..shape.d_in].iter_mut().for_each(|value| *value *= FIRST);
         }
-        let correction =
-            correction(&rows, weights, shape, self.rank).map_err(|error| fail(error.to_string().into()))?;
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(product.linear, correction);
+        let part = known_part(&rows, &weights, shape, self.rank);
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(product.linear, part);
         Ok(Product::of_owner(out))
     }
 
@@ -106,28 +104,11 @@ impl LinearBackend for Calibration {
     }
 }
 
-/// What a matrix lacks, once it is rounded, in the first directions of these rows.
-pub(super) fn correction(
-    rows: &[f32],
-    weights: Vec<f32>,
-    shape: LinearShape,
-    rank: usize,
-) -> Result<Correction, QuantError> {
-    let LinearShape { d_in, d_out } = shape;
-    let directions = rounded(&first_directions(rows, d_in, rank));
-    let mut turned = widened(&directions);
-    let mut lacking = times(&turned, rank, &weights, shape);
-    let (matrix, meta) = serve(weights, shape)?;
-    // As the owner comes to a product of the rounded matrix: rotate, multiply, scale, rotate back.
-    Rotation::cached(d_in).apply(&mut turned);
-    let wide: Vec<f32> = matrix.values.iter().map(|&value| value.into()).collect();
-    let mut served = times(&turned, rank, &wide, shape);
-    for row in served.chunks_exact_mut(d_out) {
-        row.iter_mut().zip(&meta.scales).for_each(|(value, scale)| *value *= scale);
-    }
-    Rotation::cached(d_out).apply_transpose(&mut served);
-    lacking.iter_mut().zip(served.iter()).for_each(|(value, served)| *value -= served);
-    Ok(Correction { shape, directions, outputs: rounded(&lacking) })
+/// The first directions of these rows, and what a matrix makes of them.
+pub(super) fn known_part(rows: &[f32], weights: &[f32], shape: LinearShape, rank: usize) -> KnownPart {
+    let directions = rounded(&first_directions(rows, shape.d_in, rank));
+    let outputs = times(&widened(&directions), rank, weights, shape).to_vec();
+    KnownPart { shape, directions, outputs }
 }
 
 /// `rows·weights`.

@@ -1,6 +1,6 @@
-//! Corrections on a disk: they follow from the model alone, so that one run's are all the others'.
+//! What is known of a model's products, on a disk: it follows from the model alone, so that one run's is all the others'.
 //!
-//! A file is the blake3 hash of what follows, and the corrections in bincode. Whatever is wrong with it, it is made anew.
+//! A file is the blake3 hash of what follows, and the parts in bincode. Whatever is wrong with it, it is made anew.
 
 use std::path::{Path, PathBuf};
 
@@ -11,11 +11,11 @@ use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
 use super::calibrate::linears;
-use super::{Compensation, Correction};
+use super::{Compensation, KnownPart};
 use crate::files::{FileError, Readers, create_folder, read_bounded, write_atomically};
 
-/// Of the file, and of the way in which corrections are found. The model's digest stands for that of the int8 weights.
-const VERSION: u32 = 1;
+/// Of the file, and of the way in which parts are found.
+const VERSION: u32 = 2;
 
 /// Numbers take as many bytes as they have: the length of a file is known.
 const FORMAT: Configuration<LittleEndian, Fixint> = bincode::config::standard().with_fixed_int_encoding();
@@ -29,8 +29,8 @@ const BESIDE: u64 = 64;
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,
-    /// Matrices with the bits of their directions and outputs.
-    corrections: Vec<(LinearId, Vec<u16>, Vec<u16>)>,
+    /// Matrices with the bits of their directions, and outputs.
+    parts: Vec<(LinearId, Vec<u16>, Vec<f32>)>,
 }
 
 /// Where those of a model are.
@@ -40,11 +40,11 @@ pub(super) fn path(folder: &Path, model: ModelDigest, rank: usize) -> PathBuf {
 
 /// Those of a model, if they are there and whole.
 pub(super) fn read(path: &Path, config: &LlamaConfig, rank: usize) -> Option<Compensation> {
-    let values = |linear: LinearId| {
+    let bytes = |linear: LinearId| {
         let shape = config.shape(linear.group);
-        (shape.d_in + shape.d_out) * rank
+        ((size_of::<bf16>() * shape.d_in + size_of::<f32>() * shape.d_out) * rank) as u64 + BESIDE
     };
-    let limit = linears(config).map(|linear| (size_of::<bf16>() * values(linear)) as u64 + BESIDE).sum::<u64>();
+    let limit = linears(config).map(bytes).sum::<u64>();
     let bytes = match read_bounded(path, limit + BESIDE) {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -69,24 +69,22 @@ fn parse(bytes: &[u8], config: &LlamaConfig, rank: usize) -> Option<Compensation
     let (stored, read): (Stored, usize) = bincode::serde::decode_from_slice(content, FORMAT).ok()?;
     let whole = stored.version == VERSION && read == content.len();
     let of_bits = |bits: Vec<u16>| bits.into_iter().map(bf16::from_bits).collect::<Vec<_>>();
-    let corrections = stored.corrections.into_iter().map(|(linear, directions, outputs)| {
+    let parts = stored.parts.into_iter().map(|(linear, directions, outputs)| {
         let shape = config.has(linear).then(|| config.shape(linear.group))?;
         let fits = (directions.len(), outputs.len()) == (rank * shape.d_in, rank * shape.d_out);
-        fits.then(|| (linear, Correction { shape, directions: of_bits(directions), outputs: of_bits(outputs) }))
+        fits.then(|| (linear, KnownPart { shape, directions: of_bits(directions), outputs }))
     });
-    let corrections = whole.then(|| corrections.collect::<Option<_>>())??;
-    let found = Compensation { corrections };
-    linears(config).all(|linear| found.corrections.contains_key(&linear)).then_some(found)
+    let parts = whole.then(|| parts.collect::<Option<_>>())??;
+    let found = Compensation { parts };
+    linears(config).all(|linear| found.parts.contains_key(&linear)).then_some(found)
 }
 
 /// Writes them, whole or not at all.
 pub(super) fn write(path: &Path, compensation: &Compensation) -> Result<(), FileError> {
     let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect();
-    let each = compensation.corrections.iter();
-    let stored = Stored {
-        version: VERSION,
-        corrections: each.map(|(&linear, it)| (linear, bits(&it.directions), bits(&it.outputs))).collect(),
-    };
+    let each = compensation.parts.iter();
+    let parts = each.map(|(&linear, it)| (linear, bits(&it.directions), it.outputs.clone())).collect();
+    let stored = Stored { version: VERSION, parts };
     let unwritten = |error: &dyn std::fmt::Display| FileError::Io {
         path: path.to_owned(),
         action: "written",

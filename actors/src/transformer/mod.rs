@@ -48,7 +48,7 @@ pub use self::below::Prefix;
 pub use self::continuation::{Continuation, KvCache};
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 pub use self::logits::Logits;
-pub(crate) use self::ops::rows::{block, for_each_block};
+pub(crate) use self::ops::rows::{block, for_each_block, for_each_block2};
 pub(crate) use self::vector::{add_rows, exp_row, maximum};
 
 /// Why a pass through the model failed.
