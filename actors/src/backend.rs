@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::buffer::Buffer;
-use protocol::ids::ProductId;
+use protocol::ids::{LinearId, ProductId};
 use protocol::sketch::Verified;
 
+use crate::transformer::KnownPart;
 use crate::transport::Traffic;
 
 pub use plain::PlainBackend;
@@ -45,6 +46,12 @@ pub trait LinearBackend: Send + Sync + 'static {
     /// # Errors
     /// When no worker could compute the product.
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError>;
+
+    /// The part of a matrix's forward products that the caller computes itself, if there is one: [`Self::apply`] is then for what is
+    /// left of the rows, and returns what becomes of that.
+    fn known(&self, _linear: LinearId) -> Option<&KnownPart> {
+        None
+    }
 
     /// Says that forward products of few rows, up to sixteen, will be asked for again and again: for generation, token by token. A backend that
     /// can make these cheap prepares for them from now on, in the background and within its memory for that.

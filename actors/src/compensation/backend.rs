@@ -1,16 +1,17 @@
-//! A backend that is asked for the unknown part of forward products only.
+//! A backend that is asked for what is left of forward products.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::buffer::Buffer;
-use protocol::ids::ProductId;
+use protocol::ids::{LinearId, ProductId};
 
 use super::Compensation;
 use crate::backend::{BackendError, LinearBackend, Product};
+use crate::transformer::KnownPart;
 use crate::transport::Traffic;
 
-/// Takes out of the rows of forward products what is known of them, and adds what becomes of it to the backend's products.
+/// Has the parts of a backend's forward products that are known taken out of their rows.
 pub struct Compensated {
     inner: Arc<dyn LinearBackend>,
     compensation: Arc<Compensation>,
@@ -25,13 +26,11 @@ impl Compensated {
 
 impl LinearBackend for Compensated {
     fn apply(&self, product: ProductId, rows: Arc<Buffer>, tokens: usize) -> Result<Product, BackendError> {
-        let Some(known) = self.compensation.of(product) else {
-            return self.inner.apply(product, rows, tokens);
-        };
-        let (low, rest) = known.take(&rows, tokens);
-        let mut out = self.inner.apply(product, Arc::new(rest), tokens)?.into_rows();
-        known.give_back(&low, &mut out, tokens);
-        Ok(Product::of_owner(out))
+        self.inner.apply(product, rows, tokens)
+    }
+
+    fn known(&self, linear: LinearId) -> Option<&KnownPart> {
+        self.compensation.parts.get(&linear)
     }
 
     fn expect_few_rows(&self) {

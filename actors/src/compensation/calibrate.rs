@@ -4,15 +4,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use half::bf16;
 use protocol::buffer::Buffer;
 use protocol::ids::{Direction, LinearId, LinearShape, ProductId};
 use protocol::model::{LlamaConfig, Model, ModelError};
 
 use super::directions::first_directions;
-use super::{Compensation, CompensationError, KnownPart, rounded, widened};
+use super::{Compensation, CompensationError};
 use crate::backend::{BackendError, BackendFailure, LinearBackend, Product};
 use crate::data::MicroBatch;
-use crate::transformer::{Before, Llama, Matrix, MatrixMut, Threads, multiply};
+use crate::transformer::{Before, KnownPart, Llama, Matrix, MatrixMut, Threads, multiply};
 
 /// Prose, talk, sums, letters, code and data: no more than a model has seen of each kind a thousand times.
 const TEXT: &str = include_str!("text.txt");
@@ -95,6 +96,7 @@ impl LinearBackend for Calibration {
             first[..shape.d_in].iter_mut().for_each(|value| *value *= FIRST);
         }
         let part = known_part(&rows, &weights, shape, self.rank);
+        let part = part.ok_or_else(|| fail("a matrix without inputs".into()))?;
         self.found.lock().unwrap_or_else(PoisonError::into_inner).insert(product.linear, part);
         Ok(Product::of_owner(out))
     }
@@ -105,10 +107,13 @@ impl LinearBackend for Calibration {
 }
 
 /// The first directions of these rows, and what a matrix makes of them.
-pub(super) fn known_part(rows: &[f32], weights: &[f32], shape: LinearShape, rank: usize) -> KnownPart {
-    let directions = rounded(&first_directions(rows, shape.d_in, rank));
-    let outputs = times(&widened(&directions), rank, weights, shape).to_vec();
-    KnownPart { shape, directions, outputs }
+pub(super) fn known_part(rows: &[f32], weights: &[f32], shape: LinearShape, rank: usize) -> Option<KnownPart> {
+    let directions = first_directions(rows, shape.d_in, rank);
+    let directions: Vec<bf16> = directions.into_iter().map(bf16::from_f32).collect();
+    // The product of what they are rounded to.
+    let wide: Vec<f32> = directions.iter().map(|value| value.to_f32()).collect();
+    let outputs = times(&wide, rank, weights, shape).to_vec();
+    KnownPart::new(shape, directions, outputs)
 }
 
 /// `rows·weights`.

@@ -10,9 +10,10 @@ use protocol::ids::{LinearId, ModelDigest};
 use protocol::model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
+use super::Compensation;
 use super::calibrate::linears;
-use super::{Compensation, KnownPart};
 use crate::files::{FileError, Readers, create_folder, read_bounded, write_atomically};
+use crate::transformer::KnownPart;
 
 /// Of the file, and of the way in which parts are found.
 const VERSION: u32 = 2;
@@ -71,8 +72,8 @@ fn parse(bytes: &[u8], config: &LlamaConfig, rank: usize) -> Option<Compensation
     let of_bits = |bits: Vec<u16>| bits.into_iter().map(bf16::from_bits).collect::<Vec<_>>();
     let parts = stored.parts.into_iter().map(|(linear, directions, outputs)| {
         let shape = config.has(linear).then(|| config.shape(linear.group))?;
-        let fits = (directions.len(), outputs.len()) == (rank * shape.d_in, rank * shape.d_out);
-        fits.then(|| (linear, KnownPart { shape, directions: of_bits(directions), outputs }))
+        let part = KnownPart::new(shape, of_bits(directions), outputs).filter(|part| part.rank() == rank);
+        part.map(|part| (linear, part))
     });
     let parts = whole.then(|| parts.collect::<Option<_>>())??;
     let found = Compensation { parts };
@@ -83,7 +84,7 @@ fn parse(bytes: &[u8], config: &LlamaConfig, rank: usize) -> Option<Compensation
 pub(super) fn write(path: &Path, compensation: &Compensation) -> Result<(), FileError> {
     let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect();
     let each = compensation.parts.iter();
-    let parts = each.map(|(&linear, it)| (linear, bits(&it.directions), it.outputs.clone())).collect();
+    let parts = each.map(|(&linear, it)| (linear, bits(it.directions()), it.outputs().to_vec())).collect();
     let stored = Stored { version: VERSION, parts };
     let unwritten = |error: &dyn std::fmt::Display| FileError::Io {
         path: path.to_owned(),

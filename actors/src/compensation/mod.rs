@@ -32,15 +32,12 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use half::bf16;
-use half::slice::HalfFloatSliceExt as _;
-use protocol::buffer::Buffer;
-use protocol::ids::{Direction, Group, LinearId, LinearShape, ProductId};
+use protocol::ids::{Group, LinearId};
 use protocol::model::{Model, ModelError};
 
 pub use backend::Compensated;
 
-use crate::transformer::{Before, LlamaError, Matrix, MatrixMut, Threads, block, for_each_block, for_each_block2, multiply};
+use crate::transformer::{KnownPart, LlamaError};
 
 /// Why a compensation could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -90,67 +87,4 @@ impl Compensation {
         found.parts.retain(|linear, _| head || linear.group != Group::Head);
         Ok(found)
     }
-
-    /// That of a product, if there is one.
-    fn of(&self, product: ProductId) -> Option<&KnownPart> {
-        (product.direction == Direction::Forward).then(|| self.parts.get(&product.linear))?
-    }
-}
-
-/// That of one matrix.
-#[derive(Clone, Debug, PartialEq)]
-struct KnownPart {
-    shape: LinearShape,
-    /// `P`, `[rank][d_in]`: whatever they are rounded to, the product is that of these.
-    directions: Vec<bf16>,
-    /// `P·W`, `[rank][d_out]`: added to the product as they are.
-    outputs: Vec<f32>,
-}
-
-impl KnownPart {
-    fn rank(&self) -> usize {
-        self.directions.len() / self.shape.d_in
-    }
-
-    /// What rows have of each direction, `tokens × rank`, and what is left of them, `tokens × d_in`.
-    fn take(&self, rows: &[f32], tokens: usize) -> (Buffer, Buffer) {
-        let (d_in, rank) = (self.shape.d_in, self.rank());
-        assert_eq!(rows.len(), tokens * d_in, "rows of this product");
-        let directions = widened(&self.directions);
-        let directions = Matrix::new(&directions, rank, d_in);
-        let (mut low, mut rest) = (Buffer::scratch(tokens * rank), Buffer::scratch(tokens * d_in));
-        for_each_block2(tokens, (&mut low, rank), (&mut rest, d_in), |first, low, rest| {
-            let rows = block(rows, d_in, first);
-            let count = rows.len() / d_in;
-            let (to, x) = (MatrixMut::new(low, count, rank), Matrix::new(rows, count, d_in));
-            multiply(to, Before::Replaced, 1.0, x, directions.transposed(), Threads::One);
-            rest.copy_from_slice(rows);
-            let (to, low) = (MatrixMut::new(rest, count, d_in), Matrix::new(low, count, rank));
-            multiply(to, Before::Kept, -1.0, low, directions, Threads::One);
-        });
-        (low, rest)
-    }
-
-    /// Adds the product of what was [taken](Self::take) to that of the rest, `tokens × d_out`.
-    fn give_back(&self, low: &[f32], out: &mut [f32], tokens: usize) {
-        let (d_out, rank) = (self.shape.d_out, self.rank());
-        assert!(low.len() == tokens * rank && out.len() == tokens * d_out, "rows of this product");
-        let outputs = Matrix::new(&self.outputs, rank, d_out);
-        for_each_block(tokens, (out, d_out), |first, out| {
-            let low = block(low, rank, first);
-            let count = low.len() / rank;
-            let to = MatrixMut::new(out, count, d_out);
-            multiply(to, Before::Kept, 1.0, Matrix::new(low, count, rank), outputs, Threads::One);
-        });
-    }
-}
-
-fn widened(values: &[bf16]) -> Buffer {
-    let mut wide = Buffer::scratch(values.len());
-    values.convert_to_f32_slice(&mut wide);
-    wide
-}
-
-fn rounded(values: &[f32]) -> Vec<bf16> {
-    values.iter().map(|&value| bf16::from_f32(value)).collect()
 }

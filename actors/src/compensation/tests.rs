@@ -2,7 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use protocol::ids::{Direction, Group, ProductId};
+use protocol::buffer::Buffer;
+use protocol::ids::{Direction, Group, LinearShape, ProductId};
 use protocol::quant::{Rotation, serve};
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
@@ -13,7 +14,8 @@ use super::directions::first_directions;
 use super::*;
 use crate::backend::{BackendError, LinearBackend, PlainBackend, Product};
 use crate::data::MicroBatch;
-use crate::testing::TinyModel;
+use crate::lora::{Draw, LoraAdapters, LoraConfig};
+use crate::testing::{TinyModel, nudge};
 use crate::transformer::Llama;
 
 const RANK: usize = 6;
@@ -82,12 +84,13 @@ fn rows_of_few_dimensions_have_the_product_of_the_weights_as_they_were() {
     let served = rounded_weights(&weights, shape);
     let tokens = 150;
     let rows = naive(&random(tokens * RANK, 5), &random(RANK * shape.d_in, 6), RANK);
-    let part = known_part(&rows, &weights, shape, RANK);
+    let part = known_part(&rows, &weights, shape, RANK).unwrap();
+    let known = part.widened();
     let off = |rows: &[f32]| {
         let exact = naive(rows, &weights, shape.d_in);
-        let (low, rest) = part.take(rows, tokens);
+        let (low, rest) = known.take(rows, tokens);
         let mut out = naive(&rest, &served, shape.d_in);
-        part.give_back(&low, &mut out, tokens);
+        known.give_back(&low, &mut out, tokens);
         (distance(&naive(rows, &served, shape.d_in), &exact), distance(&out, &exact), square(&rest) / square(rows))
     };
     // Directions are rounded to 0.4 %, and so much of the rows is left to be encrypted.
@@ -150,26 +153,39 @@ fn a_loss_comes_nearer_to_that_of_the_weights_as_they_were() {
 }
 
 #[test]
-fn only_forward_products_of_known_matrices_have_a_known_part() {
+fn whatever_is_known_the_pass_is_the_same() {
     let tiny = TinyModel::new();
-    let compensation = Arc::new(Compensation::of_model(&tiny.model, 3, true, None, |_, _| true).unwrap());
-    let compensated = Compensated::new(Arc::new(PlainBackend::with_head(&tiny.model).unwrap()), compensation);
-    let plain = PlainBackend::with_head(&tiny.model).unwrap();
-    let changed = |linear: LinearId, direction| {
-        let (inner, _) = tiny.config().shape(linear.group).along(direction);
-        let rows = Arc::new(Buffer::from(random(5 * inner, 8)));
-        let of = |backend: &dyn LinearBackend| {
-            backend.apply(linear.along(direction), Arc::clone(&rows), 5).unwrap().into_rows()
+    let vocabulary = tiny.config().vocabulary as u32;
+    let tokens: Vec<u32> = (0..90).map(|at| (at * 37 + 11) % vocabulary).collect();
+    let targets = tokens.iter().map(|token| (token * 7 + 3) % vocabulary).collect();
+    let batch = MicroBatch::new([(&tokens[..], targets)], 0, 1);
+    let config = LoraConfig { rank: 2, dropout: 0.2, ..LoraConfig::default() };
+    let adapters = LoraAdapters::new(tiny.config(), &config, 3).unwrap();
+    adapters.parameters().iter().enumerate().for_each(|(at, var)| nudge(var, at as u64, 0.3));
+    let outcome = |known: Option<(usize, bool)>| {
+        let plain = Arc::new(PlainBackend::with_head(&tiny.model).unwrap());
+        let backend: Arc<dyn LinearBackend> = match known {
+            Some((rank, head)) => {
+                let found = Compensation::of_model(&tiny.model, rank, head, None, |_, _| true).unwrap();
+                let linears = calibrate::linears(tiny.config());
+                let expected = linears.filter(|linear| head || linear.group != Group::Head).count();
+                assert_eq!(found.parts.len(), expected);
+                Arc::new(Compensated::new(plain, Arc::new(found)))
+            }
+            None => plain,
         };
-        of(&compensated)[..] != of(&plain)[..]
+        assert!(backend.serves_head() && !backend.asks_workers());
+        let llama = Llama::new(Arc::clone(&tiny.model), backend).unwrap();
+        let (loss, gradients) = llama.gradient(&batch, &adapters, Draw { seed: 1, step: 2, micro_batch: 3 }).unwrap();
+        assert!((llama.evaluate(&batch, Some(&adapters)).unwrap() - loss).abs() < 0.2 * loss, "but for the dropout");
+        (loss, gradients.concat())
     };
-    let down = LinearId { layer: 1, group: Group::Down };
-    assert!(changed(down, Direction::Forward));
-    assert!(!changed(down, Direction::Backward));
-    assert!(changed(tiny.config().head_linear(0), Direction::Forward));
-    let without_head = Compensation::of_model(&tiny.model, 3, false, None, |_, _| true).unwrap();
-    assert!(without_head.parts.keys().all(|linear| linear.group != Group::Head));
-    assert!(!compensated.asks_workers() && compensated.serves_head());
+    let (loss, gradient) = outcome(None);
+    for known in [(1, true), (5, true), (16, false)] {
+        let (with, of_known) = outcome(Some(known));
+        assert!((with - loss).abs() < 1e-5 * loss, "{known:?}: {with} for {loss}");
+        assert!(distance(&of_known, &gradient) < 1e-4, "{known:?}: {}", distance(&of_known, &gradient));
+    }
 }
 
 #[test]
@@ -221,8 +237,5 @@ fn what_was_found_once_is_kept_and_what_is_damaged_is_found_again() {
 
     // Where nothing can be kept, it is found all the same.
     let nowhere = Path::new("/proc/nowhere");
-    assert_eq!(
-        Compensation::of_model(&tiny.model, 4, true, Some(nowhere), |_, _| true).unwrap().parts,
-        first.parts
-    );
+    assert_eq!(Compensation::of_model(&tiny.model, 4, true, Some(nowhere), |_, _| true).unwrap().parts, first.parts);
 }

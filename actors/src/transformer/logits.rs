@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{iter, thread};
 
 use protocol::buffer::Buffer;
-use protocol::ids::Direction;
 use protocol::model::Model;
 use protocol::parts::Part;
 use rayon::prelude::*;
 
 use super::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 use super::ops::FEW;
+use super::products::whole_product;
 use super::token_rows::Rows;
 use super::vector::{dots_bf16, dots_f32, soft_cap};
 use super::{Llama, LlamaError};
@@ -160,13 +160,7 @@ impl Logits {
         let (slices, next) = (config.head_slices(), AtomicUsize::new(0));
         let ask = |slice: usize| {
             let linear = config.head_linear(slice);
-            let product = linear.along(Direction::Forward);
-            let width = config.shape(linear.group).d_out;
-            let out = llama.backend.apply(product, Arc::clone(states), rows)?.into_rows();
-            if out.len() != rows * width {
-                let why = format!("the backend returned {} values for {rows} × {width}", out.len());
-                return Err(BackendError { product, why: why.into() });
-            }
+            let out = whole_product(config, &*llama.backend, linear, states, rows)?;
             Ok((slice, out))
         };
         let work = || {

@@ -16,6 +16,7 @@ mod logits;
 mod noise;
 mod ops;
 mod pass;
+mod products;
 mod served_head;
 mod tape;
 #[cfg(test)]
@@ -48,7 +49,7 @@ pub use self::below::Prefix;
 pub use self::continuation::{Continuation, KvCache};
 pub(crate) use self::gemm::{Before, Matrix, MatrixMut, Threads, multiply};
 pub use self::logits::Logits;
-pub(crate) use self::ops::rows::{block, for_each_block, for_each_block2};
+pub use self::ops::KnownPart;
 pub(crate) use self::vector::{add_rows, exp_row, maximum};
 
 /// Why a pass through the model failed.

@@ -14,8 +14,9 @@ use protocol::model::Norm;
 use super::attends::{Attends, Whole};
 use super::beside::Beside;
 use super::ops::norm::through;
-use super::ops::rows::{block, for_each_block, for_each_block2, for_each_block3, for_each_block4};
-use super::ops::{Adapter, RmsNorm, gates};
+use super::ops::rows::{block, for_each_block2, for_each_block3, for_each_block4};
+use super::ops::{Adapter, KnownPart, RmsNorm, gates};
+use super::products::product;
 use super::tape::{Added, Keep, Kept, LayerTape, Lows, round_block};
 use super::token_rows::Rows;
 use super::vector::add;
@@ -118,9 +119,10 @@ impl<'a, A: Attends> Pass<'a, A> {
             let attended = self.attention.attend(layer, &qkv);
             let qkv = keep.either(qkv, turned);
             let beside = self.beside(at(Group::O))?;
-            lows.o = self.down(&beside, &attended.rows);
+            let rows;
+            (lows.o, rows) = self.down(&beside, &attended.rows);
 
-            let out = self.product(at(Group::O), Direction::Forward, attended.rows.clone())?;
+            let out = self.product(at(Group::O), Direction::Forward, rows)?;
             let branch = Branch {
                 stream: &stream,
                 part: (&beside, &lows.o),
@@ -149,7 +151,7 @@ impl<'a, A: Attends> Pass<'a, A> {
                 let next = LinearId { layer: layer as u16 + 1, group: Group::Qkv };
                 (self.norm(Norm::BeforeAttention(layer + 1)), self.beside(next)?)
             } else {
-                (self.norm(Norm::Final), Beside::new(Vec::new()))
+                (self.norm(Norm::Final), Beside::nothing())
             };
             let after = self.join(out, branch, norm, &next, keep_in(layer + 1));
 
@@ -179,22 +181,17 @@ impl<'a, A: Attends> Pass<'a, A> {
         direction: Direction,
         rows: Arc<Buffer>,
     ) -> Result<Buffer, BackendError> {
-        let (_, outer) = self.llama.config().shape(linear.group).along(direction);
-        let out = self.llama.backend.apply(linear.along(direction), rows, self.tokens)?.into_rows();
-        if out.len() != self.tokens * outer {
-            let why = format!("the backend returned {} values for {} × {outer}", out.len(), self.tokens);
-            return Err(BackendError { product: linear.along(direction), why: why.into() });
-        }
-        Ok(out)
+        product(self.llama.config(), &*self.llama.backend, linear.along(direction), rows, self.tokens)
     }
 
-    /// A group's adapters of all rows, locked against change.
+    /// A group's adapters of all rows, locked against change, and what is known of its product.
     fn beside(&self, linear: LinearId) -> Result<Beside<'a>, LlamaError> {
         let parts = self
             .adapters
             .iter()
             .map(|(rows, adapters)| Ok(self.adapter_of(adapters, linear)?.map(|adapter| (rows.clone(), adapter))));
-        Ok(Beside::new(parts.filter_map(Result::transpose).collect::<Result<_, LlamaError>>()?))
+        let parts = parts.filter_map(Result::transpose).collect::<Result<_, LlamaError>>()?;
+        Ok(Beside::new(parts, self.llama.backend.known(linear).map(KnownPart::widened)))
     }
 
     /// The adapters of a group, if it has any, locked against change.
@@ -267,7 +264,8 @@ impl<'a, A: Attends> Pass<'a, A> {
     }
 
     /// Makes a product's rows the residual stream, if they are not yet: adds all that is added to them, and the stream
-    /// before. Returns the stream's norm, what the next group's adapters make of that, and the stream as it is to be kept.
+    /// before. Returns what the next group's product is asked for with, the stream's norm or what is left of it; what else is made of
+    /// that; and the stream as it is to be kept.
     fn enter(
         &self,
         rows: &mut Buffer,
@@ -292,6 +290,7 @@ impl<'a, A: Attends> Pass<'a, A> {
             round_block(rows, rounded);
             through(norm, rows, normed);
             next.down_rows(first, normed, low);
+            next.take_rows(normed, low);
         });
         Entered { normed, low, rounded }
     }
@@ -336,20 +335,29 @@ impl<'a, A: Attends> Pass<'a, A> {
         Ok((kept, rounded))
     }
 
-    /// What a group's adapters make of its input between their projections; empty without adapters.
-    fn down(&self, beside: &Beside<'_>, x: &Buffer) -> Buffer {
-        if beside.width() == 0 {
-            return Buffer::default();
-        }
+    /// What is made of a group's input between the projections of what is beside it; and the rows that its product is asked for with,
+    /// others than these where something is taken out of them.
+    fn down(&self, beside: &Beside<'_>, x: &Arc<Buffer>) -> (Buffer, Arc<Buffer>) {
+        let features = x.len() / self.tokens;
         let mut low = Buffer::scratch(self.tokens * beside.width());
-        for_each_block(self.tokens, (&mut low, beside.width()), |first, low| {
-            beside.down_rows(first, block(x, x.len() / self.tokens, first), low);
-        });
-        low
+        let left_width = if beside.takes() { features } else { 0 };
+        let mut left = Buffer::scratch(self.tokens * left_width);
+        if beside.width() > 0 {
+            let operands = ((&mut low[..], beside.width()), (&mut left[..], left_width));
+            for_each_block2(self.tokens, operands.0, operands.1, |first, low, left| {
+                let x = block(x, features, first);
+                beside.down_rows(first, x, low);
+                if beside.takes() {
+                    left.copy_from_slice(x);
+                    beside.take_rows(left, low);
+                }
+            });
+        }
+        (low, if beside.takes() { Arc::new(left) } else { Arc::clone(x) })
     }
 
-    /// Adds to the gates and what they let through what is added to their product. Returns the gated features and what the
-    /// next group's adapters make of these, and the former as they are to be kept.
+    /// Adds to the gates and what they let through what is added to their product. Returns the gated features, or what
+    /// is left of them, what else is made of these, and the former as they are to be kept.
     fn gate(
         &self,
         mut both: Buffer,
@@ -372,6 +380,7 @@ impl<'a, A: Attends> Pass<'a, A> {
             gates::forward(activation, features, both, gated);
             round_block(both, rounded);
             next.down_rows(first, gated, next_low);
+            next.take_rows(gated, next_low);
         });
         Ok((gated, next_low, keep.either(both, rounded)))
     }
@@ -412,7 +421,7 @@ struct Joined {
     entered: Entered,
 }
 
-/// What the next group reads, and what its adapters make of it between their projections.
+/// What the next group's product is asked for with, and what is beside it between the projections.
 struct Entered {
     normed: Buffer,
     low: Buffer,

@@ -15,6 +15,7 @@ use protocol::model::LlamaConfig;
 
 use super::LlamaError;
 use super::ops::{HeadBatch, HeadSlices, Slice};
+use super::products::{product, whole_product};
 use super::token_rows::Rows;
 use crate::backend::{BackendError, LinearBackend};
 
@@ -38,18 +39,8 @@ pub(super) struct ServedHead<'a> {
 impl ServedHead<'_> {
     fn slice(&self, number: usize, batch: &HeadBatch<'_>) -> Result<Slice, BackendError> {
         let linear = self.config.head_linear(number);
-        let width = self.config.shape(linear.group).d_out;
         let entries = self.config.head_entries(number);
-        let ask = |direction, rows, outer: usize| {
-            let product = linear.along(direction);
-            let out = self.backend.apply(product, rows, batch.rows)?.into_rows();
-            if out.len() != batch.rows * outer {
-                let why = format!("the backend returned {} values for {} × {outer}", out.len(), batch.rows);
-                return Err(BackendError { product, why: why.into() });
-            }
-            Ok(out)
-        };
-        let mut logits = ask(Direction::Forward, Arc::clone(batch.states), width)?;
+        let mut logits = whole_product(self.config, self.backend, linear, batch.states, batch.rows)?;
         if let Some(rows) = self.rows {
             rows.replace_logits(batch.states, entries.clone(), &mut logits);
         }
@@ -57,7 +48,8 @@ impl ServedHead<'_> {
         slice.absorb(batch, entries.clone(), &mut logits);
         if batch.differentiable {
             let own = self.rows.map(|rows| (rows, rows.take(batch, entries, &mut logits)));
-            slice.weighted = ask(Direction::Backward, Arc::new(logits), batch.features)?;
+            let backward = linear.along(Direction::Backward);
+            slice.weighted = product(self.config, self.backend, backward, Arc::new(logits), batch.rows)?;
             own.iter().for_each(|(rows, taken)| rows.add(taken, &mut slice.weighted));
         }
         Ok(slice)

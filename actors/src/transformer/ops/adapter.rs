@@ -61,10 +61,12 @@ impl Adapter<'_> {
         Matrix::new(&self.b[slot.up..], slot.d_out, slot.rank)
     }
 
-    /// The rows' values between the projections: `low = dropout(x)·Aᵀ`. `first` is the number of the first row.
+    /// The rows' values between the projections: `low = dropout(x)·Aᵀ`. `first` is the number of the first row. A row of `low` may have
+    /// other values behind these.
     pub(crate) fn down_rows(&self, first: usize, x: &[f32], low: &mut [f32]) {
-        let (d_in, width) = (self.shape.d_in, self.width());
+        let d_in = self.shape.d_in;
         let rows = x.len() / d_in;
+        let width = low.len() / rows.max(1);
         for (part, dropout) in self.inputs() {
             let masked = dropout.map(|dropout| dropped(dropout, first, x, d_in));
             let x = Matrix::new(masked.as_deref().unwrap_or(x), rows, d_in);
@@ -75,8 +77,9 @@ impl Adapter<'_> {
 
     /// Adds the adapters' outputs to rows of the base product: `y += scaling · low·Bᵀ`.
     pub(crate) fn up_rows(&self, low: &[f32], y: &mut [f32]) {
-        let (d_out, width) = (self.shape.d_out, self.width());
+        let d_out = self.shape.d_out;
         let rows = y.len() / d_out;
+        let width = low.len() / rows.max(1);
         for slot in self.slots {
             let low = Matrix::strided(&low[slot.row..], rows, slot.rank, width);
             let out = MatrixMut::strided(&mut y[slot.offset..], rows, slot.d_out, d_out);
@@ -159,8 +162,9 @@ impl Adapter<'_> {
 
     /// `dB = scaling · dyᵀ·low` of each slot.
     fn gradient_of_b(&self, low: &[f32], dy: &[f32]) -> Vec<f32> {
-        let (d_out, width) = (self.shape.d_out, self.width());
+        let d_out = self.shape.d_out;
         let tokens = dy.len() / d_out;
+        let width = low.len() / tokens.max(1);
         let mut gradient = vec![0.0; self.b.len()];
         let mut tasks = Vec::new();
         let mut rest = gradient.as_mut_slice();
