@@ -1,4 +1,4 @@
-"""What errors of products do to a loss, by kind of product, and what is left of int8 weights with a correction of low rank.
+"""What errors of products do to a loss, by kind of product, and what is left of them where a part of low rank is known.
 
     pip install torch transformers gguf
     python benches/int8.py SmolLM2-135M-Instruct.Q4_1.gguf gsm8k.jsonl [BATCHES]
@@ -43,16 +43,28 @@ def main(model_file, data, batches=10):
         rms = torch.cat(off).pow(2).mean().sqrt()
         print(f"{name:36s} rms {rms:.3f} %, spread {sum(o.std() for o in off) / len(off):.3f} %, mean {means} %", flush=True)
 
-    def noisy(module, _inputs, out):
-        return out + torch.randn_like(out) * out.pow(2).mean(-1, keepdim=True).sqrt() * NOISE
+    directions = find_directions(model, tokenizer, linears)
 
-    for kind, names in KINDS.items():
-        hooks = [m.register_forward_hook(noisy) for n, m in linears.items() if n.endswith(names)]
-        show(f"noise of {100 * NOISE:.1f} % in {kind}", [losses() for _ in range(DRAWS)])
+    def noise(names, rank=0):
+        """Of each row of what is left of these products, three draws."""
+
+        def noisy(name, module, inputs, out):
+            known = directions[name][:, :rank]
+            left = (inputs[0] - (inputs[0] @ known) @ known.T) @ module.weight.T
+            return out + torch.randn_like(out) * left.pow(2).mean(-1, keepdim=True).sqrt() * NOISE
+
+        some = [(n, m) for n, m in linears.items() if n.endswith(names)]
+        hooks = [m.register_forward_hook(lambda m, i, o, n=n: noisy(n, m, i, o)) for n, m in some]
+        found = [losses() for _ in range(DRAWS)]
         for hook in hooks:
             hook.remove()
+        return found
 
-    directions = find_directions(model, tokenizer, linears)
+    for kind, names in KINDS.items():
+        show(f"noise of {100 * NOISE:.1f} % in {kind}", noise(names))
+    for rank in (0, 8, 16, 32):
+        show(f"in all of them, {rank} directions known", noise(("_proj",), rank))
+
     ranks = (0, 8, 16, 32, 64)
     found = {rank: [] for rank in ranks}
     for _ in range(DRAWS):
@@ -63,7 +75,7 @@ def main(model_file, data, batches=10):
                 module.weight.data = weights[n] + errors[n] - (errors[n] @ p) @ p.T
             found[rank].append(losses())
     for rank in ranks:
-        show(f"int8 weights, {rank} directions" if rank else "int8 weights", found[rank])
+        show(f"int8 weights, {rank} directions known", found[rank])
 
 
 def batch(tokenizer, lines):

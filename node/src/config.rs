@@ -55,7 +55,7 @@ pub struct EncryptionConfig {
     pub backward: f64,
     /// See [`PrecisionTarget::set`].
     pub set: Option<ParameterSet>,
-    /// Directions of each matrix's inputs in which the owner makes up for int8 weights; 0 for none.
+    /// Directions of each matrix's inputs of which the owner computes itself what becomes of them; 0 for none.
     pub compensation: usize,
 }
 

@@ -29,7 +29,7 @@ pub fn masks() -> anyhow::Result<PathBuf> {
     Ok(cache()?.join("masks"))
 }
 
-/// Where the corrections of int8 weights are kept from run to run, a file for each model. It need not exist yet.
+/// Where what is known of products is kept from run to run, a file for each model. It need not exist yet.
 ///
 /// # Errors
 /// When the environment names no such folder.

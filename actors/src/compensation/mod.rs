@@ -78,7 +78,7 @@ impl Compensation {
             None => {
                 let found = calibrate::run(model, rank, progress)?;
                 if let Some(Err(error)) = path.as_deref().map(|path| file::write(path, &found)) {
-                    tracing::warn!("the compensation of 8-bit weights is not kept for the next run: {error}");
+                    tracing::warn!("what is known of products is not kept for the next run: {error}");
                 }
                 found
             }

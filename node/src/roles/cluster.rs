@@ -133,9 +133,9 @@ impl Cluster {
         beside.spawn(heed(said, bans));
         while matrices.changed().await.is_ok() {
             let (done, of) = *matrices.borrow_and_update();
-            progress.status(format!("finding out what 8-bit weights take away: {done} of {of} matrices"));
+            progress.status(format!("finding out what rows are mostly made of: {done} of {of} matrices"));
         }
-        let compensation = compensation.await.context("finding out what 8-bit weights take away")??;
+        let compensation = compensation.await.context("finding out what rows are mostly made of")??;
         Ok(Self {
             transport: network,
             hold,
@@ -184,7 +184,7 @@ impl Cluster {
     }
 }
 
-/// What the owner adds to forward products in so many directions: from the user's cache folder, or found out and, if what tells
+/// What the owner knows of forward products in so many directions: from the user's cache folder, or found out and, if what tells
 /// of the model may stay there, kept. It ends early when nobody listens to `done` any more.
 fn compensation(
     model: &Arc<Model>,
@@ -198,7 +198,7 @@ fn compensation(
     }
     let folder = kept.then(folders::compensations).and_then(|folder| {
         let missing = |error: &anyhow::Error| {
-            tracing::warn!("no folder for the compensation of 8-bit weights: it is found out in every run ({error:#})");
+            tracing::warn!("no folder for what is known of products: it is found out in every run ({error:#})");
         };
         folder.inspect_err(missing).ok()
     });

@@ -64,13 +64,6 @@ impl Default for PrecisionTarget {
 }
 
 impl PrecisionTarget {
-    /// The target for products of the head where this is that of all others. Logits are exponentiated, so their errors weigh
-    /// more; and what comes back is the gradient only after the target's own row has been subtracted, which leaves
-    /// less of it than of its error.
-    fn of_head(&self) -> Self {
-        Self { factor: FINER * self.factor, backward: 1.0, ..*self }
-    }
-
     /// Largest relative error in a direction, as a multiple of that of plain 8-bit activations and weights.
     fn along(&self, direction: Direction) -> f64 {
         match direction {
@@ -158,14 +151,17 @@ pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -
 
 /// [`plan`] for a matrix of a group, where `target` is that of most.
 ///
-/// The head has a target of its own. Of all that errors of forward products do to a loss, those of the down projection and of
-/// queries, keys and values do by far the most (SmolLM2; `benches/int8.py`): the former go into the residual stream as they are,
-/// the latter through a softmax. Their outputs are few, and so are the bits that make them finer, in the set that the usual
-/// target takes: where that cannot reach the finer one, it is as fine as it goes. Gradients are as coarse as any.
+/// Of all that errors of forward products do to a loss, those of the down projection and of queries, keys and values do by far
+/// the most (SmolLM2; `benches/int8.py`): the former go into the residual stream as they are, the latter through a softmax. Logits
+/// are exponentiated. The bits that make these finer are few, in the set that the usual target takes: where that cannot reach the
+/// finer one, it is as fine as it goes.
+///
+/// Gradients are as coarse as any, but for what comes back from the head: it is one only after the target's own row has been
+/// subtracted, which leaves less of it than of its error.
 pub fn plan_for(group: Group, meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -> Precision {
     match (group, direction) {
-        (Group::Head, _) => plan(meta, direction, &target.of_head()),
-        (Group::Qkv | Group::Down, Direction::Forward) => {
+        (Group::Head, Direction::Backward) => plan(meta, direction, &PrecisionTarget { backward: 1.0, ..*target }),
+        (Group::Qkv | Group::Down | Group::Head, Direction::Forward) => {
             let set = Some(plan(meta, direction, target).set);
             plan(meta, direction, &PrecisionTarget { factor: FINER * target.factor, set, ..*target })
         }

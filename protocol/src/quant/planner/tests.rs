@@ -203,6 +203,24 @@ fn p24_serves_every_dimension() {
     }
 }
 
+#[test]
+fn p24_serves_every_head() {
+    let target = PrecisionTarget::default();
+    for d_in in [576, 1024, 2048, 4096, 8192] {
+        // Slices of a vocabulary; the last is what is left.
+        for d_out in [512, 4096, 16_384] {
+            let meta = gaussian_meta(d_in, d_out);
+            for direction in BOTH {
+                let chosen = plan_for(Group::Head, &meta, direction, &target);
+                assert_eq!(chosen.set, ParameterSet::P24, "{d_in} × {d_out} {direction:?}: {chosen}");
+            }
+            let back = plan_for(Group::Head, &meta, Direction::Backward, &target);
+            let error = predicted_relative_error(back, &meta, Direction::Backward, Step::Sketched);
+            assert!(error <= plain_w8a8_error(&meta, Direction::Backward), "{d_in} × {d_out}: {error}");
+        }
+    }
+}
+
 /// What goes up and down for a token in a layer, both ways, in bytes.
 #[test]
 fn bits_are_saved_where_they_are_many() {
