@@ -157,14 +157,15 @@ pub fn plan(meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -
 /// finer one, it is as fine as it goes.
 ///
 /// Gradients are as coarse as any, but for what comes back from the head: it is one only after the target's own row has been
-/// subtracted, which leaves less of it than of its error.
+/// subtracted, which leaves less of it than of its error, and all others follow from it.
 pub fn plan_for(group: Group, meta: &LinearMeta, direction: Direction, target: &PrecisionTarget) -> Precision {
+    let finer = |target: &PrecisionTarget| {
+        let set = Some(plan(meta, direction, target).set);
+        plan(meta, direction, &PrecisionTarget { factor: FINER * target.factor, set, ..*target })
+    };
     match (group, direction) {
-        (Group::Head, Direction::Backward) => plan(meta, direction, &PrecisionTarget { backward: 1.0, ..*target }),
-        (Group::Qkv | Group::Down | Group::Head, Direction::Forward) => {
-            let set = Some(plan(meta, direction, target).set);
-            plan(meta, direction, &PrecisionTarget { factor: FINER * target.factor, set, ..*target })
-        }
+        (Group::Qkv | Group::Down | Group::Head, Direction::Forward) => finer(target),
+        (Group::Head, Direction::Backward) => finer(&PrecisionTarget { backward: 1.0, ..*target }),
         _ => plan(meta, direction, target),
     }
 }
