@@ -55,7 +55,7 @@ pub struct PrefixIdentity {
 
 impl PrefixIdentity {
     fn digest(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_derive_key("velum prefix states 1");
+        let mut hasher = blake3::Hasher::new_derive_key("velum prefix states 2");
         for part in [&self.model, &self.products] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }

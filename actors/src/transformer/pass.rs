@@ -42,7 +42,7 @@ pub(super) struct Pass<'a, A = Whole<'a>> {
 pub(super) struct Hidden {
     /// The residual stream.
     pub(super) stream: Buffer,
-    /// The same after the norm that follows: the next layer's, or the final one.
+    /// The same after the final norm; below the last layer what the next one's product is asked for with.
     pub(super) normed: Buffer,
 }
 

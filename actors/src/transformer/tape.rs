@@ -38,7 +38,7 @@ pub(super) struct LayerTape {
     pub(super) both: Kept,
     /// What was added to the stream.
     pub(super) added: Added,
-    /// Values between the down and the up projections of the adapters.
+    /// Values between the projections of what is beside the products.
     pub(super) lows: Lows,
 }
 
@@ -48,7 +48,8 @@ pub(super) struct Added {
     pub(super) of_feed_forward: Kept,
 }
 
-/// Of each group's adapters, `tokens ×` the slots' ranks together; empty where a group has none.
+/// Of each group, `tokens ×` the slots' ranks together, of which the adapters' way back reads each row; behind them those of a known part,
+/// which it does not need. Empty where a group has neither.
 #[derive(Default)]
 pub(super) struct Lows {
     pub(super) qkv: Buffer,
