@@ -12,8 +12,8 @@
 //! ```
 //!
 //! It takes `rank·(2·d_in + d_out)` operations a row, as an adapter does. Of both errors the part in `P` is gone: that of the weights
-//! since `W` itself is in `P·W`, that of the ciphertext since its step goes by what is left to be encrypted, half of a product
-//! and less (of the rows that all others attend to, a tenth). Neither asks of `P` that it be exact; any directions lead to
+//! since `W` itself is in `P·W`, that of the ciphertext since its step goes by what is left to be encrypted (of SmolLM2's
+//! products 53 to 73 % in the root mean square, of its logits 26 %: `benches/RESULTS.md`). Neither asks of `P` that it be exact; any directions lead to
 //! the product. (Compare GPTQ, Frantar et al. 2022, LQER, Zhang et al. 2024, and the outliers that LLM.int8(), Dettmers et al.
 //! 2022, keeps apart: all of them go by what inputs look like.) `P` are the first directions of the inputs that a public text leads
 //! to (`calibrate`): of the owner's own data nothing is in them, and to workers nothing changes.
