@@ -162,7 +162,8 @@ impl Seat {
         Ok(rows.map(|rows| Place { rows, block }))
     }
 
-    /// What this member's answer is decrypted with, made from the mask product if nobody has done it; `None` where it was lost.
+    /// What this member's answer is decrypted with, made from the mask product if nobody has done it; `None` where it was lost, or
+    /// is not made and there is no mask product.
     ///
     /// # Errors
     /// When it cannot be made.
@@ -171,13 +172,14 @@ impl Seat {
         maker: &Maker,
         product: ProductId,
         block: Arc<Block>,
-        masks: Arc<MaskProduct>,
+        masks: Option<Arc<MaskProduct>>,
     ) -> Result<Option<SharedAnswer>, KeyError> {
         let (maker, member) = (maker.clone(), self.member);
         // A task of its own: the secret is not lost where this member waits no more.
         let made = actix::spawn(async move {
             let mut other = block.other.lock().await;
-            if matches!(*other, Other::Secret(_))
+            if let Some(masks) = masks
+                && matches!(*other, Other::Secret(_))
                 && let Other::Secret(secret) = std::mem::replace(&mut *other, Other::None)
             {
                 let clock = Arc::clone(&maker.clock);
@@ -200,6 +202,12 @@ impl Seat {
 }
 
 impl Block {
+    /// Whether the half that answers are decrypted with is still to be made: reading a mask product costs as much as making half of that.
+    pub(crate) fn wants_masks(&self) -> bool {
+        // Whoever holds it while others ask makes it.
+        self.other.try_lock().is_ok_and(|other| matches!(*other, Other::Secret(_)))
+    }
+
     /// The first half, made if nobody has done it.
     async fn made(
         &self,

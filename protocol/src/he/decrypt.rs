@@ -254,7 +254,7 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
                 return Ok(());
             }
             Key::Shared(answer) => {
-                shared::decrypt_tile(answer, tile, (bits, shifts), &units, (columns, &mut self.out));
+                shared::decrypt_tile(answer, tile, (bits, shifts), &units, &mut self.out);
                 return Ok(());
             }
             Key::Secrets(secrets, masks) => (secrets, masks),

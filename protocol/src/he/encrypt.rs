@@ -235,7 +235,7 @@ fn encrypt_tile_body<W: RowWord>(
                 tile.fetch(token + AHEAD);
                 let step = job.plaintext.steps[token];
                 let largest =
-                    encode.row(step, &values[..width], &job.plaintext.rows[start..][..width], tile.row_mut(token));
+                    encode.row(step, &values[..width], &job.plaintext.rows[start..][..width], &mut tile.row_mut(token));
                 // NaN fails every comparison.
                 let encodable = f64::from(f32::from_bits(largest)) * step < limit;
                 if !encodable {

@@ -92,13 +92,18 @@ impl<T> ColumnTile<'_, T> {
     }
 }
 
-/// Cuts `columns` of a row-major matrix of `stride` columns into disjoint tiles of at most [`TILE`] columns, two for each
-/// thread where there are columns enough. Each begins a multiple of [`NARROWEST`] columns behind the first.
+/// Columns of each tile but the last where so many are cut: a multiple of [`NARROWEST`], at most [`TILE`], and such that there
+/// are two tiles for each thread where there are columns enough.
+pub(crate) fn tile_width(columns: usize) -> usize {
+    let fair = columns.div_ceil(2 * rayon::current_num_threads());
+    fair.next_multiple_of(NARROWEST).clamp(NARROWEST, TILE)
+}
+
+/// Cuts `columns` of a row-major matrix of `stride` columns into disjoint tiles of [`tile_width`].
 ///
 /// Panics if `columns` are not columns of the matrix or the matrix is not a whole number of rows.
 pub(crate) fn column_tiles<T>(matrix: &mut [T], stride: usize, columns: Range<usize>) -> Vec<ColumnTile<'_, T>> {
-    let fair = columns.len().div_ceil(2 * rayon::current_num_threads());
-    let width = fair.next_multiple_of(NARROWEST).clamp(NARROWEST, TILE);
+    let width = tile_width(columns.len());
     let tiles = columns.clone().step_by(width).map(|first| first..(first + width).min(columns.end));
     tiles_of(matrix, stride, tiles)
 }

@@ -178,6 +178,24 @@ impl<'a> PlanesTile<'a> {
     }
 }
 
+/// All rows of planes, one behind the other.
+pub(super) fn rows_mut(planes: &mut Planes) -> Vec<RowMut<'_>> {
+    let (rows, columns) = (planes.rows(), planes.columns());
+    let row_bytes = short_row_bytes(planes.bits(), columns);
+    let [bytes, fours, twos] = planes.parts_mut();
+    // Of a plane that there is not, there are no rows.
+    let mut high: Vec<_> =
+        bytes.chunks_exact_mut((rows * columns).max(1)).map(|plane| plane.chunks_exact_mut(columns)).collect();
+    let mut fours = fours.chunks_exact_mut(row_bytes[0].max(1));
+    let mut twos = twos.chunks_exact_mut(row_bytes[1].max(1));
+    let row = |_| RowMut {
+        high: std::array::from_fn(|plane| high.get_mut(plane).and_then(Iterator::next).unwrap_or_default()),
+        fours: fours.next().unwrap_or_default(),
+        twos: twos.next().unwrap_or_default(),
+    };
+    (0..rows).map(row).collect()
+}
+
 /// Cuts a plane of `width` bits as columns are cut; into nothing where there is no such plane.
 fn packed_tiles<'a>(
     width: usize,

@@ -67,9 +67,9 @@ impl Encode {
     /// Encodes `input` by κ = `step` on top of `words`, as many of each, and writes what comes of it. Returns the bits of the largest
     /// magnitude of the input: infinity is above all numbers there, and NaN above infinity.
     #[inline(always)]
-    pub(super) fn row<W: RowWord>(&self, step: f64, words: &[W], input: &[f32], mut row: RowMut<'_>) -> u32 {
+    pub(super) fn row<W: RowWord>(&self, step: f64, words: &[W], input: &[f32], row: &mut RowMut<'_>) -> u32 {
         assert_eq!(words.len(), input.len());
-        let (done, mut largest) = W::encode_groups(self, step, words, input, &mut row);
+        let (done, mut largest) = W::encode_groups(self, step, words, input, row);
         for (at, (words, input)) in words[done..].chunks(GROUP).zip(input[done..].chunks(GROUP)).enumerate() {
             let start = done + at * GROUP;
             let mut low = [0; GROUP];
@@ -152,12 +152,12 @@ mod tests {
         let mut high = vec![vec![0; words.len()]; HIGH_PLANES];
         let (mut fours, mut twos) = (short(4, GROUP / 2), short(2, GROUP / 4));
         let mut planes = high.iter_mut();
-        let row = RowMut {
+        let mut row = RowMut {
             high: std::array::from_fn(|_| planes.next().expect("six planes").as_mut_slice()),
             fours: &mut fours,
             twos: &mut twos,
         };
-        let largest = encode.row(step, words, input, row);
+        let largest = encode.row(step, words, input, &mut row);
         high.extend([fours, twos]);
         (largest, high)
     }

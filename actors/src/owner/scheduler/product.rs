@@ -399,26 +399,34 @@ async fn exchange_in_convoy(
     seat: &Seat,
 ) -> Result<Option<(Checked<Buffer>, Instant)>, ScheduleError> {
     let (Apply { product, rows, tokens, .. }, maker) = (message, &shell.pads.maker);
-    let (product, tokens, step) = (*product, *tokens, Step::Sketched);
-    let (place, early) = futures::join!(
-        seat.take(maker, product, tokens),
-        shell.masks.unless_filed(shell.transport.as_ref(), peer, product)
-    );
-    let Some(Place { rows: part, block }) = place? else { return Ok(None) };
+    let (product, tokens, step, transport) = (*product, *tokens, Step::Sketched, shell.transport.as_ref());
+    let Some(Place { rows: part, block }) = seat.take(maker, product, tokens).await? else { return Ok(None) };
+    let early = async {
+        match block.wants_masks() {
+            true => shell.masks.unless_filed(transport, peer, product).await,
+            false => Ok(None),
+        }
+    };
     let call = maker.calls.next_of_pads();
     let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };
     let in_block = move |domain: &_, precision, plaintext: Plaintext<'_>| part.encrypt(domain, precision, plaintext);
     // Other threads do parts of it: no actor waits for them.
-    let (sealed, waiting) = seal(shell, usize::MAX, call, encrypt, in_block).await?;
+    let (sealed, early) = futures::join!(seal(shell, usize::MAX, call, encrypt, in_block), early);
+    let (sealed, waiting) = sealed?;
     let sent = Instant::now();
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
     let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens, ?step);
     let answer = async {
         let other = async {
-            let masks = mask_product(shell, peer, product, early).await?;
+            let masks = match early? {
+                Some(masks) => Some(masks),
+                None if block.wants_masks() => Some(shell.masks.product(transport, peer, product).await?),
+                // Another member makes it, or has made it.
+                None => None,
+            };
             Ok::<_, ScheduleError>(seat.answer(maker, product, block, masks).await?)
         };
-        let tiles = async { Ok::<_, ScheduleError>(shell.transport.product(peer, request).await?) };
+        let tiles = async { Ok::<_, ScheduleError>(transport.product(peer, request).await?) };
         let (other, tiles) = futures::try_join!(other, tiles)?;
         let Some(other) = other else { return Ok(None) };
         let Opened { rows, exchange, decrypting } = waiting.with(other).open(&shell.table, tiles, sent).await?;

@@ -186,8 +186,8 @@ fn a_half_that_cannot_be_made_is_an_error_to_one_and_lost_to_the_others() {
         let (maker, product) = (maker(), linears().next().unwrap().along(FORWARD));
         let [one, other] = seats([10, 20], usize::MAX);
         let Place { block, .. } = one.take(&maker, product, 10).await.unwrap().unwrap();
-        let refused = one.answer(&maker, product, Arc::clone(&block), unfit()).await.map(|_| ());
+        let refused = one.answer(&maker, product, Arc::clone(&block), Some(unfit())).await.map(|_| ());
         assert!(matches!(refused, Err(KeyError::Encrypt(EncryptError::Precision { .. }))), "{refused:?}");
-        assert!(other.answer(&maker, product, block, unfit()).await.unwrap().is_none());
+        assert!(other.answer(&maker, product, block, Some(unfit())).await.unwrap().is_none());
     });
 }

@@ -39,7 +39,7 @@ use std::ops::DerefMut;
 
 use zeroize::Zeroizing;
 
-use self::block::{Job, Source, limbs_of};
+use self::block::{Job, Layout, Source};
 use super::decrypt::{DecryptError, Decryption, Key};
 use super::encrypt::{EncryptError, Plaintext, check};
 use super::lanes::{TILE, vectorised};
@@ -98,17 +98,23 @@ impl PadRow {
         }
         let secret = OneTimeSecret::generate(set, &mut SecretRng::from_os().map_err(EncryptError::Randomness)?);
         let job = |source| Job { domain, secret: &secret, rows, source };
-        let block = |source, columns| {
+        let made = |source, columns| {
             let job = job(source);
-            let mut block = Wiped::zeros(job.limbs() * rows * columns);
-            limbs_of(&job, columns, &mut block).map(|()| block)
+            let layout = Layout::of(&job, columns);
+            let mut block = Wiped::zeros(layout.bytes());
+            block::write(&job, layout, &mut block).map(|()| (layout, block))
         };
-        let inner = block(Source::Masks(seed), features)?;
-        let outer = block(Source::Product(masks), masks.outer())?;
+        let (inner, inner_block) = made(Source::Masks(seed), features)?;
+        let (outer, outer_block) = made(Source::Product(masks), masks.outer())?;
+        let cut = |layout: Layout, block: &[u8], row| {
+            let mut cut = Wiped::zeros(layout.row_bytes());
+            layout.cut(block, row, &mut cut);
+            cut
+        };
         let row = |row| Self {
             domain: *domain,
-            inner: cut(&inner, row, rows, features),
-            outer: PadOuter { limbs: precision.mask_limbs, values: cut(&outer, row, rows, masks.outer()) },
+            inner: cut(inner, &inner_block, row),
+            outer: PadOuter { limbs: precision.mask_limbs, values: cut(outer, &outer_block, row) },
         };
         Ok((0..rows).map(row).collect())
     }
@@ -128,16 +134,6 @@ impl PadRow {
         };
         [words(&self.inner, self.domain.set.limbs()), words(&self.outer.values, usize::from(self.outer.limbs))]
     }
-}
-
-/// One row of a block, `[limb][column]`.
-fn cut(block: &[u8], row: usize, rows: usize, columns: usize) -> Wiped<u8> {
-    let limbs = block.len() / (rows * columns);
-    let mut cut = Wiped::zeros(limbs * columns);
-    for (to, plane) in cut.chunks_exact_mut(columns).zip(block.chunks_exact(rows * columns)) {
-        to.copy_from_slice(&plane[row * columns..][..columns]);
-    }
-    cut
 }
 
 /// Puts together values of `[limb][column]` of so many limbs from column `first` on, as many as `words` has.
@@ -243,7 +239,7 @@ fn encode_tile_body<W: RowWord>(
     for (token, (pad, &step)) in pads.iter().zip(plaintext.steps).enumerate() {
         load(&pad.inner, precision.set.limbs(), columns.start, &mut words[..width]);
         let input = &plaintext.rows[token * plaintext.features + columns.start..][..width];
-        let largest = encode.row(step, &words[..width], input, tile.row_mut(token));
+        let largest = encode.row(step, &words[..width], input, &mut tile.row_mut(token));
         // NaN fails every comparison.
         let encodable = f64::from(f32::from_bits(largest)) * step < limit;
         if !encodable {

@@ -16,34 +16,43 @@ use std::sync::Arc;
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::block::{Job, Source, limbs_of};
-use super::{PadRow, load};
+use super::PadRow;
+use super::block::{self, Job, Layout, Source};
 use crate::buffer::Reused;
 use crate::he::decrypt::{DecryptError, Decryption, Key};
 use crate::he::encrypt::{EncryptError, Plaintext, check};
-use crate::he::lanes::{AHEAD, ColumnTile, TILE, column_tiles, vectorised};
+use crate::he::lanes::vectorised;
 use crate::he::mask::{MaskDomain, MaskSeed};
-use crate::he::packing::{self, PlanesTile};
+use crate::he::packing::{self, RowMut};
 use crate::he::rows::{Decode, Encode, RowWord};
 use crate::he::sampling::SecretRng;
 use crate::he::secret::OneTimeSecret;
 use crate::he::{MaskProduct, Planes, Precision, ProductTile};
 use crate::parts::Part;
 
-/// A half of a block: values of all its rows, in byte planes `[limb][row][column]`. Its memory is wiped as that of all rows of a step is
+/// Rows that a task encodes or decodes: a row is read and written from end to end.
+const TASK_ROWS: usize = 16;
+
+/// A half of a block: values of all its rows, in bytes. Its memory is wiped as that of all rows of a step is
 /// ([`crate::buffer`]): it hides, and shows, no more than the rows beside which it lies. Nor is it kept in words, which would be
 /// quicker to read: it is read from memory each time, and there bytes count.
 struct Half {
-    limbs: usize,
-    planes: Reused<u8>,
+    layout: Layout,
+    bytes: Reused<u8>,
 }
 
 impl Half {
     fn made(job: &Job<'_>, columns: usize) -> Result<Self, EncryptError> {
-        let limbs = job.limbs();
-        let mut planes = Reused::scratch(limbs * job.rows * columns);
-        limbs_of(job, columns, &mut planes)?;
-        Ok(Self { limbs, planes })
+        let layout = Layout::of(job, columns);
+        let mut bytes = Reused::scratch(layout.bytes());
+        block::write(job, layout, &mut bytes)?;
+        Ok(Self { layout, bytes })
+    }
+
+    /// Values of a row from column `first` on, as many as `words` has.
+    #[inline(always)]
+    fn load<W: RowWord>(&self, row: usize, first: usize, words: &mut [W]) {
+        self.layout.load(&self.bytes, row, first, words);
     }
 }
 
@@ -174,59 +183,57 @@ impl SharedRows {
         }
         let Self { block, rows, half, .. } = self;
         let mut body = Planes::scratch_of_bits(precision.body_bits.into(), tokens, features);
-        let tiles = PlanesTile::cut(&mut body);
+        let mut to = packing::rows_mut(&mut body);
+        let job = EncodeJob { half: &half, first: rows.start, precision, plaintext };
         if set.modulus_bits() <= u32::BITS {
-            encode_tiles::<u32>(&half, rows.start, precision, plaintext, tiles)?;
+            encode_all::<u32>(&job, &mut to)?;
         } else {
-            encode_tiles::<u64>(&half, rows.start, precision, plaintext, tiles)?;
+            encode_all::<u64>(&job, &mut to)?;
         }
         let rows = rows.start..rows.start + tokens;
         Ok((body, SharedTicket { precision, block, rows, steps: steps.to_vec().into() }))
     }
 }
 
-fn encode_tiles<W: RowWord>(
-    half: &Half,
+/// What all rows of a call share on their way up.
+struct EncodeJob<'a> {
+    half: &'a Half,
+    /// The call's first row in the block.
     first: usize,
     precision: Precision,
-    plaintext: Plaintext<'_>,
-    tiles: Vec<PlanesTile<'_>>,
-) -> Result<(), EncryptError> {
-    tiles.into_par_iter().try_for_each(|tile| {
-        let mut words = Zeroizing::new([W::default(); TILE]);
-        encode_tile(half, first, precision, plaintext, &mut words, tile)
-    })
+    plaintext: Plaintext<'a>,
+}
+
+fn encode_all<W: RowWord>(job: &EncodeJob<'_>, rows: &mut [RowMut<'_>]) -> Result<(), EncryptError> {
+    let words = || Zeroizing::new(vec![W::default(); job.plaintext.features]);
+    let tasks = rows.par_chunks_mut(TASK_ROWS).enumerate();
+    tasks.try_for_each_init(words, |words, (task, rows)| encode_rows(job, task * TASK_ROWS, words, rows))
 }
 
 vectorised! {
-    fn encode_tile<W: RowWord>(
-        half: &Half,
-        first: usize,
-        precision: Precision,
-        plaintext: Plaintext<'_>,
-        words: &mut [W; TILE],
-        tile: PlanesTile<'_>,
-    ) -> Result<(), EncryptError> = encode_tile_body
+    fn encode_rows<W: RowWord>(
+        job: &EncodeJob<'_>,
+        token: usize,
+        words: &mut [W],
+        rows: &mut [RowMut<'_>],
+    ) -> Result<(), EncryptError> = encode_rows_body
 }
 
+/// Encodes the rows from `token` on.
 #[inline(always)]
-fn encode_tile_body<W: RowWord>(
-    half: &Half,
-    first: usize,
-    precision: Precision,
-    plaintext: Plaintext<'_>,
-    words: &mut [W; TILE],
-    mut tile: PlanesTile<'_>,
+fn encode_rows_body<W: RowWord>(
+    job: &EncodeJob<'_>,
+    token: usize,
+    words: &mut [W],
+    rows: &mut [RowMut<'_>],
 ) -> Result<(), EncryptError> {
     let _part = Part::Arithmetic.mark();
-    let (columns, features) = (tile.columns(), plaintext.features);
-    let (encode, limit) = (Encode::of(precision), precision.encodable());
-    let words = &mut words[..columns.len()];
-    for (token, &step) in plaintext.steps.iter().enumerate() {
-        tile.fetch(token + AHEAD);
-        load(&half.planes, half.limbs, (first + token) * features + columns.start, words);
-        let input = &plaintext.rows[token * features + columns.start..][..columns.len()];
-        let largest = encode.row(step, words, input, tile.row_mut(token));
+    let Plaintext { rows: inputs, features, steps, .. } = job.plaintext;
+    let (encode, limit) = (Encode::of(job.precision), job.precision.encodable());
+    for (token, row) in (token..).zip(rows) {
+        job.half.load(job.first + token, 0, words);
+        let (input, step) = (&inputs[token * features..][..features], steps[token]);
+        let largest = encode.row(step, words, input, row);
         // NaN fails every comparison.
         let encodable = f64::from(f32::from_bits(largest)) * step < limit;
         if !encodable {
@@ -272,64 +279,45 @@ impl SharedTicket {
     }
 }
 
+/// What all rows of a tile of an answer share.
+struct DecodeJob<'a> {
+    answer: &'a SharedAnswer,
+    tile: &'a ProductTile,
+    decode: Decode,
+    /// What one unit of a value of a row is worth.
+    units: &'a [f64],
+}
+
 /// Decrypts a tile of columns, whose rows go to `out`, `tokens × outer`; one unit of a value of a row is worth its `units`.
 pub(in crate::he) fn decrypt_tile(
     answer: &SharedAnswer,
     tile: &ProductTile,
     (bits, shifts): (u32, (u32, u32)),
     units: &[f64],
-    (columns, out): (Range<usize>, &mut [f32]),
+    out: &mut [f32],
 ) {
-    let decode = Decode::of(&tile.rows, bits, shifts);
-    let tiles = column_tiles(out, answer.outer, columns);
-    if bits <= u32::BITS {
-        decode_tiles::<u32>(answer, tile, decode, units, tiles);
-    } else {
-        decode_tiles::<u64>(answer, tile, decode, units, tiles);
-    }
+    let job = DecodeJob { answer, tile, decode: Decode::of(&tile.rows, bits, shifts), units };
+    if bits <= u32::BITS { decode_all::<u32>(&job, out) } else { decode_all::<u64>(&job, out) }
 }
 
-fn decode_tiles<W: RowWord>(
-    answer: &SharedAnswer,
-    tile: &ProductTile,
-    decode: Decode,
-    units: &[f64],
-    tiles: Vec<ColumnTile<'_, f32>>,
-) {
-    tiles.into_par_iter().for_each(|out| {
-        let mut words = Zeroizing::new([W::default(); TILE]);
-        decode_tile(answer, tile, decode, units, &mut words, out);
-    });
+fn decode_all<W: RowWord>(job: &DecodeJob<'_>, out: &mut [f32]) {
+    let words = || Zeroizing::new(vec![W::default(); job.tile.rows.columns()]);
+    let tasks = out.par_chunks_mut(TASK_ROWS * job.answer.outer).enumerate();
+    tasks.for_each_init(words, |words, (task, out)| decode_rows(job, task * TASK_ROWS, words, out));
 }
 
 vectorised! {
-    fn decode_tile<W: RowWord>(
-        answer: &SharedAnswer,
-        tile: &ProductTile,
-        decode: Decode,
-        units: &[f64],
-        words: &mut [W; TILE],
-        out: ColumnTile<'_, f32>,
-    ) = decode_tile_body
+    fn decode_rows<W: RowWord>(job: &DecodeJob<'_>, token: usize, words: &mut [W], out: &mut [f32]) = decode_rows_body
 }
 
+/// Decodes the rows from `token` on.
 #[inline(always)]
-fn decode_tile_body<W: RowWord>(
-    answer: &SharedAnswer,
-    tile: &ProductTile,
-    decode: Decode,
-    units: &[f64],
-    words: &mut [W; TILE],
-    mut out: ColumnTile<'_, f32>,
-) {
+fn decode_rows_body<W: RowWord>(job: &DecodeJob<'_>, token: usize, words: &mut [W], out: &mut [f32]) {
     let _part = Part::Arithmetic.mark();
-    let columns = out.columns();
-    let (first, width) = (columns.start - tile.first_column, columns.len());
-    let words = &mut words[..width];
-    for (token, &unit) in units.iter().enumerate() {
-        out.fetch(token + AHEAD);
-        let at = (answer.rows.start + token) * answer.outer + columns.start;
-        load(&answer.half.planes, answer.half.limbs, at, words);
-        decode.row(unit, packing::row(&tile.rows, token, first, width), words, out.row_mut(token));
+    let DecodeJob { answer, tile, decode, units } = job;
+    let (first, width) = (tile.first_column, tile.rows.columns());
+    for (token, out) in (token..).zip(out.chunks_exact_mut(answer.outer)) {
+        answer.half.load(answer.rows.start + token, first, words);
+        decode.row(units[token], packing::row(&tile.rows, token, 0, width), words, &mut out[first..first + width]);
     }
 }
