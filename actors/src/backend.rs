@@ -58,8 +58,8 @@ pub trait LinearBackend: Send + Sync + 'static {
     fn expect_few_rows(&self) {}
 
     /// Doors for micro-batches of up to so many rows each, in their order, which will go through the model side by side, each a little
-    /// behind the one before it: what is done for a product once for several of them is done once then. Each door is for one
-    /// pass of its micro-batch, there and back. `None` where that saves nothing.
+    /// behind the one before it: what is done for a product once for several of them is done once then, and what one of them will need
+    /// next is made ahead. Each door is for one pass of its micro-batch, there and back. `None` where that saves nothing.
     fn side_by_side(&self, _rows: &[usize]) -> Option<Vec<Arc<dyn LinearBackend>>> {
         None
     }

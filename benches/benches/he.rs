@@ -137,10 +137,10 @@ fn polynomials(precision: Precision, tokens: usize) {
     let ticket = || {
         let mut out = Buffer::scratch(tokens * FEATURES);
         out.fill(0.0);
-        encrypt().1.open(Arc::clone(&masks), precision, out).expect("a valid precision")
+        (encrypt().1.open(Arc::clone(&masks), precision, out).expect("a valid precision"), tiles.clone())
     };
-    let decryption = fastest(ticket, |mut decryption| {
-        tiles.iter().for_each(|tile| decryption.tile(tile).expect("a tile that fits"));
+    let decryption = fastest(ticket, |(mut decryption, tiles)| {
+        tiles.into_iter().for_each(|tile| decryption.tile(tile).expect("a tile that fits"));
         decryption.finish().expect("all tiles came")
     });
     let per_polynomial = |seconds: f64| 1e6 * seconds / (FEATURES * tokens / 1024) as f64;

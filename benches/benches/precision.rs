@@ -136,7 +136,7 @@ fn encrypted(
     let tile = reference_answer(precision, WAY, &body, &matrix.values, matrix.shape);
     let masks = Arc::new(masks.finish()?.unchecked());
     let mut decryption = ticket.open(masks, precision, vec![0.0; TOKENS * OUTPUTS])?;
-    decryption.tile(&tile)?;
+    decryption.tile(tile)?;
     let mut out = decryption.finish()?.unchecked();
     codec.finish(&mut out, &prepared.scales)?;
     Ok(out)

@@ -79,7 +79,7 @@ impl LinearBackend for EncryptedBackend {
     }
 }
 
-/// Convoys of neighbours that fill no more than a block together; none for a micro-batch that fills one alone.
+/// Convoys of neighbours that fill no more than a block together, if only of one; none for a micro-batch that needs more than a block.
 fn seats(rows: &[usize]) -> Vec<Option<Seat>> {
     let block = ParameterSet::P24.polynomial_size();
     let mut seats = Vec::with_capacity(rows.len());
@@ -90,8 +90,8 @@ fn seats(rows: &[usize]) -> Vec<Option<Seat>> {
         {
             members.push(next);
         }
-        match members.len() {
-            1 => seats.push(None),
+        match members[..] {
+            [alone] if alone > block => seats.push(None),
             _ => seats.extend(Convoy::seats(members, ROOM).into_iter().map(Some)),
         }
     }

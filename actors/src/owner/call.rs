@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use protocol::buffer::Buffer;
 use protocol::he::{
     DecryptError, Decryption, EncryptError, MaskDomain, MaskProduct, PadTicket, Plaintext, Planes, Precision,
-    SharedAnswer, SharedTicket, Ticket,
+    SharedAnswer, SharedRows, SharedTicket, Ticket,
 };
 use protocol::ids::ProductId;
 use protocol::quant::RowScales;
@@ -20,7 +20,7 @@ use protocol::sketch::{Checked, Checks, Expected};
 use protocol::wire::messages::{Operand, PROTOCOL_VERSION, ProductHeader};
 
 use super::keys::{Encrypt, KeyError, Sealed};
-use super::table::LayerTable;
+use super::table::{LayerTable, TableEntry};
 use crate::heavy::by_size;
 use crate::trace::WORK;
 use crate::transport::{TileStream, TransportError};
@@ -96,14 +96,49 @@ pub(super) fn seal<T>(
     let (codec, checks) = (entry.codec(product.direction), entry.checks(product.direction));
     let precision = codec.precision(step);
     let (prepared, expected) = codec.prepare_expecting(rows, tokens, &checks.sketch, step)?;
-    let (features, outer) = entry.shape().along(product.direction);
+    let (features, _) = entry.shape().along(product.direction);
     let domain = MaskDomain { set: precision.set, product };
     let plaintext = Plaintext { rows: &prepared.rows, tokens, features, steps: &prepared.steps };
     let (body, ticket) = encrypt(&domain, precision, plaintext)?;
+    Ok(sealed(entry, (number, product, precision), body, (ticket, prepared.scales, expected)))
+}
+
+/// The same with rows of a block that is shared, each encrypted as soon as it is encoded.
+///
+/// # Errors
+/// Those of [`seal`].
+pub(super) fn seal_in_block(
+    table: &LayerTable,
+    number: u64,
+    message: &Encrypt,
+    block: SharedRows,
+) -> Result<(Sealed, Call<SharedTicket>), KeyError> {
+    let Encrypt { product, ref rows, tokens, step } = *message;
+    let _span = tracing::info_span!(target: WORK, "encrypt", call = number, %product, tokens).entered();
+    let entry = table.entry(product.linear).ok_or(KeyError::UnknownLinear(product.linear))?;
+    let (codec, checks) = (entry.codec(product.direction), entry.checks(product.direction));
+    let precision = codec.precision(step);
+    let (features, _) = entry.shape().along(product.direction);
+    let domain = MaskDomain { set: precision.set, product };
+    let ((body, ticket), scales, expected) = codec.preparing(rows, tokens, &checks.sketch, step, |tasks| {
+        Ok::<_, KeyError>(block.encrypt(&domain, precision, features, tasks)?)
+    })?;
+    Ok(sealed(entry, (number, product, precision), body, (ticket, scales, expected)))
+}
+
+/// What is sent, and what waits for its answer.
+fn sealed<T>(
+    entry: &TableEntry,
+    (number, product, precision): (u64, ProductId, Precision),
+    body: Planes,
+    (ticket, scales, expected): (T, RowScales, Expected),
+) -> (Sealed, Call<T>) {
+    let (tokens, (_, outer)) = (body.rows(), entry.shape().along(product.direction));
     let operand = Operand::Body { tokens: u32::try_from(tokens).unwrap_or(u32::MAX) };
     let header = ProductHeader { version: PROTOCOL_VERSION, call: number, product, precision, operand };
-    let call = Call { number, product, tokens, outer, ticket, scales: prepared.scales, checks, expected };
-    Ok((Sealed { header, body: Arc::new(body), outer }, call))
+    let checks = entry.checks(product.direction);
+    let call = Call { number, product, tokens, outer, ticket, scales, checks, expected };
+    (Sealed { header, body: Arc::new(body), outer }, call)
 }
 
 impl<T> Call<T> {
@@ -134,7 +169,7 @@ impl<T: Opens> Call<T> {
             let values = if T::QUICK { tokens.saturating_mul(columns) } else { usize::MAX };
             decryption = by_size(values, move || {
                 let _span = tracing::info_span!(target: WORK, "decrypt", call = number, columns).entered();
-                tiles.iter().try_for_each(|tile| decryption.tile(tile))?;
+                tiles.into_iter().try_for_each(|tile| decryption.tile(tile))?;
                 Ok::<_, KeyError>(decryption)
             })
             .await??;

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use actix::prelude::*;
 use protocol::buffer::Buffer;
-use protocol::he::{MaskProduct, MaskSeed, Plaintext, Planes, Ticket, encrypt};
+use protocol::he::{MaskProduct, MaskSeed, Plaintext, Planes, RowError, Ticket, encrypt};
 use protocol::ids::{LinearId, ProductId};
 use protocol::quant::{QuantError, Step};
 use protocol::sketch::{Checked, Refuted};
@@ -61,6 +61,15 @@ pub enum KeyError {
     /// A bug.
     #[error(transparent)]
     Panicked(#[from] Panicked),
+}
+
+impl From<RowError<QuantError>> for KeyError {
+    fn from(error: RowError<QuantError>) -> Self {
+        match error {
+            RowError::Make(error) => Self::Encode(error),
+            RowError::Encrypt(error) => Self::Encrypt(error),
+        }
+    }
 }
 
 /// A product ready to be sent.

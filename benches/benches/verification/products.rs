@@ -132,7 +132,7 @@ impl Product {
         let out = vec![0.0; answer.rows.rows() * self.dimensions().1];
         let precision = ticket.precision();
         let mut decryption = ticket.open(Arc::clone(masks), precision, out)?;
-        decryption.tile(answer)?;
+        decryption.tile(answer.clone())?;
         Ok(decryption.finish()?)
     }
 

@@ -277,14 +277,15 @@ impl Encrypted<'_> {
             let tiles = self.multiply_body(&body)?;
             let multiplied = began.elapsed();
             let mut decryption = ticket.open(Arc::clone(&masks), precision, vec![0.0; tokens * outer])?;
-            tiles.iter().try_for_each(|tile| decryption.tile(tile))?;
+            let down = bytes_of(&tiles);
+            tiles.into_iter().try_for_each(|tile| decryption.tile(tile))?;
             let decode = codec.decoder(&prepared.scales);
             let verified = self.checks.sketch.verify(decryption.finish()?, &expected, decode)?.complete();
             let out = verified.ok().context("no row of these wraps more than once")?.into_values();
             let decrypted = began.elapsed();
             let seconds = [encrypted, multiplied - encrypted, decrypted - multiplied];
             times.iter_mut().zip(seconds).for_each(|(times, time)| times.push(time.as_secs_f64()));
-            last = Some((out, body.bytes().len(), bytes_of(&tiles)));
+            last = Some((out, body.bytes().len(), down));
             Ok(())
         })?;
         let (out, bytes_up, bytes_down) = last.context("a product is measured at least once")?;

@@ -119,7 +119,7 @@ impl<M: Fn(&Planes) -> Vec<ProductTile>> Scheme for ColumnPacked<M> {
         let out = vec![0.0; ticket.tokens() * self.shape.d_out];
         let mut decryption = ticket.open(Arc::clone(&self.masks), self.precision, out)?;
         for tile in answer {
-            decryption.tile(tile)?;
+            decryption.tile(tile.clone())?;
         }
         Ok(decryption.finish()?.unchecked())
     }

@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 use super::lanes::{AHEAD, ColumnTile, STRIP, TILE, column_tiles, prefetch, vectorised};
 use super::mask_product::MaskProduct;
 use super::packing;
-use super::pads::{self, PadOuter, shared};
+use super::pads::shared::{self, Late};
+use super::pads::{self, PadOuter};
 use super::products::{MaskTransform, Polynomials, Working};
 use super::rows::{Decode, RowWord};
 use super::secret::OneTimeSecret;
@@ -90,6 +91,8 @@ pub struct Decryption<T> {
     steps: Zeroizing<Vec<f64>>,
     key: Key,
     columns: ColumnLedger,
+    /// Tiles that are decrypted row by row when all of them are there.
+    come: Vec<ProductTile>,
     pub(super) out: T,
 }
 
@@ -98,17 +101,22 @@ pub struct Decrypted<T> {
     values: T,
     steps: Zeroizing<Vec<f64>>,
     precision: Precision,
+    late: Option<Late>,
 }
 
 impl<T> Decrypted<T> {
-    /// The values over κ, `tokens × outer`; κ of each row; how they were encrypted.
-    pub(crate) fn into_parts(self) -> (T, Zeroizing<Vec<f64>>, Precision) {
-        (self.values, self.steps, self.precision)
+    /// The values over κ, `tokens × outer`; κ of each row; how they were encrypted; what rows still have to be decrypted with, before
+    /// anything else is done with them.
+    pub(crate) fn into_parts(self) -> (T, Zeroizing<Vec<f64>>, Precision, Option<Late>) {
+        (self.values, self.steps, self.precision, self.late)
     }
+}
 
+impl<T: DerefMut<Target = [f32]>> Decrypted<T> {
     /// The values as they are, whatever a worker made of them: for measurements of the scheme itself. Where it is called
     /// has to say so to the linter.
-    pub fn unchecked(self) -> T {
+    pub fn unchecked(mut self) -> T {
+        self.late.iter().for_each(|late| late.rows(0, &mut self.values));
         self.values
     }
 }
@@ -230,37 +238,31 @@ struct Scratch<W: RowWord> {
 impl<T: DerefMut<Target = [f32]>> Decryption<T> {
     /// Of a product of `outer` columns, of which nothing has come.
     pub(super) fn new(precision: Precision, steps: Zeroizing<Vec<f64>>, key: Key, outer: usize, out: T) -> Self {
-        Self { precision, steps, key, columns: ColumnLedger::new(outer), out }
+        Self { precision, steps, key, columns: ColumnLedger::new(outer), come: Vec::new(), out }
     }
 
-    /// Decrypts a tile, `tokens × columns` values of `output_bits`.
+    /// Takes a tile, `tokens × columns` values of `output_bits`, and decrypts it, unless rows are to be decrypted as a whole.
     ///
     /// # Errors
     /// When the tile does not fit the product or overlaps an earlier one; nothing is written then.
-    pub fn tile(&mut self, tile: &ProductTile) -> Result<(), DecryptError> {
+    pub fn tile(&mut self, tile: ProductTile) -> Result<(), DecryptError> {
         let (precision, outer) = (self.precision, self.columns.outer());
-        let columns = fitting(&self.columns, tile, precision.output_bits.into(), self.steps.len())?;
+        let columns = fitting(&self.columns, &tile, precision.output_bits.into(), self.steps.len())?;
         enter(&mut self.columns, &columns);
-        // Both in whole bytes.
-        let (body_bits, mask_bits) = (8 * tile.rows.limbs() as u32, 8 * u32::from(precision.mask_limbs));
-        let bits = body_bits.max(mask_bits);
-        let shifts = (bits - body_bits, bits - mask_bits);
-        let dropped = f64::from(precision.set.modulus_bits() - bits).exp2();
-        let unit = |&step: &f64| if step == 0.0 { 0.0 } else { dropped / step };
-        let units: Zeroizing<Vec<f64>> = self.steps.iter().map(unit).collect::<Vec<_>>().into();
         let (secrets, masks) = match &self.key {
             Key::Pads(pads) => {
-                pads::decrypt_tile(pads, tile, (bits, shifts), &units, outer, &mut self.out);
+                pads::decrypt_tile(pads, &tile, &Units::of(precision, &self.steps), outer, &mut self.out);
                 return Ok(());
             }
-            Key::Shared(answer) => {
-                shared::decrypt_tile(answer, tile, (bits, shifts), &units, &mut self.out);
+            Key::Shared(_) => {
+                self.come.push(tile);
                 return Ok(());
             }
             Key::Secrets(secrets, masks) => (secrets, masks),
         };
+        let Units { bits, shifts, units } = Units::of(precision, &self.steps);
         let transform = MaskTransform::new(precision.set, usize::from(precision.mask_limbs));
-        let job = Job { set: precision.set, secrets, masks, transform, tile, bits, shifts, units: &units };
+        let job = Job { set: precision.set, secrets, masks, transform, tile: &tile, bits, shifts, units: &units };
         let tiles = column_tiles(&mut self.out, outer, columns);
         if bits <= u32::BITS {
             decrypt_tiles::<u32>(&job, tiles);
@@ -275,9 +277,36 @@ impl<T: DerefMut<Target = [f32]>> Decryption<T> {
     /// # Errors
     /// When columns are missing.
     pub fn finish(self) -> Result<Decrypted<T>, DecryptError> {
-        let Self { precision, steps, columns, out, .. } = self;
+        let Self { precision, steps, key, columns, come, out } = self;
         complete(&columns)?;
-        Ok(Decrypted { values: out, steps, precision })
+        let late = match key {
+            Key::Shared(answer) => Some(Late::new(answer, come, Units::of(precision, &steps))),
+            Key::Secrets(..) | Key::Pads(_) => None,
+        };
+        Ok(Decrypted { values: out, steps, precision, late })
+    }
+}
+
+/// How the values of an answer are brought together with those of its mask product, and what they are worth.
+pub(super) struct Units {
+    /// Bits of a value in which both fit, in whole bytes.
+    pub(super) bits: u32,
+    /// Shifts that bring a value of the body and of the mask product to these.
+    pub(super) shifts: (u32, u32),
+    /// What one unit of a decrypted value is worth, row by row.
+    pub(super) units: Zeroizing<Vec<f64>>,
+}
+
+impl Units {
+    /// Of an answer at this precision to rows of these steps.
+    fn of(precision: Precision, steps: &[f64]) -> Self {
+        let whole = |bits: u8| u32::from(bits).next_multiple_of(8);
+        let (body_bits, mask_bits) = (whole(precision.output_bits), 8 * u32::from(precision.mask_limbs));
+        let bits = body_bits.max(mask_bits);
+        let dropped = f64::from(precision.set.modulus_bits() - bits).exp2();
+        let unit = |&step: &f64| if step == 0.0 { 0.0 } else { dropped / step };
+        let units = steps.iter().map(unit).collect::<Vec<_>>().into();
+        Self { bits, shifts: (bits - body_bits, bits - mask_bits), units }
     }
 }
 

@@ -128,6 +128,32 @@ impl<W: RowWord> Scratch<W> {
     }
 }
 
+/// Some rows that are made where they are encrypted, so that they need not go through memory in between.
+pub trait RowTask: Send {
+    /// Why a row cannot be made.
+    type Error: Send;
+
+    /// How many rows.
+    fn rows(&self) -> usize;
+
+    /// Writes them, `rows × features`, and κ of each.
+    ///
+    /// # Errors
+    /// When one cannot be made.
+    fn make(self, rows: &mut [f32], steps: &mut [f64]) -> Result<(), Self::Error>;
+}
+
+/// Why rows that were still to be made were not encrypted.
+#[derive(Debug, thiserror::Error)]
+pub enum RowError<E> {
+    /// A row could not be made.
+    #[error(transparent)]
+    Make(E),
+    /// The rows could not be encrypted.
+    #[error(transparent)]
+    Encrypt(#[from] EncryptError),
+}
+
 /// Encrypts rows under fresh one-time secrets, one per block of `N` tokens.
 ///
 /// Returns the body, `tokens × features` values of `body_bits`, and the only ticket that opens the product.
@@ -165,8 +191,13 @@ pub(super) fn check(plaintext: &Plaintext<'_>) -> Result<(), EncryptError> {
     if tokens == 0 || features == 0 || steps.len() != tokens || tokens.checked_mul(features) != Some(rows.len()) {
         return Err(EncryptError::Shape { tokens, features, rows: rows.len(), steps: steps.len() });
     }
+    check_steps(steps, 0)
+}
+
+/// Refuses steps that none can be, those of the rows from `first` on.
+pub(super) fn check_steps(steps: &[f64], first: usize) -> Result<(), EncryptError> {
     match steps.iter().position(|step| !(step.is_finite() && *step >= 0.0)) {
-        Some(token) => Err(EncryptError::Step { token }),
+        Some(row) => Err(EncryptError::Step { token: first + row }),
         None => Ok(()),
     }
 }

@@ -12,7 +12,7 @@
 //! 5. the owner decrypts the switched tiles with the mask product and the only ticket there is, and verifies the whole.
 //!
 //! Calls of few rows take what steps 3 and 5 compute from a store that was filled ahead ([`pads`]); calls of micro-batches that
-//! go side by side compute it together ([`share`]).
+//! go side by side, or small ones, compute it for a block as a whole ([`share`]).
 //!
 //! Masks that stay the same while every block of every call has its own secret are multi-secret RLWE: by a hybrid
 //! argument, the advantage over all blocks is at most the sum of that over each. What must never serve twice is a secret.
@@ -45,9 +45,10 @@ pub(crate) use mask::MaskColumns;
 pub(crate) use sampling::SecretRng;
 
 pub use decrypt::{DecryptError, Decrypted, Decryption, Ticket};
-pub use encrypt::{EncryptError, Plaintext, encrypt};
+pub use encrypt::{EncryptError, Plaintext, RowError, RowTask, encrypt};
 pub use mask::{MaskDomain, MaskSeed};
 pub use mask_product::{MaskProduct, MaskProductBuilder, UnverifiedMasks};
+pub(crate) use pads::shared::Late;
 pub use pads::shared::{SharedAnswer, SharedRows, SharedSecret, SharedTicket, share, shared_bytes};
 pub use pads::{PadRow, PadTicket, encrypt_with_pads};
 pub use params::{ParameterSet, Precision};

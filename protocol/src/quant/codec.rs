@@ -18,10 +18,10 @@ use zeroize::Zeroizing;
 use super::encoding::{SKETCHED_BOUND, Step, message_room, not_finite, room_for, sketched_room, step_of};
 use super::{LinearMeta, QuantError, Rotation, largest_magnitude};
 use crate::buffer::Buffer;
-use crate::he::{Precision, vectorised};
+use crate::he::{Precision, RowTask, vectorised};
 use crate::ids::Direction;
 use crate::parts::Part;
-use crate::sketch::{Expected, Sketch};
+use crate::sketch::{COLUMNS, Expected, Sketch};
 
 /// Values that are worth a task of their own.
 const VALUES_PER_TASK: usize = 1 << 14;
@@ -166,35 +166,52 @@ impl ProductCodec {
         sketch: &Sketch,
         step: Step,
     ) -> Result<(Prepared, Expected), QuantError> {
+        let mut prepared = Buffer::scratch(rows.len());
+        let mut steps = Zeroizing::new(vec![0.0; tokens]);
+        let inner = self.inner.dimension();
+        let ((), scales, expected) = self.preparing(rows, tokens, sketch, step, |tasks| {
+            let to = prepared.par_chunks_mut(ROWS_PER_TASK * inner).zip(steps.par_chunks_mut(ROWS_PER_TASK));
+            tasks.into_par_iter().zip(to).try_for_each(|(task, (to, steps))| task.make(to, steps))
+        })?;
+        Ok((Prepared { rows: prepared, steps, scales }, expected))
+    }
+
+    /// The same for encryption that makes rows where it needs them: `run` gets tasks that make some rows each, and has to have them do
+    /// so; with what it returns comes what is to be known of the rows.
+    ///
+    /// # Errors
+    /// A length other than `tokens·inner`, and those of `run`; each task refuses rows with NaN or an infinity.
+    ///
+    /// # Panics
+    /// If the sketch is not one of this matrix in this direction.
+    pub fn preparing<T, E: From<QuantError>>(
+        &self,
+        rows: &[f32],
+        tokens: usize,
+        sketch: &Sketch,
+        step: Step,
+        run: impl FnOnce(Vec<Preparing<'_>>) -> Result<T, E>,
+    ) -> Result<(T, RowScales, Expected), E> {
         let inner = self.inner.dimension();
         assert!(sketch.inner() == inner && sketch.outer() == self.outer.dimension(), "a sketch of this matrix");
         check_length("the rows", rows.len(), tokens, inner)?;
-        let (mut prepared, mut expected) = (Buffer::scratch(rows.len()), Expected::of(tokens));
-        let mut steps_and_scales = Zeroizing::new(vec![(0.0, 0.0); tokens]);
-        prepared
-            .par_chunks_mut(ROWS_PER_TASK * inner)
-            .zip(rows.par_chunks(ROWS_PER_TASK * inner))
-            .zip(expected.rows_mut().par_chunks_mut(ROWS_PER_TASK))
-            .zip(steps_and_scales.par_chunks_mut(ROWS_PER_TASK))
+        let (mut expected, mut scales) = (Expected::of(tokens), RowScales(vec![0.0; tokens].into()));
+        let tasks = rows
+            .chunks(ROWS_PER_TASK * inner)
+            .zip(expected.rows_mut().chunks_mut(ROWS_PER_TASK))
+            .zip(scales.0.chunks_mut(ROWS_PER_TASK))
             .enumerate()
-            .try_for_each(|(task, (((to, from), expected), chosen))| {
-                let _part = Part::Arithmetic.mark();
-                let rows = to.chunks_exact_mut(inner).zip(from.chunks_exact(inner)).zip(chosen.iter_mut());
-                for (row, ((to, from), chosen)) in rows.enumerate() {
-                    let prepared = prepare_row(self, from, to);
-                    *chosen = prepared.ok_or_else(|| not_finite(task * ROWS_PER_TASK + row, from))?;
-                }
-                let sketching = Part::Sketch.mark();
-                sketch.expect(to, expected);
-                drop(sketching);
-                if step == Step::Sketched {
-                    for ((to, expected), (step, _)) in to.chunks_exact(inner).zip(&*expected).zip(chosen) {
-                        *step = self.finer(*step, sketch.output_rms(expected), largest_magnitude(to));
-                    }
-                }
-                Ok(())
-            })?;
-        Ok((Prepared::new(prepared, &steps_and_scales), expected))
+            .map(|(task, ((from, expected), scales))| Preparing {
+                codec: self,
+                sketch,
+                step,
+                first: task * ROWS_PER_TASK,
+                from,
+                expected,
+                scales,
+            });
+        let done = run(tasks.collect())?;
+        Ok((done, scales, expected))
     }
 
     /// The finer of the provable step, as it is in the bits of the sketched one, and that, for a row of this largest magnitude
@@ -268,6 +285,46 @@ impl ProductCodec {
         }
         self.outer.rotate_back(row);
         row.iter_mut().for_each(|value| *value = (f64::from(*value) * row_scale) as f32);
+    }
+}
+
+/// Some rows on their way to be encrypted. See [`ProductCodec::preparing`].
+pub struct Preparing<'a> {
+    codec: &'a ProductCodec,
+    sketch: &'a Sketch,
+    step: Step,
+    /// The number of the first row.
+    first: usize,
+    from: &'a [f32],
+    expected: &'a mut [[f64; COLUMNS]],
+    scales: &'a mut [f64],
+}
+
+impl RowTask for Preparing<'_> {
+    type Error = QuantError;
+
+    fn rows(&self) -> usize {
+        self.scales.len()
+    }
+
+    fn make(self, to: &mut [f32], steps: &mut [f64]) -> Result<(), QuantError> {
+        let _part = Part::Arithmetic.mark();
+        let Self { codec, sketch, step, first, from, expected, scales } = self;
+        let inner = codec.inner.dimension();
+        let rows = to.chunks_exact_mut(inner).zip(from.chunks_exact(inner)).zip(steps.iter_mut().zip(scales));
+        for (row, ((to, from), chosen)) in rows.enumerate() {
+            let prepared = prepare_row(codec, from, to).ok_or_else(|| not_finite(first + row, from))?;
+            (*chosen.0, *chosen.1) = prepared;
+        }
+        let sketching = Part::Sketch.mark();
+        sketch.expect(to, expected);
+        drop(sketching);
+        if step == Step::Sketched {
+            for ((to, expected), step) in to.chunks_exact(inner).zip(&*expected).zip(steps) {
+                *step = codec.finer(*step, sketch.output_rms(expected), largest_magnitude(to));
+            }
+        }
+        Ok(())
     }
 }
 

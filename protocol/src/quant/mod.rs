@@ -13,7 +13,7 @@ pub mod int8;
 pub mod planner;
 pub mod rotation;
 
-pub use codec::{Prepared, ProductCodec, RowScales};
+pub use codec::{Prepared, Preparing, ProductCodec, RowScales};
 pub use encoding::{Step, encoding_steps};
 pub use error::QuantError;
 pub use int8::{Int8Matrix, LinearMeta, serve};

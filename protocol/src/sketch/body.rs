@@ -9,7 +9,7 @@ use super::kernel::multiply;
 use super::project::Weights;
 use super::wrap::{Found, look_for_wrap};
 use super::{COLUMNS, WINDOW};
-use crate::he::{Decrypted, Precision, SecretRng, noise};
+use crate::he::{Decrypted, Late, Precision, SecretRng, noise};
 use crate::parts::Part;
 
 /// Rows from which on the energy of a call's noise is looked at.
@@ -242,10 +242,10 @@ impl Sketch {
         expected: &Expected,
         decode: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<Checked<T>, Refuted> {
-        let (mut values, steps, precision) = decrypted.into_parts();
+        let (mut values, steps, precision, late) = decrypted.into_parts();
         let (outer, tokens) = (self.outer(), expected.tokens());
         assert!(values.len() == tokens * outer && steps.len() == tokens, "the answer to the rows expected");
-        let rows = self.check(&mut values, expected, &steps, precision, decode);
+        let rows = self.check((&mut values, late), expected, &steps, precision, decode);
         let again = judge(&rows, self.noise(precision).mistaken())?;
         for &row in &again {
             values[row * outer..][..outer].fill(0.0);
@@ -257,8 +257,8 @@ impl Sketch {
     /// Mean square of the noise of a call over its prediction.
     #[cfg(test)]
     pub(super) fn energy(&self, decrypted: Decrypted<Vec<f32>>, expected: &Expected) -> f64 {
-        let (mut values, steps, precision) = decrypted.into_parts();
-        let rows = self.check(&mut values, expected, &steps, precision, |_, _| ());
+        let (mut values, steps, precision, late) = decrypted.into_parts();
+        let rows = self.check((&mut values, late), expected, &steps, precision, |_, _| ());
         let energies = rows.iter().map(|row| if let Row::Fine(energy) = row { *energy } else { f64::NAN });
         energies.sum::<f64>() / rows.len() as f64
     }
@@ -274,10 +274,10 @@ impl Sketch {
         Noise::new(self.variances(precision), f64::from(precision.set.modulus_bits()).exp2())
     }
 
-    /// What each row is; `decode` gets every row.
+    /// What each row is, decrypted first where it is not yet; `decode` gets every row.
     fn check(
         &self,
-        values: &mut [f32],
+        (values, late): (&mut [f32], Option<Late>),
         expected: &Expected,
         steps: &[f64],
         precision: Precision,
@@ -287,6 +287,7 @@ impl Sketch {
         let mut rows = vec![Row::Empty; expected.tokens()];
         let tasks = values.par_chunks_mut(ROWS * outer).zip(expected.0.par_chunks(ROWS)).zip(steps.par_chunks(ROWS));
         tasks.zip(rows.par_chunks_mut(ROWS)).enumerate().for_each(|(task, (((values, expected), steps), rows))| {
+            late.iter().for_each(|late| late.rows(task * ROWS, values));
             let mut sums = Zeroizing::new([[0.0; COLUMNS]; ROWS]);
             let _part = Part::Sketch.mark();
             let sums = &mut sums[..expected.len()];

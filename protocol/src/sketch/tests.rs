@@ -71,7 +71,7 @@ impl Bench {
         forge(&mut tile.rows);
         let out = vec![0.0; tokens * outer];
         let mut decryption = ticket.open(Arc::clone(&self.masks), precision, out).unwrap();
-        decryption.tile(&tile).unwrap();
+        decryption.tile(tile).unwrap();
         (decryption.finish().unwrap(), expected)
     }
 
@@ -264,7 +264,7 @@ fn single_wraps_are_corrected_and_rows_with_several_asked_for_anew() {
     let (body, ticket) = encrypt(&bench.seed, &bench.domain(), precision, plaintext).unwrap();
     let tile = reference_answer(precision, Direction::Forward, &body, &bench.matrix.values, SHAPE);
     let mut decryption = ticket.open(Arc::clone(&bench.masks), precision, vec![0.0; tokens * outer]).unwrap();
-    decryption.tile(&tile).unwrap();
+    decryption.tile(tile).unwrap();
     let seen = Mutex::new(Vec::new());
     let decode = |row: usize, _: &mut [f32]| seen.lock().unwrap().push(row);
     let verified = bench.checks.sketch.verify(decryption.finish().unwrap(), &expected, decode).unwrap();
@@ -304,7 +304,7 @@ fn rows_that_wrap_are_asked_for_anew_however_many_they_are() {
     let (body, ticket) = encrypt(&bench.seed, &bench.domain(), precision, plaintext).unwrap();
     let tile = reference_answer(precision, Direction::Forward, &body, &bench.matrix.values, SHAPE);
     let mut decryption = ticket.open(Arc::clone(&bench.masks), precision, vec![0.0; tokens * outer]).unwrap();
-    decryption.tile(&tile).unwrap();
+    decryption.tile(tile).unwrap();
     let verified = bench.checks.sketch.verify(decryption.finish().unwrap(), &expected, |_, _| ()).unwrap();
     assert!(verified.again().iter().copied().eq(3..tokens), "{:?}", verified.again());
     let missing = bench.verify(&rows[3 * inner..], Step::Provable, |_| {}).unwrap().complete().unwrap();

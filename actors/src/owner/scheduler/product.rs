@@ -10,7 +10,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use protocol::buffer::Buffer;
-use protocol::he::{EncryptError, MaskDomain, MaskProduct, PadRow, Plaintext, Planes, Precision, encrypt_with_pads};
+use protocol::he::{MaskProduct, PadRow, Plaintext, encrypt_with_pads};
 use protocol::ids::ProductId;
 use protocol::quant::Step;
 use protocol::sketch::{Checked, Refuted, Verified};
@@ -27,6 +27,7 @@ use crate::owner::convoy::{Place, Seat};
 use crate::owner::fleet::{Event, Failure, Measured};
 use crate::owner::keys::{Decrypt, Discard, Encrypt, KeyError, KeyManager, Sealed};
 use crate::owner::masks::MaskError;
+use crate::owner::table::LayerTable;
 use crate::trace::FLIGHT;
 use crate::transport::{PeerName, ProductRequest};
 
@@ -378,7 +379,8 @@ async fn exchange_with_pads(
     let with_pads =
         move |domain: &_, precision, plaintext: Plaintext<'_>| encrypt_with_pads(pads, domain, precision, plaintext);
     let values = encrypt.rows.len();
-    let (sealed, waiting) = seal(shell, values, call, encrypt, with_pads).await?;
+    let sealing = move |table: &_, message: &_| call::seal(table, call, message, with_pads);
+    let (sealed, waiting) = seal(shell, values, encrypt, sealing).await?;
     let sent = Instant::now();
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
     let flight = tracing::info_span!(target: FLIGHT, "product", call, %product, tokens, ?step);
@@ -409,9 +411,9 @@ async fn exchange_in_convoy(
     };
     let call = maker.calls.next_of_pads();
     let encrypt = Encrypt { product, rows: Arc::clone(rows), tokens, step };
-    let in_block = move |domain: &_, precision, plaintext: Plaintext<'_>| part.encrypt(domain, precision, plaintext);
+    let sealing = move |table: &_, message: &_| call::seal_in_block(table, call, message, part);
     // Other threads do parts of it: no actor waits for them.
-    let (sealed, early) = futures::join!(seal(shell, usize::MAX, call, encrypt, in_block), early);
+    let (sealed, early) = futures::join!(seal(shell, usize::MAX, encrypt, sealing), early);
     let (sealed, waiting) = sealed?;
     let sent = Instant::now();
     let request = ProductRequest { header: sealed.header, body: Some(sealed.body), outer: sealed.outer };
@@ -440,12 +442,11 @@ async fn exchange_in_convoy(
 async fn seal<T: Send + 'static>(
     shell: &Shell,
     values: usize,
-    call: u64,
     message: Encrypt,
-    encrypt: impl FnOnce(&MaskDomain, Precision, Plaintext<'_>) -> Result<(Planes, T), EncryptError> + Send + 'static,
+    seal: impl FnOnce(&LayerTable, &Encrypt) -> Result<(Sealed, Call<T>), KeyError> + Send + 'static,
 ) -> Result<(Sealed, Call<T>), KeyError> {
     let (start, table) = (Instant::now(), Arc::clone(&shell.table));
-    let sealed = by_size(values, move || call::seal(&table, call, &message, encrypt)).await?;
+    let sealed = by_size(values, move || seal(&table, &message)).await?;
     shell.pads.maker.clock.add_encrypt(start.elapsed());
     sealed
 }

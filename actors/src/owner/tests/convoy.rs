@@ -110,17 +110,18 @@ fn a_liar_is_noticed_and_its_answer_is_never_used() {
 }
 
 #[test]
-fn neighbours_that_fill_a_block_go_together() {
+fn neighbours_go_together_as_far_as_a_block_has_rows() {
     actix::System::new().block_on(async {
         let (cluster, _) = cluster(&[1.0]).await;
-        for alone in [&[][..], &[7], &[1024, 1024], &[600, 600, 600]] {
-            assert!(cluster.backend.side_by_side(alone).is_none(), "{alone:?}");
+        for without in [&[][..], &[1025], &[2000, 1025]] {
+            assert!(cluster.backend.side_by_side(without).is_none(), "{without:?}");
         }
-        let members = [600, 600, 300, 124, 200];
+        // More than a block, a block of its own, and three that share one.
+        let members = [1025, 600, 600, 300, 124];
         let doors = doors(&cluster, &members);
         assert_eq!(doors.len(), members.len());
         let linear = linears().next().unwrap();
-        for (door, blocks) in doors.iter().zip([0, 1, 1, 1, 1]) {
+        for (door, blocks) in doors.iter().zip([0, 1, 2, 2, 2]) {
             right(&cluster, door, linear, FORWARD, 2).await;
             assert_eq!(cluster.actors.clock.read().shared_blocks, blocks);
         }
@@ -162,10 +163,12 @@ fn blocks_take_no_more_than_their_room_and_give_it_back() {
         assert!(took(&other, third).await && took(&one, third).await, "the first one's room is free again");
         let [one, other] = seats([10, 20], block - 1);
         assert!(!took(&one, first).await && !took(&other, first).await);
+        let [alone] = seats([30], block);
+        assert!(took(&alone, first).await);
         // More than a block has.
         let [one, _] = seats([1000, 25], usize::MAX);
         assert!(!took(&one, first).await);
-        assert_eq!(maker.clock.read().shared_blocks, 2);
+        assert_eq!(maker.clock.read().shared_blocks, 3);
     });
 }
 

@@ -40,7 +40,7 @@ use std::ops::DerefMut;
 use zeroize::Zeroizing;
 
 use self::block::{Job, Layout, Source};
-use super::decrypt::{DecryptError, Decryption, Key};
+use super::decrypt::{DecryptError, Decryption, Key, Units};
 use super::encrypt::{EncryptError, Plaintext, check};
 use super::lanes::{TILE, vectorised};
 use super::mask::{MaskDomain, MaskSeed};
@@ -278,11 +278,11 @@ impl PadTicket {
 pub(super) fn decrypt_tile(
     pads: &[PadOuter],
     tile: &ProductTile,
-    (bits, shifts): (u32, (u32, u32)),
-    units: &[f64],
+    Units { bits, shifts, units }: &Units,
     outer: usize,
     out: &mut [f32],
 ) {
+    let (bits, shifts) = (*bits, *shifts);
     if bits <= u32::BITS {
         decode_rows::<u32>(pads, tile, Decode::of(&tile.rows, bits, shifts), units, outer, out);
     } else {

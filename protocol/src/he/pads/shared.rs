@@ -19,8 +19,8 @@ use zeroize::Zeroizing;
 use super::PadRow;
 use super::block::{self, Job, Layout, Source};
 use crate::buffer::Reused;
-use crate::he::decrypt::{DecryptError, Decryption, Key};
-use crate::he::encrypt::{EncryptError, Plaintext, check};
+use crate::he::decrypt::{DecryptError, Decryption, Key, Units};
+use crate::he::encrypt::{EncryptError, RowError, RowTask, check_steps};
 use crate::he::lanes::vectorised;
 use crate::he::mask::{MaskDomain, MaskSeed};
 use crate::he::packing::{self, RowMut};
@@ -29,9 +29,6 @@ use crate::he::sampling::SecretRng;
 use crate::he::secret::OneTimeSecret;
 use crate::he::{MaskProduct, Planes, Precision, ProductTile};
 use crate::parts::Part;
-
-/// Rows that a task encodes or decodes: a row is read and written from end to end.
-const TASK_ROWS: usize = 16;
 
 /// A half of a block: values of all its rows, in bytes. Its memory is wiped as that of all rows of a step is
 /// ([`crate::buffer`]): it hides, and shows, no more than the rows beside which it lies. Nor is it kept in words, which would be
@@ -160,38 +157,43 @@ impl SharedSecret {
 }
 
 impl SharedRows {
-    /// Encrypts up to as many rows as these are; those behind are never used.
+    /// Encrypts up to as many rows as these are, which `tasks` make, one behind the other; those behind are never used.
     ///
     /// Returns the body, `tokens × features` values of `body_bits`, and the only ticket that opens the product.
     ///
     /// # Errors
-    /// When sizes disagree, the rows are of another product or precision, or a step or a value cannot be encoded.
-    pub fn encrypt(
+    /// When a row cannot be made, there are none or too many, they are of another product or precision, or a step or a value cannot be
+    /// encoded.
+    pub fn encrypt<T: RowTask>(
         self,
         domain: &MaskDomain,
         precision: Precision,
-        plaintext: Plaintext<'_>,
-    ) -> Result<(Planes, SharedTicket), EncryptError> {
-        check(&plaintext)?;
+        features: usize,
+        tasks: Vec<T>,
+    ) -> Result<(Planes, SharedTicket), RowError<T::Error>> {
         let set = domain.set;
         if precision.set != set || !precision.is_valid() {
-            return Err(EncryptError::Precision { precision, set });
+            return Err(EncryptError::Precision { precision, set }.into());
         }
-        let Plaintext { tokens, features, steps, .. } = plaintext;
+        let tokens = tasks.iter().map(T::rows).sum();
+        if tokens == 0 || features == 0 {
+            return Err(EncryptError::Shape { tokens, features, rows: 0, steps: tokens }.into());
+        }
         if self.domain != *domain || self.features != features || self.rows.len() < tokens {
-            return Err(EncryptError::Pads { rows: self.rows.len(), tokens });
+            return Err(EncryptError::Pads { rows: self.rows.len(), tokens }.into());
         }
         let Self { block, rows, half, .. } = self;
         let mut body = Planes::scratch_of_bits(precision.body_bits.into(), tokens, features);
-        let mut to = packing::rows_mut(&mut body);
-        let job = EncodeJob { half: &half, first: rows.start, precision, plaintext };
+        let mut steps = Zeroizing::new(vec![0.0; tokens]);
+        let job = EncodeJob { half: &half, first: rows.start, precision, features };
+        let encoded = packing::rows_mut(&mut body);
         if set.modulus_bits() <= u32::BITS {
-            encode_all::<u32>(&job, &mut to)?;
+            encode_all::<u32, T>(&job, tasks, encoded, &mut steps)?;
         } else {
-            encode_all::<u64>(&job, &mut to)?;
+            encode_all::<u64, T>(&job, tasks, encoded, &mut steps)?;
         }
         let rows = rows.start..rows.start + tokens;
-        Ok((body, SharedTicket { precision, block, rows, steps: steps.to_vec().into() }))
+        Ok((body, SharedTicket { precision, block, rows, steps }))
     }
 }
 
@@ -201,13 +203,39 @@ struct EncodeJob<'a> {
     /// The call's first row in the block.
     first: usize,
     precision: Precision,
-    plaintext: Plaintext<'a>,
+    features: usize,
 }
 
-fn encode_all<W: RowWord>(job: &EncodeJob<'_>, rows: &mut [RowMut<'_>]) -> Result<(), EncryptError> {
-    let words = || Zeroizing::new(vec![W::default(); job.plaintext.features]);
-    let tasks = rows.par_chunks_mut(TASK_ROWS).enumerate();
-    tasks.try_for_each_init(words, |words, (task, rows)| encode_rows(job, task * TASK_ROWS, words, rows))
+/// Rows of a task from `token` on, where they are encoded to, and where their steps go.
+struct EncodeTask<'a, 'b, T> {
+    make: T,
+    token: usize,
+    rows: &'a mut [RowMut<'b>],
+    steps: &'a mut [f64],
+}
+
+fn encode_all<W: RowWord, T: RowTask>(
+    job: &EncodeJob<'_>,
+    tasks: Vec<T>,
+    mut rows: Vec<RowMut<'_>>,
+    steps: &mut [f64],
+) -> Result<(), RowError<T::Error>> {
+    let (mut token, mut rows, mut steps) = (0, &mut rows[..], steps);
+    let tasks = tasks.into_iter().map(|make| {
+        let count = make.rows();
+        let (first, (mine, others)) = (token, std::mem::take(&mut rows).split_at_mut(count));
+        let (my_steps, other_steps) = std::mem::take(&mut steps).split_at_mut(count);
+        (token, rows, steps) = (token + count, others, other_steps);
+        EncodeTask { make, token: first, rows: mine, steps: my_steps }
+    });
+    let tasks: Vec<_> = tasks.collect();
+    let words = || Zeroizing::new(vec![W::default(); job.features]);
+    tasks.into_par_iter().try_for_each_init(words, |words, EncodeTask { make, token, rows, steps }| {
+        let mut inputs = Zeroizing::new(vec![0.0; rows.len() * job.features]);
+        make.make(&mut inputs, steps).map_err(RowError::Make)?;
+        check_steps(steps, token)?;
+        Ok(encode_rows(job, token, words, &inputs, steps, rows)?)
+    })
 }
 
 vectorised! {
@@ -215,6 +243,8 @@ vectorised! {
         job: &EncodeJob<'_>,
         token: usize,
         words: &mut [W],
+        inputs: &[f32],
+        steps: &[f64],
         rows: &mut [RowMut<'_>],
     ) -> Result<(), EncryptError> = encode_rows_body
 }
@@ -225,14 +255,14 @@ fn encode_rows_body<W: RowWord>(
     job: &EncodeJob<'_>,
     token: usize,
     words: &mut [W],
+    inputs: &[f32],
+    steps: &[f64],
     rows: &mut [RowMut<'_>],
 ) -> Result<(), EncryptError> {
     let _part = Part::Arithmetic.mark();
-    let Plaintext { rows: inputs, features, steps, .. } = job.plaintext;
     let (encode, limit) = (Encode::of(job.precision), job.precision.encodable());
-    for (token, row) in (token..).zip(rows) {
+    for (((token, row), input), &step) in (token..).zip(rows).zip(inputs.chunks_exact(job.features)).zip(steps) {
         job.half.load(job.first + token, 0, words);
-        let (input, step) = (&inputs[token * features..][..features], steps[token]);
         let largest = encode.row(step, words, input, row);
         // NaN fails every comparison.
         let encodable = f64::from(f32::from_bits(largest)) * step < limit;
@@ -279,45 +309,43 @@ impl SharedTicket {
     }
 }
 
-/// What all rows of a tile of an answer share.
-struct DecodeJob<'a> {
-    answer: &'a SharedAnswer,
-    tile: &'a ProductTile,
-    decode: Decode,
-    /// What one unit of a value of a row is worth.
-    units: &'a [f64],
+/// An answer whose tiles have all come: it is decrypted row by row, by whoever goes through its rows anyway, so that each is written to
+/// memory once, as what it is in the end.
+pub(crate) struct Late {
+    answer: SharedAnswer,
+    tiles: Vec<ProductTile>,
+    units: Units,
 }
 
-/// Decrypts a tile of columns, whose rows go to `out`, `tokens × outer`; one unit of a value of a row is worth its `units`.
-pub(in crate::he) fn decrypt_tile(
-    answer: &SharedAnswer,
-    tile: &ProductTile,
-    (bits, shifts): (u32, (u32, u32)),
-    units: &[f64],
-    out: &mut [f32],
-) {
-    let job = DecodeJob { answer, tile, decode: Decode::of(&tile.rows, bits, shifts), units };
-    if bits <= u32::BITS { decode_all::<u32>(&job, out) } else { decode_all::<u64>(&job, out) }
-}
+impl Late {
+    pub(in crate::he) fn new(answer: SharedAnswer, tiles: Vec<ProductTile>, units: Units) -> Self {
+        Self { answer, tiles, units }
+    }
 
-fn decode_all<W: RowWord>(job: &DecodeJob<'_>, out: &mut [f32]) {
-    let words = || Zeroizing::new(vec![W::default(); job.tile.rows.columns()]);
-    let tasks = out.par_chunks_mut(TASK_ROWS * job.answer.outer).enumerate();
-    tasks.for_each_init(words, |words, (task, out)| decode_rows(job, task * TASK_ROWS, words, out));
+    /// Decrypts the rows from `token` on, as many as `out` has, `[row][column]`.
+    pub(crate) fn rows(&self, token: usize, out: &mut [f32]) {
+        if self.units.bits <= u32::BITS {
+            decode_rows::<u32>(self, token, &mut Zeroizing::new(vec![0; self.answer.outer]), out);
+        } else {
+            decode_rows::<u64>(self, token, &mut Zeroizing::new(vec![0; self.answer.outer]), out);
+        }
+    }
 }
 
 vectorised! {
-    fn decode_rows<W: RowWord>(job: &DecodeJob<'_>, token: usize, words: &mut [W], out: &mut [f32]) = decode_rows_body
+    fn decode_rows<W: RowWord>(late: &Late, token: usize, words: &mut [W], out: &mut [f32]) = decode_rows_body
 }
 
-/// Decodes the rows from `token` on.
 #[inline(always)]
-fn decode_rows_body<W: RowWord>(job: &DecodeJob<'_>, token: usize, words: &mut [W], out: &mut [f32]) {
+fn decode_rows_body<W: RowWord>(late: &Late, token: usize, words: &mut [W], out: &mut [f32]) {
     let _part = Part::Arithmetic.mark();
-    let DecodeJob { answer, tile, decode, units } = job;
-    let (first, width) = (tile.first_column, tile.rows.columns());
+    let Late { answer, tiles, units: Units { bits, shifts, units } } = late;
     for (token, out) in (token..).zip(out.chunks_exact_mut(answer.outer)) {
-        answer.half.load(answer.rows.start + token, first, words);
-        decode.row(units[token], packing::row(&tile.rows, token, 0, width), words, &mut out[first..first + width]);
+        answer.half.load(answer.rows.start + token, 0, words);
+        for tile in tiles {
+            let (first, width) = (tile.first_column, tile.rows.columns());
+            let (row, decode) = (packing::row(&tile.rows, token, 0, width), Decode::of(&tile.rows, *bits, *shifts));
+            decode.row(units[token], row, &words[first..first + width], &mut out[first..first + width]);
+        }
     }
 }

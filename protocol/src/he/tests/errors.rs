@@ -95,7 +95,7 @@ fn tiles_that_do_not_fit() {
     let mut out = vec![7.0f32; tokens * outer];
     let mut decryption = ticket.open(masks, precision, &mut out[..]).unwrap();
     let refuse = |decryption: &mut Decryption<&mut [f32]>, tile: ProductTile| {
-        let error = decryption.tile(&tile).unwrap_err();
+        let error = decryption.tile(tile).unwrap_err();
         assert!(decryption.out.iter().all(|&value| value == 7.0));
         error
     };
@@ -110,9 +110,9 @@ fn tiles_that_do_not_fit() {
     }
     let good = [limbs, tokens, 4];
 
-    decryption.tile(&tile(2, good)).unwrap();
-    assert_eq!(decryption.tile(&tile(5, good)), Err(DecryptError::Repeated(5)));
-    decryption.tile(&tile(6, good)).unwrap();
+    decryption.tile(tile(2, good)).unwrap();
+    assert_eq!(decryption.tile(tile(5, good)), Err(DecryptError::Repeated(5)));
+    decryption.tile(tile(6, good)).unwrap();
     assert_eq!(decryption.finish().map(|_| ()), Err(DecryptError::Missing { missing: 2, first: 0 }));
 }
 

@@ -113,7 +113,7 @@ fn check(precision: Precision) {
     // The owner's own decryption, whose error has the rounding of the mask product too.
     let masks = mask_product(precision, &seed, &domain, &weights, shape);
     let mut decryption = ticket.open(masks, precision, vec![0.0; exact.len()]).unwrap();
-    decryption.tile(&answer).unwrap();
+    decryption.tile(answer).unwrap();
     let out: Vec<f64> = decryption.finish().unwrap().unchecked().into_iter().map(f64::from).collect();
     let decrypted = scaled(&out, &|norm| product_variance(precision, norm) - encoding_variance(norm));
     // Rows of one column share the rounding of the mask, through different coefficients of one secret.
@@ -136,7 +136,7 @@ fn rounding_of_masks_is_as_predicted() {
                 let masks = mask_product(precision, &seed, &domain, &weights, shape);
                 let answer = reference_answer(precision, Direction::Forward, body, &weights, shape);
                 let mut decryption = ticket.open(masks, precision, vec![0.0; tokens * shape.d_out]).unwrap();
-                decryption.tile(&answer).unwrap();
+                decryption.tile(answer).unwrap();
                 decryption.finish().unwrap().unchecked()
             };
             let rounded = Precision { mask_limbs, ..Precision::exact(set) };

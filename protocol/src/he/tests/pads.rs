@@ -32,7 +32,7 @@ fn check(precision: Precision, shape: LinearShape, (rows, block): (usize, usize)
         let answer = reference_answer(precision, Direction::Forward, &body, &weights, shape);
         let mut decryption = ticket.open(vec![f32::NAN; rows * shape.d_out]).unwrap();
         for first in (0..shape.d_out).step_by(width).rev() {
-            decryption.tile(&round_trip::cut(&answer, first, width.min(shape.d_out - first))).unwrap();
+            decryption.tile(round_trip::cut(&answer, first, width.min(shape.d_out - first))).unwrap();
         }
         let out = decryption.finish().unwrap().unchecked();
         let expected = exact_product(&values, &weights, shape, Direction::Forward);
@@ -160,11 +160,11 @@ fn pads_that_do_not_fit_are_refused() {
         first_column,
         rows: Planes::zeros_of_bits(bits, rows, columns),
     };
-    assert!(matches!(decryption.tile(&tile(0, 14, 2, 7)), Err(DecryptError::Dimensions { .. })));
-    assert!(matches!(decryption.tile(&tile(0, 16, 1, 7)), Err(DecryptError::Dimensions { .. })));
-    assert!(matches!(decryption.tile(&tile(1, 16, 2, 7)), Err(DecryptError::Columns { .. })));
-    assert_eq!(decryption.tile(&tile(0, 16, 2, 3)), Ok(()));
-    assert_eq!(decryption.tile(&tile(2, 16, 2, 2)), Err(DecryptError::Repeated(2)));
+    assert!(matches!(decryption.tile(tile(0, 14, 2, 7)), Err(DecryptError::Dimensions { .. })));
+    assert!(matches!(decryption.tile(tile(0, 16, 1, 7)), Err(DecryptError::Dimensions { .. })));
+    assert!(matches!(decryption.tile(tile(1, 16, 2, 7)), Err(DecryptError::Columns { .. })));
+    assert_eq!(decryption.tile(tile(0, 16, 2, 3)), Ok(()));
+    assert_eq!(decryption.tile(tile(2, 16, 2, 2)), Err(DecryptError::Repeated(2)));
     assert_eq!(decryption.finish().map(|_| ()), Err(DecryptError::Missing { missing: 4, first: 3 }));
 }
 

@@ -43,7 +43,7 @@ fn check(precision: Precision, direction: Direction, shape: LinearShape, tokens:
     let masks = Arc::new(masks.finish().unwrap().unchecked());
     let mut decryption = ticket.open(masks, precision, vec![f32::NAN; tokens * outer]).unwrap();
     for tile in pieces(&reference_answer(precision, direction, &body, &weights, shape)) {
-        decryption.tile(&tile).unwrap();
+        decryption.tile(tile).unwrap();
     }
     let out = decryption.finish().unwrap().unchecked();
 
@@ -118,7 +118,7 @@ fn one_mask_product_serves_many_calls() {
         let (body, ticket) = encrypt(&seed, &domain, precision, plaintext).unwrap();
         let answer = reference_answer(precision, Direction::Forward, &body, &weights, shape);
         let mut decryption = ticket.open(Arc::clone(&masks), precision, vec![0.0; tokens * shape.d_out]).unwrap();
-        decryption.tile(&answer).unwrap();
+        decryption.tile(answer).unwrap();
         let out = decryption.finish().unwrap().unchecked();
         for (i, (&value, exact)) in
             out.iter().zip(exact_product(&rows, &weights, shape, Direction::Forward)).enumerate()

@@ -4,6 +4,47 @@ use super::*;
 use crate::he::noise::{fresh_variance, product_variance};
 use crate::he::reference::reference_answer;
 
+/// Rows that are there already, in tasks of so many.
+struct Given<'a> {
+    rows: &'a [f32],
+    steps: &'a [f64],
+}
+
+impl<'a> Given<'a> {
+    fn tasks(rows: &'a [f32], features: usize, steps: &'a [f64], each: usize) -> Vec<Self> {
+        rows.chunks(each * features).zip(steps.chunks(each)).map(|(rows, steps)| Self { rows, steps }).collect()
+    }
+}
+
+impl RowTask for Given<'_> {
+    type Error = std::convert::Infallible;
+
+    fn rows(&self) -> usize {
+        self.steps.len()
+    }
+
+    fn make(self, rows: &mut [f32], steps: &mut [f64]) -> Result<(), Self::Error> {
+        rows.copy_from_slice(self.rows);
+        steps.copy_from_slice(self.steps);
+        Ok(())
+    }
+}
+
+/// A row that cannot be made.
+struct Unmade;
+
+impl RowTask for Unmade {
+    type Error = &'static str;
+
+    fn rows(&self) -> usize {
+        1
+    }
+
+    fn make(self, _: &mut [f32], _: &mut [f64]) -> Result<(), Self::Error> {
+        Err("unmade")
+    }
+}
+
 /// Three calls of one block, cut into tiles of `width` columns and answered in another order, against exact products.
 fn check(precision: Precision, shape: LinearShape, calls: [usize; 3], width: usize, seed: u64) {
     let mut rng = rng(seed);
@@ -25,8 +66,8 @@ fn check(precision: Precision, shape: LinearShape, calls: [usize; 3], width: usi
         let mut values: Vec<f32> = (0..rows * inner).map(|_| rng.random_range(-3.0..3.0)).collect();
         values[..inner].fill(0.0);
         let steps = steps(precision.set, &values, inner, &norms, room * 0.99);
-        let plaintext = Plaintext { rows: &values, tokens: rows, features: inner, steps: &steps };
-        let (body, ticket) = part.encrypt(&domain, precision, plaintext).unwrap();
+        let tasks = Given::tasks(&values, inner, &steps, 7);
+        let (body, ticket) = part.encrypt(&domain, precision, inner, tasks).unwrap();
         assert_eq!((body.bits(), body.rows(), body.columns()), (precision.body_bits.into(), rows, inner));
         assert_eq!((ticket.tokens(), ticket.precision()), (rows, precision));
         (values, steps, body, ticket)
@@ -37,7 +78,7 @@ fn check(precision: Precision, shape: LinearShape, calls: [usize; 3], width: usi
         let answer = reference_answer(precision, Direction::Backward, &body, &weights, shape);
         let mut decryption = ticket.open(rows, vec![f32::NAN; steps.len() * outer]).unwrap();
         for first in (0..outer).step_by(width).rev() {
-            decryption.tile(&round_trip::cut(&answer, first, width.min(outer - first))).unwrap();
+            decryption.tile(round_trip::cut(&answer, first, width.min(outer - first))).unwrap();
         }
         let out = decryption.finish().unwrap().unchecked();
         let expected = exact_product(&values, &weights, shape, Direction::Backward);
@@ -82,10 +123,10 @@ fn errors_are_those_of_any_other_call() {
         let mut errors = Vec::new();
         for ((rows, part), answer) in calls.into_iter().zip(parts).zip(answers) {
             let zeros = vec![0.0; rows * width];
-            let plaintext = Plaintext { rows: &zeros, tokens: rows, features: width, steps: &vec![1.0; rows] };
-            let (body, ticket) = part.encrypt(&domain, exact, plaintext).unwrap();
+            let steps = vec![1.0; rows];
+            let (body, ticket) = part.encrypt(&domain, exact, width, Given::tasks(&zeros, width, &steps, 4)).unwrap();
             let mut decryption = ticket.open(answer, vec![0.0; rows * width]).unwrap();
-            decryption.tile(&ProductTile { first_column: 0, rows: body }).unwrap();
+            decryption.tile(ProductTile { first_column: 0, rows: body }).unwrap();
             errors.extend(decryption.finish().unwrap().unchecked().into_iter().map(f64::from));
         }
         assert!(errors.iter().all(|error| error.abs() <= f64::from(set.error_eta()) && error.fract() == 0.0));
@@ -111,7 +152,12 @@ fn what_does_not_belong_together_is_refused() {
     let block = || share(&seed, &forward, 5, &[2, 3]).unwrap();
     let seal = |part: SharedRows, domain: &MaskDomain, precision, values: &[f32], features: usize| {
         let tokens = values.len() / features;
-        part.encrypt(domain, precision, Plaintext { rows: values, tokens, features, steps: &vec![1.0; tokens] })
+        part.encrypt(domain, precision, features, Given::tasks(values, features, &vec![1.0; tokens], 1)).map_err(
+            |error| {
+                let RowError::Encrypt(error) = error;
+                error
+            },
+        )
     };
     let refused = |domain: &MaskDomain, precision, values: &[f32], features| {
         seal(block().0.swap_remove(0), domain, precision, values, features).map(|_| ()).unwrap_err()
@@ -123,6 +169,19 @@ fn what_does_not_belong_together_is_refused() {
     assert!(matches!(refused(&forward, invalid, &[0.0; 5], 5), EncryptError::Precision { .. }));
     let refused = refused(&forward, precision, &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, f32::NAN, 0.0, 0.0], 5);
     assert!(matches!(refused, EncryptError::Range { token: 1 }), "{refused}");
+
+    let failing = |steps: &[f64], tasks| {
+        let part = block().0.swap_remove(1);
+        part.encrypt(&forward, precision, 5, Given::tasks(&[0.5; 15], 5, steps, tasks)).map(|_| ()).unwrap_err()
+    };
+    for wrong in [f64::NAN, f64::INFINITY, -1.0] {
+        let RowError::Encrypt(error) = failing(&[1.0, 1.0, wrong], 2);
+        assert!(matches!(error, EncryptError::Step { token: 2 }), "{error}");
+    }
+    let none = block().0.swap_remove(0).encrypt(&forward, precision, 5, Vec::<Given<'_>>::new()).map(|_| ());
+    assert!(matches!(none, Err(RowError::Encrypt(EncryptError::Shape { tokens: 0, .. }))));
+    let unmade = block().0.swap_remove(0).encrypt(&forward, precision, 5, vec![Unmade]).map(|_| ());
+    assert!(matches!(unmade, Err(RowError::Make("unmade"))));
 
     // The other call's rows, those of another block, and what was made from coarser masks.
     let opened = |precision: Precision, answer: fn(Vec<SharedAnswer>, Vec<SharedAnswer>) -> SharedAnswer, size| {

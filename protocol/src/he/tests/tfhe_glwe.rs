@@ -105,7 +105,7 @@ fn we_decrypt_tfhes() {
         masks.tile(&ProductTile { first_column: 0, rows: mask }).unwrap();
         let masks = Arc::new(masks.finish().unwrap().unchecked());
         let mut decryption = ticket.open(masks, precision, vec![0.0; tokens * FEATURES]).unwrap();
-        decryption.tile(&ProductTile { first_column: 0, rows: body }).unwrap();
+        decryption.tile(ProductTile { first_column: 0, rows: body }).unwrap();
         let out = decryption.finish().unwrap().unchecked();
         for (&value, &message) in out.iter().zip(&messages) {
             // 7 σ, and the rounding of 25 bits to f32.

@@ -66,7 +66,7 @@ fn encrypted(
     let tile = reference_answer(precision, way, &body, &matrix.values, matrix.shape);
     let masks = Arc::new(masks.finish().unwrap().unchecked());
     let mut decryption = ticket.open(masks, precision, vec![0.0; tokens * outer]).unwrap();
-    decryption.tile(&tile).unwrap();
+    decryption.tile(tile).unwrap();
     let mut out = decryption.finish().unwrap().unchecked();
     codec.finish(&mut out, &prepared.scales).unwrap();
     out
