@@ -35,7 +35,7 @@ fn answered(report: &Value) -> u64 {
 
 #[test]
 fn what_comes_after_another_has_answered_is_neither_used_nor_punished() {
-    // Calls that fill a block are heard to their end, whoever answers first; those that share one are given up.
+    // Calls are heard to their end, whoever answers first; a run of few rows may end before that.
     for (rows, heard) in [(1024, true), (16, false)] {
         // So many products at a time that both workers are asked, whoever is faster.
         let settings =

@@ -21,7 +21,7 @@ use super::Apply;
 use super::ahead;
 use super::error::{ScheduleError, Verdict, gone, verdict};
 use super::shell::Shell;
-use crate::heavy::by_size;
+use crate::heavy::{Panicked, by_size};
 use crate::owner::call::{self, Call, Opened};
 use crate::owner::convoy::{Place, Seat};
 use crate::owner::fleet::{Event, Failure, Measured};
@@ -431,7 +431,10 @@ async fn exchange_in_convoy(
         let tiles = async { Ok::<_, ScheduleError>(transport.product(peer, request).await?) };
         let (other, tiles) = futures::try_join!(other, tiles)?;
         let Some(other) = other else { return Ok(None) };
-        let Opened { rows, exchange, decrypting } = waiting.with(other).open(&shell.table, tiles, sent).await?;
+        let table = Arc::clone(&shell.table);
+        // A task of its own: who answers after another has is heard to the end, as by the key manager.
+        let opening = actix::spawn(async move { waiting.with(other).open(&table, tiles, sent).await });
+        let Opened { rows, exchange, decrypting } = opening.await.unwrap_or(Err(Panicked.into()))?;
         maker.clock.add_product(exchange, decrypting);
         Ok(Some((rows, sent)))
     };
