@@ -36,8 +36,8 @@ use crate::trace::WORK;
 /// Memory that a convoy's blocks take at most, as long as not all members have come for theirs.
 pub(super) const ROOM: usize = 256 << 20;
 
-/// The most that a block of one member takes. A larger one is written to memory and read again, which for nobody else's use is no gain: a
-/// billion parameters took the owner 5 % more that way, and 100 MB.
+/// The most that a block of one member takes. With larger ones a billion parameters took the owner some 5 % more, and
+/// 100 MB, than with calls whose secrets are kept.
 const ALONE: usize = 8 << 20;
 
 /// See the module's documentation.
@@ -211,7 +211,8 @@ impl Seat {
 }
 
 impl Block {
-    /// Whether the half that answers are decrypted with is still to be made: reading a mask product costs as much as making half of that.
+    /// Whether the half that answers are decrypted with is still to be made. Otherwise nobody need read the mask product, which means
+    /// going through all of it for its checksum.
     pub(crate) fn wants_masks(&self) -> bool {
         // Whoever holds it while others ask makes it.
         self.other.try_lock().is_ok_and(|other| matches!(*other, Other::Secret(_)))
