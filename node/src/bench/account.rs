@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::step::{Measured, StepOptions, measure};
 use super::{median, projection};
 use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
-use crate::link::Line;
+use crate::link::{Line, Route, Transport};
 use crate::report::Parts;
 
 /// Seconds and bytes are given for so many tokens.
@@ -50,7 +50,7 @@ pub struct AccountOptions {
     /// Steps of each kind that are measured.
     pub steps: usize,
     /// What lies between the owner and each worker, besides this machine.
-    pub link: Option<Line>,
+    pub route: Route,
     /// Print JSON.
     pub json: bool,
 }
@@ -60,6 +60,8 @@ pub struct AccountOptions {
 pub(super) struct Account {
     pub(super) model: String,
     pub(super) tokens_per_step: u64,
+    /// What carries the connections between the owner and the workers.
+    pub(super) transport: Transport,
     /// The owner's seconds with encryption over those in plain text.
     pub(super) account: f64,
     pub(super) owner_cpu_seconds: f64,
@@ -116,7 +118,10 @@ pub async fn run(options: AccountOptions) -> anyhow::Result<()> {
 
 /// The account of a published configuration, from models of one layer and of two.
 async fn projected(options: &AccountOptions, shape: KnownModel) -> anyhow::Result<Account> {
-    ensure!(options.link.is_none(), "a projection is measured without a link: give --model beside --link");
+    ensure!(
+        options.route == Route::default(),
+        "a projection is measured over loopback and TCP alone: give --model beside --link and --transport"
+    );
     let mut accounts = Vec::new();
     for layers in projection::MEASURED {
         let folder = tempfile::Builder::new().prefix("velum-shape-").tempdir().context("no temporary folder")?;
@@ -131,7 +136,7 @@ async fn projected(options: &AccountOptions, shape: KnownModel) -> anyhow::Resul
 
 /// The account of a model whose owner has so much memory for the products of masks.
 async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -> anyhow::Result<Account> {
-    let AccountOptions { workers, tokens, sequence, micro_batches, head, steps, link, json, .. } = *options;
+    let AccountOptions { workers, tokens, sequence, micro_batches, head, steps, route, json, .. } = *options;
     let encrypted = StepOptions {
         model: model.to_path_buf(),
         workers,
@@ -142,18 +147,23 @@ async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -
         head,
         steps,
         backend: BackendChoice::Encrypted,
-        link,
+        route,
         mask_cache_mib,
         keep_masks: false,
         trace: None,
         parts: false,
         json,
     };
-    let plain = StepOptions { backend: BackendChoice::Plain, head: HeadChoice::Auto, link: None, ..encrypted.clone() };
+    let plain = StepOptions {
+        backend: BackendChoice::Plain,
+        head: HeadChoice::Auto,
+        route: Route::default(),
+        ..encrypted.clone()
+    };
     let first = measure(&StepOptions { steps: 0, ..encrypted.clone() }).await?;
-    let near = match link {
+    let near = match route.link {
         Some(line) => {
-            let near = StepOptions { link: Some(line.without_delay()), ..encrypted.clone() };
+            let near = StepOptions { route: Route { link: Some(line.without_delay()), ..route }, ..encrypted.clone() };
             Some((line, measure(&near).await?))
         }
         None => None,
@@ -161,6 +171,7 @@ async fn measured(options: &AccountOptions, model: &Path, mask_cache_mib: u64) -
     let counted = measure(&StepOptions { parts: true, ..encrypted.clone() }).await?;
     let (encrypted, plain) = (measure(&encrypted).await?, measure(&plain).await?);
     let mut account = account(&first, &encrypted, &plain)?;
+    account.transport = route.transport;
     account.owner_parts = parts(&counted);
     account.link = near.map(|(line, near)| link_figures(line, &encrypted, &near)).transpose()?;
     Ok(account)
@@ -178,6 +189,7 @@ fn account(first: &Measured, encrypted: &Measured, plain: &Measured) -> anyhow::
     Ok(Account {
         model: encrypted.report.model.clone(),
         tokens_per_step: start.tokens,
+        transport: Transport::default(),
         account: owner.cpu_seconds / alone.cpu_seconds,
         owner_cpu_seconds: each * owner.cpu_seconds,
         plain_cpu_seconds: each * alone.cpu_seconds,
@@ -302,6 +314,7 @@ fn lines(account: &Account) -> Vec<String> {
         let (waits, without) = (waits.unwrap_or_default(), link.wall_seconds_without_delay);
         format!("link                {}: {without:.2} s by the clock without delay{waits}", link.line)
     }));
+    lines.extend((account.transport == Transport::Quic).then(|| "transport           QUIC".into()));
     lines
 }
 

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use super::median;
 use crate::config::{Config, HeadChoice};
-use crate::link::Line;
+use crate::link::{Route, Transport};
 use crate::local::LocalWorkers;
 use crate::report;
 use crate::roles::Start;
@@ -50,7 +50,7 @@ pub struct GenerateOptions {
     /// The owner's memory for pads, MiB.
     pub pad_mib: Option<u64>,
     /// What lies between the owner and each worker, besides this machine.
-    pub link: Option<Line>,
+    pub route: Route,
     /// Print JSON.
     pub json: bool,
 }
@@ -62,7 +62,8 @@ struct GenerateFigures {
     workers: usize,
     rows: usize,
     products_per_token: usize,
-    link: Option<Line>,
+    #[serde(flatten)]
+    route: Route,
     /// Wall-clock seconds to the first token, and of each one that is measured.
     first_token_seconds: f64,
     token_seconds: Vec<f64>,
@@ -153,8 +154,8 @@ async fn measure(options: &GenerateOptions) -> anyhow::Result<GenerateFigures> {
     });
     let (model, digest, memory_bytes_per_second) = opened.await.context("reading the model")??;
     config.network.mdns = false;
-    config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
-    let workers = LocalWorkers::start(&config, &options.model, folder.path(), options.link, None, |_| {}).await?;
+    config.network.listen = vec![Transport::default().listen().into()];
+    let workers = LocalWorkers::start(&config, &options.model, folder.path(), options.route, None, |_| {}).await?;
     config.network.peers.extend(workers.addresses.iter().cloned());
     let cluster = Cluster::build(&config, &Start::Fresh, &model, digest, &Progress::new()).await?;
     let backend = cluster.backend();
@@ -242,7 +243,7 @@ fn figures(
     let traffic = after.traffic.since(before.traffic);
     let weights_bytes = shapes.iter().map(|shape| (shape.d_in * shape.d_out) as u64).sum();
     let weights_seconds = weights_bytes as f64 / memory_bytes_per_second;
-    let round_trip = options.link.map_or(0.0, |link| link.round_trip.as_secs_f64());
+    let round_trip = options.route.link.map_or(0.0, |link| link.round_trip.as_secs_f64());
     let link_seconds = round_trip * shapes.len() as f64;
     let workers_cpu = before.workers_cpu.zip(after.workers_cpu);
     GenerateFigures {
@@ -250,7 +251,7 @@ fn figures(
         workers: options.workers,
         rows: options.rows,
         products_per_token: shapes.len(),
-        link: options.link,
+        route: options.route,
         first_token_seconds: first_seconds,
         seconds_per_token: median(&token_seconds),
         mean_seconds_per_token: mean,
@@ -340,7 +341,7 @@ fn lines(figures: &GenerateFigures) -> Vec<String> {
             1e3 * floor.link_seconds
         ),
     ];
-    lines.extend(figures.link.map(|link| format!("  link              {link}, to each worker")));
+    lines.extend(figures.route.words().map(|words| format!("  link              {words}, to each worker")));
     lines
 }
 
@@ -359,7 +360,7 @@ mod tests {
             tokens: 4,
             rows: 2,
             pad_mib: Some(77),
-            link: None,
+            route: Route::default(),
             json: true,
         };
         let config = configuration(&options).unwrap();

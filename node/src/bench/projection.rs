@@ -41,6 +41,7 @@ pub(super) fn project(shape: KnownModel, one: &Account, two: &Account, mask_memo
     Account {
         model: format!("{shape}, projected from {} and {} of its {layers} layers", MEASURED[0], MEASURED[1]),
         tokens_per_step: one.tokens_per_step,
+        transport: one.transport,
         account: owner / plain,
         owner_cpu_seconds: owner,
         plain_cpu_seconds: plain,
@@ -66,12 +67,14 @@ pub(super) fn project(shape: KnownModel, one: &Account, two: &Account, mask_memo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::Transport;
     use crate::report::Parts;
 
     fn account(layers: f64) -> Account {
         Account {
             model: String::new(),
             tokens_per_step: 1024,
+            transport: Transport::default(),
             account: 0.0,
             owner_cpu_seconds: 3.0 + layers,
             plain_cpu_seconds: 5.0 + 10.0 * layers,

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::median;
 use crate::config::{BackendChoice, Config, HeadChoice};
-use crate::link::Line;
+use crate::link::Route;
 use crate::local::{LocalRun, write};
 use crate::report::{Report, TimeBreakdown, WorkerReport};
 use crate::roles::Start;
@@ -49,7 +49,7 @@ pub struct StepOptions {
     /// Where base products are computed.
     pub backend: BackendChoice,
     /// What lies between the owner and each worker, besides this machine.
-    pub link: Option<Line>,
+    pub route: Route,
     /// The owner's memory for the products of the masks, MiB; the rest goes to its file.
     pub mask_cache_mib: u64,
     /// Whether products of masks are kept for later runs, and those of earlier ones used.
@@ -70,7 +70,8 @@ struct StepFigures {
     parameter_sets: Vec<String>,
     tokens: u64,
     micro_batches: usize,
-    link: Option<Line>,
+    #[serde(flatten)]
+    route: Route,
     /// Wall-clock seconds of the step that warms up, and of each one after it.
     first_step_seconds: f64,
     step_seconds: Vec<f64>,
@@ -123,7 +124,7 @@ pub(super) async fn measure(options: &StepOptions) -> anyhow::Result<Measured> {
     let local = LocalRun {
         config,
         start: Start::Fresh,
-        line: options.link,
+        route: options.route,
         trace: options.trace.clone(),
         parts: options.parts,
         quiet: true,
@@ -142,8 +143,8 @@ fn configuration(options: &StepOptions) -> anyhow::Result<Config> {
         "{sequences} sequences a step cannot be divided among --micro-batches {micro_batches}"
     );
     ensure!(
-        options.link.is_none() || options.backend == BackendChoice::Encrypted,
-        "--link lies between an owner and its workers: --backend encrypted has some"
+        options.route == Route::default() || options.backend == BackendChoice::Encrypted,
+        "--link and --transport lie between an owner and its workers: --backend encrypted has some"
     );
     let mut config = Config { model: Some(options.model.clone()), ..Config::default() };
     config.owner.backend = options.backend;
@@ -196,7 +197,7 @@ fn figures(options: &StepOptions, report: Report) -> anyhow::Result<StepFigures>
         parameter_sets: report.parameter_sets.iter().map(ToString::to_string).collect(),
         tokens: first.tokens,
         micro_batches: options.micro_batches,
-        link: options.link,
+        route: options.route,
         first_step_seconds: first.seconds,
         step_seconds,
         seconds_per_step,
@@ -242,7 +243,7 @@ fn lines(figures: &StepFigures) -> Vec<String> {
         ),
         format!("  owner             {} of memory at its peak", HumanBytes(figures.owner_peak_rss_bytes)),
     ];
-    lines.extend(figures.link.map(|link| format!("  link              {link}, to each worker")));
+    lines.extend(figures.route.words().map(|words| format!("  link              {words}, to each worker")));
     lines.extend(figures.workers.iter().map(|worker| {
         let (peak, busy) = (HumanBytes(worker.peak_rss_bytes.unwrap_or(0)), worker.busy_seconds.unwrap_or(0.0));
         format!("  worker            {}, busy {busy:.1} s, {peak} at its peak", worker.serves)
@@ -255,6 +256,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::link::Line;
 
     fn options() -> StepOptions {
         StepOptions {
@@ -269,7 +271,7 @@ mod tests {
             head: HeadChoice::Auto,
             steps: 3,
             backend: BackendChoice::Encrypted,
-            link: None,
+            route: Route::default(),
             trace: None,
             parts: false,
             json: true,
@@ -287,8 +289,9 @@ mod tests {
             configuration(&options).unwrap_err().to_string()
         };
         assert!(refused(|options| options.sequence = 300).contains("--sequence 300"));
-        let linked =
-            |options: &mut StepOptions| (options.link, options.backend) = (Some(Line::default()), BackendChoice::Plain);
+        let linked = |options: &mut StepOptions| {
+            (options.route.link, options.backend) = (Some(Line::default()), BackendChoice::Plain)
+        };
         assert!(refused(linked).contains("--link"));
         assert!(refused(|options| options.micro_batches = 3).contains("--micro-batches 3"));
     }

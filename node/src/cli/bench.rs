@@ -17,7 +17,7 @@ use crate::bench::linear::{LinearOptions, Parameters};
 use crate::bench::multiplier::Device;
 use crate::bench::step::StepOptions;
 use crate::config::{BackendChoice, HeadChoice, OwnerConfig};
-use crate::link::Line;
+use crate::link::{Line, Route, Transport};
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -71,10 +71,9 @@ pub struct AccountArguments {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = count())]
     pub steps: usize,
 
-    /// A link between the owner and each worker: its round trip, and its rate in each direction (kbit, mbit, gbit or
-    /// unlimited), such as 20ms,100mbit; what its delay costs is measured too
-    #[arg(long, value_name = "DELAY,RATE")]
-    pub link: Option<Line>,
+    /// What lies between the owner and its workers
+    #[command(flatten)]
+    pub route: RouteArguments,
 
     /// Print one JSON object instead of lines for people
     #[arg(long)]
@@ -83,11 +82,31 @@ pub struct AccountArguments {
 
 impl From<AccountArguments> for AccountOptions {
     fn from(arguments: AccountArguments) -> Self {
-        let AccountArguments { model, shape, workers, tokens, sequence, micro_batches, head, steps, link, json } =
+        let AccountArguments { model, shape, workers, tokens, sequence, micro_batches, head, steps, route, json } =
             arguments;
         // One of the two is given: the arguments are refused without.
         let subject = shape.map_or_else(|| Subject::Model(model.unwrap_or_default()), Subject::Shape);
-        Self { subject, workers, tokens, sequence, micro_batches, head, steps, link, json }
+        Self { subject, workers, tokens, sequence, micro_batches, head, steps, route: route.into(), json }
+    }
+}
+
+/// What `node bench` puts between an owner and its workers.
+#[derive(Args, Debug)]
+pub struct RouteArguments {
+    /// What carries the connections between the owner and the workers
+    #[arg(long, value_enum, default_value_t = Transport::default())]
+    pub transport: Transport,
+
+    /// A link between the owner and each worker: its round trip, and its rate in each direction (kbit, mbit, gbit or
+    /// unlimited), such as 20ms,100mbit
+    #[arg(long, value_name = "DELAY,RATE")]
+    pub link: Option<Line>,
+}
+
+impl From<RouteArguments> for Route {
+    fn from(arguments: RouteArguments) -> Self {
+        let RouteArguments { transport, link } = arguments;
+        Self { transport, link }
     }
 }
 
@@ -141,10 +160,9 @@ pub struct TokenArguments {
     #[arg(long, value_name = "MIB")]
     pub pad_mib: Option<u64>,
 
-    /// A link between the owner and each worker: its round trip, and its rate in each direction (kbit, mbit, gbit or
-    /// unlimited), such as 20ms,100mbit
-    #[arg(long, value_name = "DELAY,RATE")]
-    pub link: Option<Line>,
+    /// What lies between the owner and its workers
+    #[command(flatten)]
+    pub route: RouteArguments,
 
     /// Print one JSON object instead of lines for people
     #[arg(long)]
@@ -153,8 +171,8 @@ pub struct TokenArguments {
 
 impl From<TokenArguments> for GenerateOptions {
     fn from(arguments: TokenArguments) -> Self {
-        let TokenArguments { model, workers, gpus, tokens, rows, pad_mib, link, json } = arguments;
-        Self { model, workers, gpus, tokens, rows, pad_mib, link, json }
+        let TokenArguments { model, workers, gpus, tokens, rows, pad_mib, route, json } = arguments;
+        Self { model, workers, gpus, tokens, rows, pad_mib, route: route.into(), json }
     }
 }
 
@@ -276,10 +294,9 @@ pub struct StepArguments {
     #[arg(long, value_enum, default_value_t = BackendChoice::Encrypted)]
     pub backend: BackendChoice,
 
-    /// A link between the owner and each worker: its round trip, and its rate in each direction (kbit, mbit, gbit or
-    /// unlimited), such as 20ms,100mbit
-    #[arg(long, value_name = "DELAY,RATE")]
-    pub link: Option<Line>,
+    /// What lies between the owner and its workers
+    #[command(flatten)]
+    pub route: RouteArguments,
 
     /// Write a trace of each process beside this name, in Chrome's format
     #[arg(long, value_name = "FILE")]
@@ -304,7 +321,7 @@ impl From<StepArguments> for StepOptions {
             head,
             steps,
             backend,
-            link,
+            route,
             trace,
             json,
         } = arguments;
@@ -320,7 +337,7 @@ impl From<StepArguments> for StepOptions {
             head,
             steps,
             backend,
-            link,
+            route: route.into(),
             trace,
             parts: false,
             json,

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::config::Config;
+use crate::link::Route;
 use crate::local::{LocalRun, write};
 use crate::roles::Start;
 
@@ -55,7 +56,7 @@ pub async fn run(mut config: Config, start: Start, trace: Option<PathBuf>) -> an
         config.owner.data = Some(write(&out, "handbook.jsonl", HANDBOOK)?);
     }
     let data: Vec<PathBuf> = config.data_files()?.into_iter().map(|file| file.path).collect();
-    LocalRun { config, start, line: None, trace, parts: false, quiet: false }.run().await?;
+    LocalRun { config, start, route: Route::default(), trace, parts: false, quiet: false }.run().await?;
     summary::print(&out, &data)
 }
 

@@ -15,11 +15,10 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, ensure};
 use libp2p::Multiaddr;
-use libp2p::multiaddr::Protocol;
 use tokio::process::Command;
 
 use crate::config::{BackendChoice, Config, WorkerConfig};
-use crate::link::{Line, Link};
+use crate::link::{Line, Link, Route, Transport};
 use crate::output;
 use crate::report::{self, PARTS_VARIABLE};
 use crate::roles::Start;
@@ -34,7 +33,7 @@ pub(crate) struct LocalRun {
     /// How the owner's run begins.
     pub(crate) start: Start,
     /// What lies between the owner and each worker, besides this machine.
-    pub(crate) line: Option<Line>,
+    pub(crate) route: Route,
     /// Every process writes a trace beside this name.
     pub(crate) trace: Option<PathBuf>,
     /// The owner counts its processor time by parts.
@@ -50,10 +49,10 @@ impl LocalRun {
     /// # Errors
     /// When a process cannot be started, or the owner fails.
     pub(crate) async fn run(self) -> anyhow::Result<Option<f64>> {
-        let Self { mut config, start, line, trace, parts, quiet } = self;
+        let Self { mut config, start, route, trace, parts, quiet } = self;
         let (model, out) = (config.model()?.to_path_buf(), config.owner.out.clone());
         config.network.mdns = false;
-        config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
+        config.network.listen = vec![Transport::default().listen().into()];
         let say = |line: String| {
             if !quiet {
                 output::print(line);
@@ -61,7 +60,7 @@ impl LocalRun {
         };
         let mut workers = LocalWorkers::default();
         if config.owner.backend == BackendChoice::Encrypted {
-            workers = LocalWorkers::start(&config, &model, &out, line, trace.as_deref(), say).await?;
+            workers = LocalWorkers::start(&config, &model, &out, route, trace.as_deref(), say).await?;
             config.network.peers.extend(workers.addresses.iter().cloned());
         }
         let settings = write(&out, "owner.toml", &toml::to_string(&config)?)?;
@@ -107,7 +106,7 @@ impl LocalWorkers {
         config: &Config,
         model: &Path,
         out: &Path,
-        line: Option<Line>,
+        route: Route,
         trace: Option<&Path>,
         say: impl Fn(String),
     ) -> anyhow::Result<Self> {
@@ -119,9 +118,9 @@ impl LocalWorkers {
         let mut workers = Self::default();
         // One after the other: each measures its speed when it starts, and two at a time would measure each other.
         for number in 1..=config.owner.workers {
-            let mut worker = WorkerProcess::start(number, model, &settings, out, trace)?;
+            let mut worker = WorkerProcess::start(number, model, &settings, out, route.transport, trace)?;
             let mut address = worker.address().await?;
-            if let Some(line) = line {
+            if let Some(line) = route.link {
                 let (link, entrance) = over(&address, line).await?;
                 workers.links.push(link);
                 address = entrance;
@@ -151,14 +150,8 @@ impl LocalWorkers {
 /// A link to a worker's address, and the address at which it is entered.
 async fn over(address: &str, line: Line) -> anyhow::Result<(Link, String)> {
     let address: Multiaddr = address.parse().with_context(|| format!("a worker listens on `{address}`"))?;
-    let port = address.iter().find_map(|part| match part {
-        Protocol::Tcp(port) => Some(port),
-        _ => None,
-    });
-    let port = port.with_context(|| format!("a link is TCP, and a worker listens on {address}"))?;
-    let link = Link::to(port, line).await.context("no port for a link")?;
-    let through = |part| if let Protocol::Tcp(_) = part { Protocol::Tcp(link.port()) } else { part };
-    let entrance: Multiaddr = address.iter().map(through).collect();
+    let over = Link::over(&address, line).await.context("no port for a link")?;
+    let (link, entrance) = over.with_context(|| format!("no link leads to {address}"))?;
     Ok((link, entrance.to_string()))
 }
 

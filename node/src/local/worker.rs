@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
+use crate::link::Transport;
 use crate::report;
 use crate::roles::worker::LISTENING;
 use crate::trace;
@@ -33,6 +34,7 @@ impl WorkerProcess {
         model: &Path,
         settings: &Path,
         out: &Path,
+        transport: Transport,
         trace: Option<&Path>,
     ) -> anyhow::Result<Self> {
         let log = out.join(format!("worker-{number}.log"));
@@ -43,7 +45,7 @@ impl WorkerProcess {
         }
         let mut child = command
             .args(["--role", "worker", "--no-mdns", "--until-stdin-closes"])
-            .args(["--listen", "/ip4/127.0.0.1/tcp/0"])
+            .args(["--listen", transport.listen()])
             .arg("--config")
             .arg(settings)
             .arg("--model")

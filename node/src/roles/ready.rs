@@ -20,6 +20,7 @@ use super::model_name;
 use super::progress::Progress;
 use super::start::Start;
 use crate::config::{BackendChoice, Config};
+use crate::link::{Route, Transport};
 use crate::local::LocalWorkers;
 
 /// Which model is used, and where its products are computed.
@@ -72,9 +73,9 @@ impl Ready {
         if config.owner.backend == BackendChoice::Encrypted {
             if used.local {
                 config.network.mdns = false;
-                config.network.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
+                config.network.listen = vec![Transport::default().listen().into()];
                 let say = |line: String| progress.note(&line);
-                workers = match LocalWorkers::start(&config, &path, folder.path(), None, None, say).await {
+                workers = match LocalWorkers::start(&config, &path, folder.path(), Route::default(), None, say).await {
                     Ok(workers) => workers,
                     Err(error) => {
                         // The error names a log in it.

@@ -17,6 +17,7 @@ use super::error::SwarmError;
 use super::gate::Gate;
 use super::io::Counters;
 use super::muxer::Yamux;
+use super::quic::LateQuic;
 use super::tls::Tls;
 use super::{CONTROL_PROTOCOL, KADEMLIA_PROTOCOL};
 
@@ -68,7 +69,8 @@ pub(super) fn build(keypair: Keypair, parts: Parts, counters: Arc<Counters>) -> 
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), (Tls::new, noise::Config::new), Yamux::default)
         .map_err(|error| setup("TCP")(error.to_string()))?
-        .with_quic()
+        .with_other_transport(LateQuic::new)
+        .map_err(|error| setup("QUIC")(error.to_string()))?
         .with_dns()
         .map_err(|error| setup("name resolution")(error.to_string()))?
         .with_behaviour(|keypair| behaviour(keypair, parts, mdns, counters))

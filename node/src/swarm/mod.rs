@@ -27,6 +27,7 @@ mod listen;
 mod muxer;
 mod owner;
 mod pool;
+mod quic;
 mod redial;
 mod serve;
 mod streams;

@@ -25,6 +25,7 @@ use super::error::SwarmError;
 use super::gate::Gate;
 use super::handle::{Command, InboundControl, KnownPeer, NetworkEvent, peer_name};
 use super::io::Counters;
+use super::quic::Sockets;
 use super::redial::{Redial, peer_of};
 use super::{KADEMLIA_PROTOCOL, listen};
 
@@ -74,6 +75,7 @@ pub(super) struct Task {
     redial: Redial,
     /// Of lines about connections and requests of strangers that were dropped.
     dropped: Damper,
+    sockets: Sockets,
 }
 
 /// Builds the swarm and waits until it listens everywhere.
@@ -107,6 +109,7 @@ pub(super) async fn start(
         distances,
         redial,
         dropped: Damper::default(),
+        sockets: Sockets::default(),
     };
     let listening = task.listen(&config.listen).await?;
     let listening = listening.into_iter().map(|address| address.with(Protocol::P2p(peer))).collect();
@@ -218,6 +221,7 @@ impl Task {
             SwarmEvent::NewListenAddr { address, .. } => self.tell(NetworkEvent::Listening(address)),
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, num_established, .. } => {
                 self.redial.connected(connection_id, peer_id);
+                self.sockets.connected(endpoint.get_remote_address());
                 if endpoint.is_dialer() {
                     self.swarm.add_peer_address(peer_id, endpoint.get_remote_address().clone());
                 }

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use node::link::{Line, Link, State};
+use node::link::{Line, Link, State, Transport};
 use tests::{Liar, Lie};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -88,7 +88,7 @@ impl Storm<'_> {
 
     async fn join(&mut self) -> anyhow::Result<()> {
         let name = format!("worker-{}", self.workers.len() + 1);
-        let link = Link::to(self.port, Line::default()).await?;
+        let link = Link::to(self.port, Transport::Tcp, Line::default()).await?;
         let worker = Worker::start(self.place, name.clone(), Way::Over(link)).await?;
         self.names.insert(worker.peer.clone(), name);
         self.workers.push(Member { worker, condition: Condition::Well });
