@@ -30,8 +30,9 @@ pub(super) const CONTROL_TIME_OUT: Duration = Duration::from_secs(30);
 /// Control requests of one connection that are answered at the same time.
 const CONTROL_STREAMS: usize = 16;
 
-/// Connections to one peer: one per transport and direction.
-const MAX_PER_PEER: u32 = 8;
+/// Connections to one peer: one of each transport, and as many made anew while the end of those before is not noticed yet.
+/// Each may have a connection's window of bytes lie unread ([`super::muxer`]).
+const MAX_PER_PEER: u32 = 4;
 
 /// Everything that runs on a connection.
 #[derive(NetworkBehaviour)]

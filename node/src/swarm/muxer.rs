@@ -26,8 +26,10 @@ const FRAME: usize = 3 * (16 << 10) - HEADER;
 /// Streams of a connection: as many as may wait to be accepted.
 const STREAMS: usize = 256;
 /// Bytes that a peer may have sent on a connection while nobody reads: 64 MiB that its streams have from the beginning, and
-/// what their windows grow by. Four bodies on their way over a gigabit a second and a tenth of a second take 100 MiB.
-const WINDOW: usize = 256 << 20;
+/// what their windows grow by. A stream that once had a gigabit a second for itself, over a tenth of a second, has a window of 64 MiB
+/// from then on. Once all is given out, other streams keep the window that they began with, over which a body of
+/// megabytes takes seconds there: so it is more than the streams of a pool come to.
+const WINDOW: usize = 640 << 20;
 
 /// The upgrade of a secured connection to one of many streams.
 #[derive(Clone, Copy, Debug, Default)]

@@ -214,8 +214,12 @@ impl Call {
         }
         let (mut attempt, mut backoff) = (1, FIRST_BACKOFF);
         loop {
+            let began = Instant::now();
             let error = match self.exchange(&mut stream).await {
-                Ok(Spent::No) => return self.transport.idle.give(self.peer, stream, Instant::now()),
+                Ok(Spent::No) => {
+                    stream.carried(self.bytes(), began.elapsed());
+                    return self.transport.idle.give(self.peer, stream, Instant::now());
+                }
                 Ok(Spent::Yes) | Err(Failure::Cancelled) => return,
                 Err(Failure::Dropped(error)) if used_before || attempt < ATTEMPTS => error,
                 Err(Failure::Dropped(error) | Failure::Final(error)) => return self.fail(error).await,
@@ -266,17 +270,22 @@ impl Call {
 
     /// How long the product may take. What a worker says of its speed does not matter.
     fn time_for_all(&self) -> Duration {
-        let (config, ProductRequest { header, body, outer }) = (&self.transport.config, &self.request);
-        let answer = header.rows().saturating_mul(*outer).saturating_mul(header.answer_limbs());
-        let bytes = answer.saturating_add(body.as_ref().map_or(0, |body| body.bytes().len()));
+        let config = &self.transport.config;
         // One pause of each kind is nobody's fault.
         let pauses = config.stall + config.first_tile + config.next_tile;
-        pauses + Duration::from_secs(bytes as u64 / config.least_rate.max(1))
+        pauses + Duration::from_secs(self.bytes() / config.least_rate.max(1))
+    }
+
+    /// Bytes of the body and of the answer, before they are packed into bits.
+    fn bytes(&self) -> u64 {
+        let ProductRequest { header, body, outer } = &self.request;
+        let answer = header.rows().saturating_mul(*outer).saturating_mul(header.answer_limbs());
+        answer.saturating_add(body.as_ref().map_or(0, |body| body.bytes().len())) as u64
     }
 
     /// Sends the request and receives the tiles on one stream.
     async fn converse(&self, stream: &mut ProductStream) -> Result<Spent, Failure> {
-        let ProductStream { reader, writer } = stream;
+        let ProductStream { reader, writer, .. } = stream;
         let (sent, all_sent) = oneshot::channel();
         let receive = pin!(async {
             tokio::select! {

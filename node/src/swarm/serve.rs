@@ -281,7 +281,7 @@ impl Server {
 
     /// One product stream from its first byte to its last.
     async fn stream(&self, peer: PeerId, stream: Stream, place: &StreamPlace) {
-        let ProductStream { mut reader, mut writer } = stream.into();
+        let ProductStream { mut reader, mut writer, .. } = stream.into();
         let patience = match place.lane {
             Lane::Owner | Lane::Surplus => self.config.header,
             Lane::Stranger => self.config.stranger_header,
